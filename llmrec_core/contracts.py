@@ -1,0 +1,258 @@
+"""The types that pass between rooms, and the one contract that every recommender keeps.
+
+Light on purpose: NumPy only. Baselines, evaluation, pages and figures import this without PyTorch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec_core.specs import Spec
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Dataset, Split
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+#: Canonical column names of the three tables of a dataset.
+USER, ITEM, RATING, TIME, TITLE = "user_id", "item_id", "rating", "timestamp", "title"
+
+SpanKind = Literal["history", "history-group", "profile", "context", "candidate"]
+
+
+@dataclass(frozen=True)
+class HistoryItem:
+    """One past interaction. ``timestamp`` is in seconds since 1970 UTC."""
+
+    item_id: str
+    rating: float | None = None
+    timestamp: float | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """For whom, knowing what: everything a recommender may look at besides the candidate.
+
+    ``history`` is oldest first and strictly before the moment of the query. ``hidden_fields`` names candidate
+    columns that a text model must not see ("title", "category" ...): explanations switch players off by it.
+    """
+
+    user_id: str
+    history: tuple[HistoryItem, ...] = ()
+    profile: Mapping[str, str] = field(default_factory=dict)
+    context: Mapping[str, str] = field(default_factory=dict)
+    hidden_fields: frozenset[str] = frozenset()
+
+    def with_history(self, history: Sequence[HistoryItem]) -> Query:
+        return replace(self, history=tuple(history))
+
+
+@dataclass(frozen=True)
+class Span:
+    """``text[start:end]`` came from one player. ``ref``: history position in ``Query.history`` (as text),
+    profile or context key, or candidate column."""
+
+    start: int
+    end: int
+    kind: SpanKind
+    ref: str
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """One prompt inside its token budget.
+
+    ``dropped_history``: how many of the oldest offered items were left out. ``clipped_fields``: candidate or
+    profile fields cut short because the prompt was too long even without history.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    n_tokens: int
+    dropped_history: int = 0
+    clipped_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Player:
+    """What a person would name as a reason. ``ref`` as in :class:`Span`; for "history-group" ``a-b``
+    (inclusive positions in the history). ``value``: share of the score given to it, in units of the score."""
+
+    kind: SpanKind
+    ref: str
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why this item for this user.
+
+    ``target``: the explained score. For method "shap", ``base_value`` is the score with every player absent and
+    ``additivity_gap`` = |base_value + sum(values) - target|. For "attention", values are shares summing to at
+    most 1 (the rest went to template words), base_value is 0 and the gap is the share outside players.
+    """
+
+    user_id: str
+    item_id: str
+    method: str
+    target: float
+    base_value: float
+    players: tuple[Player, ...]
+    additivity_gap: float
+    prompt: RenderedPrompt | None
+    budget: int
+    seed: int
+    #: Score of each token for the "words" view: (start, end, value) over prompt.text; attention only.
+    token_values: tuple[tuple[int, int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best items of one query, best first. Both arrays have shape [k']; k' <= k."""
+
+    items: IntArray
+    scores: FloatArray
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a recommender offers; screens and explainers show only what fits.
+
+    ``tasks``: heads it has. ``text``: reads prompts (candidate fields matter). ``attention``: offers attention
+    over a prompt. ``full_catalogue``: scoring every item for a query is cheap.
+    """
+
+    tasks: frozenset[str]
+    text: bool = False
+    attention: bool = False
+    full_catalogue: bool = False
+
+
+Emit = Callable[..., None]
+
+
+def _no_emit(event_type: str, **payload: Any) -> None:
+    """Drops the event: fits called from Python without a run."""
+
+
+@dataclass
+class FitContext:
+    """Run-time side of a fit, kept apart from the spec.
+
+    Attributes:
+        workspace_models: folder with prepared models (``Workspace.models``); None for baselines.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        seed: seeds every generator the fit makes; the global ones are not relied upon.
+        emit: called as ``emit(event_type, **json_values)``; see ``llmrec_core.runs.events`` for the types.
+        should_stop: polled at every step. "cancel": raise RunCancelledError; "stop": end training now and keep
+            what is there.
+        checkpoint_dir: where checkpoints go; None: no checkpoints.
+        resume_from: a parent's checkpoint folder to go on from.
+    """
+
+    workspace_models: Path | None = None
+    device: str = "auto"
+    seed: int = 0
+    emit: Emit = _no_emit
+    should_stop: Callable[[], Literal["cancel", "stop"] | None] = lambda: None
+    checkpoint_dir: Path | None = None
+    resume_from: Path | None = None
+
+
+class Recommender(ABC):
+    """One contract for all families, baselines included.
+
+    Items are addressed by ``item_idx``: the position in ``dataset.item_ids`` of the dataset it was fitted on
+    (every known item, with or without interactions). Higher scores are better, always.
+    """
+
+    family: ClassVar[str]
+    spec: Spec
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this (fitted) recommender offers."""
+
+    @abstractmethod
+    def fit(self, split: Split, ctx: FitContext) -> None:
+        """Learns from ``split``'s training rows; validation rows may only steer stopping and fusion."""
+
+    @abstractmethod
+    def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
+        """Scores of candidates, float32 [n_queries, n_candidates].
+
+        Args:
+            queries: n_queries queries; an empty history is allowed, an unknown user too.
+            candidates: item_idx, [n_candidates] (the same for all) or [n_queries, n_candidates]; -1 is padding and
+                scores -inf.
+            task: head to use; None: the recommender's main one.
+
+        Raises:
+            InputError: a candidate outside the catalogue, or a task it does not have.
+        """
+
+    def top_k(self, queries: Sequence[Query], k: int, exclude: Sequence[IntArray] | None = None) -> list[Ranking]:
+        """The k best items of the catalogue for each query, ties by item_idx.
+
+        ``exclude``: item_idx never shown, one array a query (seen items). k above the catalogue gives all.
+        """
+        n_items = self.n_items
+        rankings = []
+        # One row at a time in blocks keeps memory at block x catalogue.
+        block = max(1, 4_000_000 // max(1, n_items))
+        for start in range(0, len(queries), block):
+            scores = self.score(queries[start : start + block], np.arange(n_items, dtype=np.int64))
+            for row, values in enumerate(scores):
+                rankings.append(rank_row(values, k, None if exclude is None else exclude[start + row]))
+        return rankings
+
+    def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
+        """Ratings on the dataset's own scale, shaped like :meth:`score`; None where it has no rating head."""
+        return None
+
+    @property
+    @abstractmethod
+    def n_items(self) -> int:
+        """Size of the catalogue it was fitted on."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes safetensors, npz-free arrays (``.npy`` without pickle) and JSON into an existing empty folder."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> Recommender:
+        """The recommender saved there; scores equal those before saving.
+
+        Raises:
+            ModelError: parts are missing, damaged, or of another dataset's catalogue.
+        """
+
+
+def rank_row(scores: FloatArray, k: int, exclude: IntArray | None) -> Ranking:
+    """Top k of one row of scores [n_items], best first; -inf never appears; ties by lower index."""
+    values = scores.astype(np.float32, copy=True)
+    if exclude is not None and len(exclude):
+        values[exclude] = -np.inf
+    k = min(k, int(np.isfinite(values).sum()))
+    if k == 0:
+        return Ranking(np.empty(0, np.int64), np.empty(0, np.float32))
+    if k < len(values):
+        # Everything at or above the k-th value, so that ties at the border are cut by index, not by partition order.
+        border = np.partition(values, len(values) - k)[len(values) - k]
+        found = np.flatnonzero(values >= border)
+    else:
+        found = np.flatnonzero(np.isfinite(values))
+    order = np.lexsort((found, -values[found]))[:k]
+    items = found[order]
+    return Ranking(items.astype(np.int64), values[items])

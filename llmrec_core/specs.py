@@ -1,0 +1,275 @@
+"""What a run is to do: frozen pydantic models, shared by the pages, the command line and Python.
+
+Every field has a one-line ``description``; the expert form on the Fine-tune screen and ``--set`` are
+generated from them. Unknown keys are errors. A spec is identified by the hash of its canonical JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llmrec_core.errors import SpecError
+
+Task = Literal["click", "rating", "rank"]
+Part = Literal["train", "valid", "test"]
+
+#: Metric names without their cut-off; those in RANKING_METRICS are always written ``name@k``.
+RANKING_METRICS = ("ndcg", "hit_rate", "precision", "recall", "map", "mrr", "coverage", "novelty")
+CLICK_METRICS = ("auc", "gauc")
+RATING_METRICS = ("rmse", "mae")
+#: Metrics for which a smaller value is better.
+LOWER_IS_BETTER = frozenset(RATING_METRICS)
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DatasetRef(Spec):
+    name: str = Field(description="name of an imported dataset", min_length=1, max_length=64)
+    version: int | None = Field(None, ge=1, description="dataset version; empty means the newest at submission")
+
+
+class SplitSpec(Spec):
+    protocol: Literal["leave-one-out", "temporal", "random"] = Field(
+        "leave-one-out",
+        description="leave-one-out: each user's last interaction is the test target, the one before it the "
+        "validation target; temporal: one global cut in time; random: rows drawn by seed",
+    )
+    valid_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of rows for validation (temporal, random)")
+    test_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of rows for the test (temporal, random)")
+    min_user_interactions: int = Field(0, ge=0, description="k-core: drop users with fewer interactions")
+    min_item_interactions: int = Field(0, ge=0, description="k-core: drop items with fewer interactions")
+    tie_order: Literal["file", "item_id"] = Field(
+        "file", description="which of two interactions with the same time is the later one"
+    )
+    seed: int = Field(0, ge=0, description="seed of the random split")
+
+
+class PromptSpec(Spec):
+    template: str = Field("question", description="name of a starter or saved template")
+    source: str | None = Field(
+        None, max_length=20_000, description="Jinja2 text of the template; overrides the named template"
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns shown beside the title; empty means the category columns of the dataset"
+    )
+    profile_fields: tuple[str, ...] = Field((), description="user columns shown in the prompt")
+    max_tokens: int = Field(96, ge=16, le=4096, description="token budget of one prompt; oldest history goes first")
+    max_history: int = Field(8, ge=0, le=200, description="most recent interactions offered to the template")
+    max_field_chars: int = Field(200, ge=8, le=5000, description="longer field values are clipped to this length")
+    show_ratings: bool = Field(True, description="offer the history's ratings to the template")
+    show_time: bool = Field(False, description="offer the history's times to the template")
+
+
+class TuningSpec(Spec):
+    method: Literal["full", "top-layers", "lora"] = Field(
+        "full", description="full: all layers; top-layers: only the last ones; lora: low-rank adapters (peft)"
+    )
+    n_top_layers: int = Field(2, ge=1, description="layers trained by top-layers")
+    freeze_embeddings: bool = Field(True, description="keep the word embeddings as they are (faster, rarely worse)")
+    lora_rank: int = Field(8, ge=1, le=256, description="rank of the LoRA matrices")
+    lora_alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the LoRA matrices")
+
+
+class ObjectiveSpec(Spec):
+    task: Task = Field(
+        description="click: binary cross-entropy; rating: squared error on ratings scaled to 0-1; "
+        "rank: softmax over a candidate list"
+    )
+    weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
+
+
+class TrainingSpec(Spec):
+    max_samples: int | None = Field(6000, ge=1, description="training prompts drawn by seed; empty means all")
+    epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training prompts")
+    batch_size: int = Field(64, ge=1, description="prompts a step before accumulation")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed before one optimizer step")
+    learning_rate: float = Field(1e-4, gt=0, lt=1, description="peak learning rate of AdamW")
+    head_learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of the task heads")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay (not on biases and norms)")
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of steps with a rising learning rate")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the encoder and before the heads")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    negatives_per_positive: int = Field(
+        2, ge=0, le=100, description="unseen items drawn beside each interaction, labelled as not clicked"
+    )
+    rank_candidates: int = Field(8, ge=2, le=100, description="items a list holds in the rank objective")
+    like_threshold: float | None = Field(
+        None, description="ratings above it count as clicked; empty means the middle of the rating scale"
+    )
+    validation_metric: str = Field("auc", description="metric watched by early stopping")
+    validation_every: int = Field(20, ge=1, description="optimizer steps between two validations")
+    validation_samples: int = Field(512, ge=16, description="validation prompts used while training")
+    early_stopping_patience: int = Field(4, ge=0, description="validations without gain before stopping; 0: never stop")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the processor has fast bf16 matrix units, else fp32"
+    )
+    bucket_by_length: bool = Field(True, description="batch prompts of similar length together, pad to the batch")
+
+
+class PopularitySpec(Spec):
+    family: Literal["popularity"] = "popularity"
+
+
+class ItemKNNSpec(Spec):
+    family: Literal["item-knn"] = "item-knn"
+    window: int = Field(20, ge=1, description="two items of one user are co-visited if at most this many steps apart")
+    step_decay: float = Field(0.9, gt=0, le=1, description="weight of a co-visit for each step apart")
+    last_items: int = Field(20, ge=1, description="most recent history items that vote")
+    recency_decay: float = Field(0.8, gt=0, le=1, description="weight of a vote for each step back in the history")
+    shrink: float = Field(5.0, ge=0, description="added to the norms of the cosine: doubts rare co-visits")
+
+
+BaselineSpec = Annotated[PopularitySpec | ItemKNNSpec, Field(discriminator="family")]
+
+
+class CrossEncoderSpec(Spec):
+    family: Literal["cross-encoder"] = "cross-encoder"
+    model: str = Field(
+        "minilm", min_length=1, max_length=1024, description="catalogue name, local folder, or hub:owner/name"
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto", description="how token states become one vector; auto: mean for encoders, last for decoders"
+    )
+    tuning: TuningSpec = Field(default_factory=lambda: TuningSpec(), description="which weights are trained")
+
+
+class PipelineSpec(Spec):
+    family: Literal["pipeline"] = "pipeline"
+    retriever: BaselineSpec = Field(default_factory=lambda: ItemKNNSpec(), description="finds the candidates")
+    ranker: CrossEncoderSpec = Field(default_factory=lambda: CrossEncoderSpec(), description="re-ranks them")
+    n_candidates: int = Field(20, ge=2, le=1000, description="items retrieved for each query")
+    model_weight: float | None = Field(
+        None, ge=0, le=1, description="weight of the model in the fused score; empty: chosen on validation"
+    )
+    fusion_users: int = Field(200, ge=10, description="validation users on which the weight is chosen")
+
+
+RecommenderSpec = Annotated[
+    PopularitySpec | ItemKNNSpec | CrossEncoderSpec | PipelineSpec, Field(discriminator="family")
+]
+
+
+class EvaluationSpec(Spec):
+    ks: tuple[int, ...] = Field((10,), min_length=1, description="cut-offs of the ranking metrics")
+    primary_metric: str = Field("ndcg@10", description="the metric that decides whether the floor is beaten")
+    max_users: int | None = Field(400, ge=1, description="test users drawn by seed; empty means all")
+    click_negatives: int = Field(
+        4, ge=0, le=100, description="unseen items drawn beside each held-out interaction for AUC"
+    )
+    n_bootstrap: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples over users")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> EvaluationSpec:
+        if any(k < 1 for k in self.ks):
+            raise ValueError("ks: every cut-off must be at least 1")
+        check_metric(self.primary_metric, self.ks)
+        return self
+
+
+class RunSpec(Spec):
+    """One run: train and evaluate a recommender, or evaluate a finished run again."""
+
+    kind: Literal["train", "evaluate"] = Field("train", description="what the run does")
+    name: str = Field("", max_length=120, description="a label for people")
+    preset: str | None = Field(None, description="preset this spec came from; for the record")
+    dataset: DatasetRef = Field(description="data to use")
+    split: SplitSpec = Field(default_factory=lambda: SplitSpec(), description="how rows are cut")
+    recommender: RecommenderSpec = Field(default_factory=lambda: PipelineSpec(), description="what is fitted")
+    prompt: PromptSpec = Field(default_factory=lambda: PromptSpec(), description="how a query becomes text")
+    objectives: tuple[ObjectiveSpec, ...] = Field(
+        (ObjectiveSpec(task="click"),), min_length=1, description="losses trained together"
+    )
+    training: TrainingSpec = Field(default_factory=lambda: TrainingSpec(), description="how it is trained")
+    evaluation: EvaluationSpec = Field(default_factory=lambda: EvaluationSpec(), description="how it is measured")
+    baselines: tuple[BaselineSpec, ...] = Field(
+        (PopularitySpec(), ItemKNNSpec()), description="floors fitted and measured in the same run"
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every draw in this run")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    parent_run: str | None = Field(None, description="run that this one resumes or evaluates")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSpec:
+        tasks = [o.task for o in self.objectives]
+        if len(set(tasks)) != len(tasks):
+            raise ValueError("objectives: each task may stand there once")
+        check_metric(self.training.validation_metric, None)
+        if self.kind == "evaluate" and not self.parent_run:
+            raise ValueError("parent_run: an evaluation needs the run it evaluates")
+        return self
+
+    def canonical_json(self) -> str:
+        """Sorted, compact JSON: equal specs give equal text."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def spec_hash(self) -> str:
+        """SHA-256 (hex) of :meth:`canonical_json`."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Compact JSON with sorted keys; NaN and infinities are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def check_metric(name: str, ks: tuple[int, ...] | None) -> None:
+    """Accepts ``auc`` or ``ndcg@10``; with ``ks`` the cut-off must be one of them.
+
+    Raises:
+        ValueError: the name is unknown, or its cut-off is missing or not computed.
+    """
+    base, at, cut = name.partition("@")
+    if base in CLICK_METRICS + RATING_METRICS and not at:
+        return
+    if base in RANKING_METRICS and cut.isdigit() and int(cut) >= 1:
+        if ks is not None and int(cut) not in ks:
+            raise ValueError(f"metric {name!r}: its cut-off is not in ks {list(ks)}")
+        return
+    known = [f"{m}@k" for m in RANKING_METRICS] + list(CLICK_METRICS + RATING_METRICS)
+    raise ValueError(f"unknown metric {name!r}; known are {', '.join(known)}")
+
+
+def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
+    """A checked :class:`RunSpec` from plain data (a YAML or JSON document, a form).
+
+    Raises:
+        SpecError: names every field that is wrong, and what was wrong with it.
+    """
+    if not isinstance(raw, dict):
+        raise SpecError("a run spec must be a mapping of fields", where=where, fix="See `llmrec train --help`.")
+    try:
+        return RunSpec.model_validate(raw)
+    except ValidationError as error:
+        raise SpecError(
+            "; ".join(f"{path}: {message}" for path, message in spec_errors(error)),
+            where=where,
+            fix="Correct these fields and try again.",
+        ) from None
+
+
+#: Tags pydantic puts into the path of a discriminated union; a person never wrote them.
+_UNION_TAGS = frozenset({"popularity", "item-knn", "cross-encoder", "pipeline"})
+
+
+def spec_errors(error: ValidationError) -> list[tuple[str, str]]:
+    """(dotted field path, message) for every fault, so that a form can show each at its field."""
+    found = []
+    for fault in error.errors(include_url=False):
+        path = ".".join(str(part) for part in fault["loc"] if part not in _UNION_TAGS) or "(spec)"
+        message = fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            message = "unknown field"
+        elif fault["type"] not in {"missing", "value_error"}:
+            message = f"{message} (got {str(fault['input'])[:80]!r})"
+        found.append((path, message.removeprefix("Value error, ")))
+    return found
