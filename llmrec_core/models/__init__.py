@@ -1,0 +1,1 @@
+"""The language models: catalogue, loading, tuning, heads, devices. Only ``catalogue`` is free of torch."""
