@@ -1,0 +1,174 @@
+"""Named starting points: one choice gives a whole spec, and every field of it can still be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from llmrec_core.errors import SpecError
+from llmrec_core.specs import RunSpec, parse_run_spec
+
+
+@dataclass(frozen=True)
+class Preset:
+    """``minutes``: a rough upper bound on two CPU cores with a data set like MovieLens-100K."""
+
+    name: str
+    title: str
+    when: str
+    needs: str
+    minutes: float
+    fields: Mapping[str, Any]
+
+
+_FIVE_CORE = {"protocol": "leave-one-out", "min_user_interactions": 5, "min_item_interactions": 5}
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "quick",
+            "Quick look",
+            "To see the whole journey once: a small fine-tuning, a ranking and explanations within about a minute.",
+            "interactions; item titles help",
+            1.5,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {"family": "pipeline", "n_candidates": 10, "fusion_users": 60},
+                "prompt": {"max_history": 6, "max_tokens": 80},
+                "training": {"max_samples": 1200, "validation_every": 6, "validation_samples": 192},
+                "evaluation": {"max_users": 120, "click_negatives": 2},
+            },
+        ),
+        Preset(
+            "bert-click",
+            "Click prediction (encoder)",
+            "The usual choice: learns who would like what from history and item text, and re-ranks what item-kNN finds.",
+            "interactions; ratings or clicks; item titles",
+            6,
+            {"split": _FIVE_CORE, "objectives": [{"task": "click"}]},
+        ),
+        Preset(
+            "bert-rating",
+            "Rating prediction (encoder)",
+            "When the question is how many stars: squared error on ratings, reported as RMSE and MAE.",
+            "interactions with ratings; item titles",
+            6,
+            {
+                "split": _FIVE_CORE,
+                "objectives": [{"task": "rating"}],
+                "training": {"validation_metric": "rmse"},
+            },
+        ),
+        Preset(
+            "bert-rank",
+            "Ranking (encoder)",
+            "When only the order matters: softmax over a list with one right item.",
+            "interactions; item titles",
+            6,
+            {"split": _FIVE_CORE, "objectives": [{"task": "rank"}]},
+        ),
+        Preset(
+            "multitask",
+            "Click, rating and rank together",
+            "One shared encoder with three heads; helps when each signal alone is thin.",
+            "interactions with ratings; item titles",
+            6,
+            {
+                "split": _FIVE_CORE,
+                "objectives": [
+                    {"task": "click", "weight": 1.0},
+                    {"task": "rating", "weight": 0.5},
+                    {"task": "rank", "weight": 0.5},
+                ],
+            },
+        ),
+    )
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Raises: SpecError: unknown name; lists the known ones."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise SpecError(
+            f"there is no preset {name[:80]!r}.", where="preset", fix=f"Known presets: {', '.join(PRESETS)}."
+        ) from None
+
+
+def preset_spec(name: str, dataset: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+    """The preset's spec on ``dataset``, with ``overrides`` (dotted path -> value) laid over it.
+
+    Raises:
+        SpecError: unknown preset, or a field that does not exist or does not accept the value.
+    """
+    preset = find_preset(name)
+    base = parse_run_spec({**preset.fields, "preset": name, "dataset": {"name": dataset}}, where=f"preset {name}")
+    return override_spec(base, overrides or {})
+
+
+def override_spec(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
+    """``spec`` with the fields at the dotted paths replaced and everything checked again.
+
+    A change of a ``family`` drops the fields of the old family at that place.
+
+    Raises:
+        SpecError: a path that is not in the spec, or a value that its field refuses.
+    """
+    raw = spec.model_dump(mode="json")
+    # Families first: what is set beside a new family belongs to the new one.
+    for path in sorted(overrides, key=lambda p: (not p.endswith("family"), p.count("."))):
+        _set_path(raw, path, overrides[path])
+    return parse_run_spec(raw)
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """``a.b=value`` -> ("a.b", value), the value read as YAML (numbers, true, null, [lists], text).
+
+    Raises:
+        SpecError: no ``=``, no path, or a value that is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise SpecError(f"{text[:80]!r} is not an assignment.", where="--set", fix="Write --set field.name=value.")
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f"the value of {path!r} cannot be read: {error}.", where="--set", fix="Quote it.") from None
+
+
+def _set_path(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Lays ``value`` at ``path``. Keys that do not exist are added: the spec's own check then names them."""
+    *parents, last = path.split(".")
+    node: Any = raw
+    for key in parents:
+        node = _child(node, key, path)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    elif last == "family" and node.get("family") != value:
+        node.clear()
+        node["family"] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        child = node[_index(node, key, path)]
+    else:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise SpecError(f"{key!r} holds a single value, nothing lies below it.", where=path, fix="Shorten the path.")
+    return child
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise SpecError(f"{key!r} is not one of the {len(node)} entries there.", where=path, fix="Count from 0.")
+    return int(key)
