@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llmrec_core.errors import InputError
 from llmrec_core.specs import Spec
 
 if TYPE_CHECKING:
@@ -237,6 +238,50 @@ class Recommender(ABC):
         Raises:
             ModelError: parts are missing, damaged, or of another dataset's catalogue.
         """
+
+
+def check_candidates(candidates: IntArray, n_queries: int, n_items: int) -> IntArray:
+    """``candidates`` as int64 [n_queries, n_candidates], checked; every ``score`` begins with it.
+
+    Args:
+        candidates: item_idx, [n_candidates] or [n_queries, n_candidates]; -1 is padding.
+        n_queries: rows wanted; a one-dimensional list is repeated (as a read-only view).
+        n_items: size of the catalogue.
+
+    Raises:
+        InputError: not integers, another shape, or an index below -1 or at or above ``n_items``.
+    """
+    array = np.asarray(candidates)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise InputError("candidates must be integer positions in the catalogue.", fix="Pass item_idx, not item ids.")
+    array = array.astype(np.int64, copy=False)
+    if array.ndim == 1:
+        array = np.broadcast_to(array, (n_queries, len(array)))
+    if array.ndim != 2 or len(array) != n_queries:
+        raise InputError(
+            f"candidates of shape {np.shape(candidates)} do not fit {n_queries} queries.",
+            fix="Pass [n_candidates] or [n_queries, n_candidates].",
+        )
+    if array.size and (array.min() < -1 or array.max() >= n_items):
+        wrong = array[(array < -1) | (array >= n_items)][0]
+        raise InputError(
+            f"candidate {wrong} is outside the catalogue of {n_items} items.",
+            fix="Use item_idx of the dataset the recommender was fitted on.",
+        )
+    return array
+
+
+def check_task(task: str | None, tasks: frozenset[str]) -> None:
+    """Refuses a head that the recommender lacks; None always passes.
+
+    Raises:
+        InputError: ``task`` is not in ``tasks``.
+    """
+    if task is not None and task not in tasks:
+        offered = ", ".join(sorted(tasks)) or "none"
+        raise InputError(f"this recommender has no {task!r} head (it has: {offered}).", fix="Leave the task empty.")
 
 
 def rank_row(scores: FloatArray, k: int, exclude: IntArray | None) -> Ranking:
