@@ -46,7 +46,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "bert-click",
             "Click prediction (encoder)",
-            "The usual choice: learns who would like what from history and item text, and re-ranks what item-kNN finds.",
+            "The usual choice: learns who would like what from history and item text, and re-ranks what kNN finds.",
             "interactions; ratings or clicks; item titles",
             6,
             {"split": _FIVE_CORE, "objectives": [{"task": "click"}]},

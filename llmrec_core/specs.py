@@ -251,7 +251,7 @@ def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
         return RunSpec.model_validate(raw)
     except ValidationError as error:
         raise SpecError(
-            "; ".join(f"{path}: {message}" for path, message in spec_errors(error)),
+            "; ".join(f"{path}: {message}" for path, message in spec_errors(error)) + ".",
             where=where,
             fix="Correct these fields and try again.",
         ) from None

@@ -1,0 +1,132 @@
+"""What a worker computes: fit or load, measure against the floors, keep the artifacts.
+
+This is the one place where computing meets storage; it runs inside a worker process only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from llmrec_core.baselines import BASELINES
+from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.data import Dataset, DatasetStore, Split, make_split
+from llmrec_core.errors import RunCancelledError, SpecError
+from llmrec_core.evaluation import EvaluationResult, evaluate
+from llmrec_core.models.catalogue import fetch_model, model_folder
+from llmrec_core.recommenders import registry
+from llmrec_core.runs.store import RunStore
+from llmrec_core.runs.worker import RunHandle
+from llmrec_core.serving.actions import MODEL
+from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec
+from llmrec_core.workspace import write_json_atomic
+
+
+def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
+    """Carries out ``spec`` and returns its result document (see ``llmrec train --json``).
+
+    Raises:
+        LLMRecError: the reason in words; the worker records it.
+    """
+    started = time.monotonic()
+    run.emit("stage", stage="data")
+    dataset = DatasetStore(run.workspace).load(spec.dataset.name, spec.dataset.version)
+    split = make_split(dataset, spec.split)
+    run.emit("log", level="info", message=split.describe())
+    context = FitContext(
+        workspace_models=run.workspace.models,
+        device=spec.device,
+        seed=spec.seed,
+        emit=run.emit,
+        should_stop=run.should_stop,
+        checkpoint_dir=run.checkpoint_dir,
+        resume_from=run.resume_from,
+    )
+    if spec.kind == "evaluate":
+        recommenders = _load_all(spec, run, dataset, context)
+    else:
+        _ensure_model(spec, run)
+        recommenders = _fit_all(spec, run, split, context)
+    _check_cancel(run)
+    run.emit("stage", stage="evaluating")
+    result = evaluate(recommenders, split, spec.evaluation, seed=spec.seed, emit=run.emit, model_name=MODEL)
+    _save_metrics(result, run)
+    return {
+        "run_id": run.run_id,
+        "state": "done",
+        "elapsed_s": round(time.monotonic() - started, 3),
+        "dataset": {"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
+        **result.as_json(),
+    }
+
+
+def _check_cancel(run: RunHandle) -> None:
+    if run.should_stop() == "cancel":
+        raise RunCancelledError("the run was cancelled.")
+
+
+def _model_name(spec: RunSpec) -> str | None:
+    """The language model that the spec needs, if any."""
+    part = spec.recommender
+    if isinstance(part, PipelineSpec):
+        part = part.ranker
+    return part.model if isinstance(part, CrossEncoderSpec) else None
+
+
+def _ensure_model(spec: RunSpec, run: RunHandle) -> None:
+    """Fetches a catalogue model that is not on disk yet, so that a first run needs no step before it."""
+    name = _model_name(spec)
+    if name is not None and model_folder(run.workspace, name) is None:
+        run.emit("log", level="info", message=f"fetching model {name}")
+        fetch_model(run.workspace, name)
+
+
+def _fit_all(spec: RunSpec, run: RunHandle, split: Split, context: FitContext) -> dict[str, Recommender]:
+    """The model under "model", then each baseline under its family; all saved as they are fitted."""
+    families = [baseline.family for baseline in spec.baselines]
+    if len(set(families)) != len(families):
+        raise SpecError("each family may stand there once.", where="baselines", fix="Remove the second one.")
+    run.emit("stage", stage="baselines")
+    floors: dict[str, Recommender] = {}
+    for step, baseline_spec in enumerate(spec.baselines, start=1):
+        baseline = BASELINES[baseline_spec.family](baseline_spec)
+        baseline.fit(split, context)
+        _save(baseline, run, f"baselines/{baseline_spec.family}")
+        floors[baseline_spec.family] = baseline
+        run.emit("progress", stage="baselines", step=step, total=len(spec.baselines), eta_s=None)
+        _check_cancel(run)
+    model = registry.build(spec, spec.recommender)
+    model.fit(split, context)
+    _check_cancel(run)
+    run.emit("stage", stage="saving")
+    _save(model, run, "recommender")
+    return {MODEL: model, **floors}
+
+
+def _save(recommender: Recommender, run: RunHandle, name: str) -> None:
+    folder = run.artifacts_dir / name
+    folder.mkdir(parents=True)
+    recommender.save(folder)
+
+
+def _load_all(spec: RunSpec, run: RunHandle, dataset: Dataset, context: FitContext) -> dict[str, Recommender]:
+    """The recommenders of the run that is evaluated again; their folders stay where they are."""
+    assert spec.parent_run is not None  # RunSpec checks it
+    parent = RunStore(run.workspace).get(spec.parent_run)
+    if parent.status.state != "done":
+        raise SpecError(
+            f"run {spec.parent_run} is {parent.status.state}.", where="parent_run", fix="Choose a finished run."
+        )
+    artifacts = parent.folder / "artifacts"
+    loaded = {MODEL: registry.load(artifacts / "recommender", dataset, context)}
+    for folder in sorted((artifacts / "baselines").iterdir()):
+        loaded[folder.name] = registry.load(folder, dataset, context)
+    return loaded
+
+
+def _save_metrics(result: EvaluationResult, run: RunHandle) -> None:
+    """Per-user values and rankings as Parquet, the aggregates as JSON."""
+    run.artifacts_dir.mkdir(parents=True, exist_ok=True)
+    result.per_user.to_parquet(run.artifacts_dir / "per_user.parquet", index=False)
+    result.rankings.to_parquet(run.artifacts_dir / "rankings.parquet", index=False)
+    write_json_atomic(run.artifacts_dir / "metrics.json", result.as_json())

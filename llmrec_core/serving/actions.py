@@ -1,0 +1,245 @@
+"""What can be asked of a finished run. Each action takes and returns plain JSON values.
+
+The command line prints these dicts; the pages get the same ones through :mod:`llmrec_core.serving.client`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmrec_core.contracts import FitContext, HistoryItem, Query, Recommender
+from llmrec_core.data import Dataset, DatasetStore, Split, make_split
+from llmrec_core.errors import InputError, NotFoundError
+from llmrec_core.explanation.explain import explain as explain_item
+from llmrec_core.explanation.explain import explanation_json
+from llmrec_core.recommenders import registry
+from llmrec_core.runs import Run, RunStore
+from llmrec_core.workspace import Workspace
+
+MODEL = "model"
+#: Runs held in memory at once; a MiniLM run takes some 100 MB.
+_KEEP = 2
+
+
+@dataclass
+class LoadedRun:
+    """A finished run with its dataset and recommenders; baselines are loaded when first asked for."""
+
+    run: Run
+    dataset: Dataset
+    split: Split
+    context: FitContext
+    _recommenders: dict[str, Recommender] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """ "model" first, then the baselines of the run."""
+        folder = self.run.folder / "artifacts" / "baselines"
+        return [MODEL, *sorted(p.name for p in folder.iterdir())] if folder.is_dir() else [MODEL]
+
+    def recommender(self, name: str) -> Recommender:
+        """Raises: InputError: the run has no recommender of that name."""
+        if name not in self.names:
+            raise InputError(
+                f"run {self.run.run_id} has no recommender {name[:80]!r}.", fix=f"It has: {', '.join(self.names)}."
+            )
+        if name not in self._recommenders:
+            artifacts = self.run.folder / "artifacts"
+            folder = artifacts / "recommender" if name == MODEL else artifacts / "baselines" / name
+            self._recommenders[name] = registry.load(folder, self.dataset, self.context)
+        return self._recommenders[name]
+
+
+class Server:
+    """Answers actions on one workspace, keeping the runs used last in memory."""
+
+    def __init__(self, workspace: Workspace, device: str = "auto") -> None:
+        self.workspace = workspace
+        self.device = device
+        self._loaded: OrderedDict[str, LoadedRun] = OrderedDict()
+        self.actions: dict[str, Callable[..., dict[str, Any]]] = {
+            "recommend": self.recommend,
+            "explain": self.explain,
+            "forget": self.forget,
+            "facts": self.facts,
+        }
+
+    def load(self, run_id: str) -> LoadedRun:
+        """Raises: NotFoundError: no such run. InputError: the run is not finished."""
+        if run_id in self._loaded:
+            self._loaded.move_to_end(run_id)
+            return self._loaded[run_id]
+        run = RunStore(self.workspace).get(run_id)
+        if run.status.state != "done":
+            raise InputError(
+                f"run {run_id} is {run.status.state}, only a finished run can rank and explain.",
+                fix="Wait for it, or resume it with `llmrec runs resume`.",
+            )
+        spec = run.spec
+        dataset = DatasetStore(self.workspace).load(spec.dataset.name, spec.dataset.version)
+        loaded = LoadedRun(
+            run,
+            dataset,
+            make_split(dataset, spec.split),
+            FitContext(workspace_models=self.workspace.models, device=self.device, seed=spec.seed),
+        )
+        self._loaded[run_id] = loaded
+        while len(self._loaded) > _KEEP:
+            self._loaded.popitem(last=False)
+        return loaded
+
+    def recommend(
+        self,
+        run_id: str,
+        user_id: str,
+        k: int = 10,
+        model: str = MODEL,
+        history: Sequence[Mapping[str, Any]] | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The k best unseen items for a user.
+
+        Args:
+            run_id: a finished run.
+            user_id: a user of the dataset; with ``history`` it may be anybody.
+            k: length of the list, at least 1.
+            model: "model" or the name of one of the run's baselines.
+            history: replaces what is known of the user: ``[{"item_id", "rating"?}]``, oldest first.
+            context: replaces the context of the query.
+
+        Returns:
+            ``user_id, model, history[], items[{rank, item_id, title, score, popularity, cold, hit}], held_out[]``;
+            ``popularity`` counts training interactions, ``hit`` marks an item held out for the test.
+
+        Raises:
+            InputError: unknown user, item or recommender, or an impossible k.
+        """
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}.", where="k")
+        loaded = self.load(run_id)
+        dataset = loaded.dataset
+        query, held_out = self._query(loaded, user_id, history, context)
+        seen = np.array(sorted({dataset.item_idx(h.item_id) for h in query.history}), dtype=np.int64)
+        ranking = loaded.recommender(model).top_k([query], k, [seen])[0]
+        counts = loaded.split.train_item_counts
+        items = [
+            {
+                "rank": rank,
+                "item_id": str(dataset.item_ids[idx]),
+                "title": dataset.item_text(int(idx), "title"),
+                "score": float(score),
+                "popularity": int(counts[idx]),
+                "cold": bool(counts[idx] == 0),
+                "hit": int(idx) in held_out,
+            }
+            for rank, (idx, score) in enumerate(zip(ranking.items, ranking.scores, strict=True), start=1)
+        ]
+        return {
+            "user_id": user_id,
+            "model": model,
+            "history": [self._history_json(dataset, h) for h in query.history],
+            "items": items,
+            "held_out": [
+                {"item_id": str(dataset.item_ids[i]), "title": dataset.item_text(i, "title")} for i in sorted(held_out)
+            ],
+        }
+
+    def explain(
+        self,
+        run_id: str,
+        user_id: str,
+        item_id: str,
+        method: str = "shap",
+        model: str = MODEL,
+        history: Sequence[Mapping[str, Any]] | None = None,
+        context: Mapping[str, str] | None = None,
+        max_players: int = 12,
+    ) -> dict[str, Any]:
+        """Why this item for this user; see :func:`llmrec_core.explanation.explain.explain`.
+
+        Raises:
+            InputError: unknown user, item, method or recommender.
+        """
+        loaded = self.load(run_id)
+        query, _ = self._query(loaded, user_id, history, context)
+        item_idx = loaded.dataset.item_idx(item_id)
+        explanation = explain_item(
+            loaded.recommender(model),
+            loaded.dataset,
+            query,
+            item_idx,
+            method=method,
+            max_players=max_players,
+            seed=loaded.run.spec.seed,
+        )
+        return explanation_json(explanation, loaded.dataset)
+
+    def forget(self, run_id: str) -> dict[str, Any]:
+        """Drops a run from memory, so that it can be deleted."""
+        return {"forgotten": self._loaded.pop(run_id, None) is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """Devices, precision and memory of this machine, for Settings and ``llmrec doctor``."""
+        from llmrec_core.models.device import device_facts
+
+        return device_facts()
+
+    def _query(
+        self,
+        loaded: LoadedRun,
+        user_id: str,
+        history: Sequence[Mapping[str, Any]] | None,
+        context: Mapping[str, str] | None,
+    ) -> tuple[Query, set[int]]:
+        """The query at test time, and the item_idx held out for that user."""
+        dataset, split = loaded.dataset, loaded.split
+        known = user_id in dataset.user_index
+        if not known and history is None:
+            raise InputError(
+                f"dataset {dataset.name!r} has no user {user_id[:80]!r}.",
+                where="user",
+                fix="Choose a user of the dataset, or give a history.",
+            )
+        query = split.query(user_id, "test") if known else Query(user_id)
+        held_out: set[int] = set()
+        if known:
+            rows = dataset.interactions.iloc[split.test]
+            held_out = set(rows.loc[rows["user_id"] == user_id, "item_idx"].astype(int))
+        if history is not None:
+            query = query.with_history([self._history_item(dataset, entry) for entry in history])
+        if context:
+            query = Query(query.user_id, query.history, query.profile, dict(context))
+        return query, held_out
+
+    @staticmethod
+    def _history_item(dataset: Dataset, entry: Mapping[str, Any]) -> HistoryItem:
+        item_id = str(entry.get("item_id", ""))
+        dataset.item_idx(item_id)
+        rating, time = entry.get("rating"), entry.get("timestamp")
+        return HistoryItem(item_id, None if rating is None else float(rating), None if time is None else float(time))
+
+    @staticmethod
+    def _history_json(dataset: Dataset, item: HistoryItem) -> dict[str, Any]:
+        def number(value: float | None) -> float | None:
+            return None if value is None or math.isnan(value) else float(value)
+
+        return {
+            "item_id": item.item_id,
+            "title": dataset.item_text(dataset.item_idx(item.item_id), "title"),
+            "rating": number(item.rating),
+            "timestamp": number(item.timestamp),
+        }
+
+
+def find_action(server: Server, name: str) -> Callable[..., dict[str, Any]]:
+    """Raises: NotFoundError: no action of that name."""
+    try:
+        return server.actions[name]
+    except KeyError:
+        raise NotFoundError(f"there is no action {name[:80]!r}.", fix=f"Known: {', '.join(server.actions)}.") from None
