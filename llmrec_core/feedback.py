@@ -1,0 +1,72 @@
+"""Thumbs up and down from the screens, kept as data: one JSON line each, per dataset, append-only."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmrec_core.workspace import Workspace, check_name
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A person's verdict on one recommended item. ``t``: seconds since 1970 UTC; ``rank`` starts at 1."""
+
+    dataset: str
+    run_id: str
+    model: str
+    user_id: str
+    item_id: str
+    rank: int
+    verdict: Literal["up", "down"]
+    t: float
+
+
+class FeedbackStore:
+    """``feedback/<dataset>.jsonl`` in the workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._root = workspace.root / "feedback"
+
+    def _path(self, dataset: str) -> Path:
+        return self._root / f"{check_name(dataset, 'dataset')}.jsonl"
+
+    def add(
+        self,
+        dataset: str,
+        *,
+        run_id: str,
+        model: str,
+        user_id: str,
+        item_id: str,
+        rank: int,
+        verdict: Literal["up", "down"],
+    ) -> Feedback:
+        """Appends one verdict. Raises: InputError: an unsafe dataset name."""
+        entry = Feedback(dataset, run_id, model, user_id, item_id, rank, verdict, time.time())
+        path = self._path(dataset)
+        self._root.mkdir(parents=True, exist_ok=True)
+        # One short write in append mode: lines of two sessions never mix.
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        return entry
+
+    def list(self, dataset: str) -> list[Feedback]:
+        """All verdicts on a dataset, oldest first; a line torn by a crash is left out."""
+        path = self._path(dataset)
+        if not path.is_file():
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(Feedback(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+        return found
+
+    def latest(self, dataset: str, user_id: str) -> dict[str, str]:
+        """The last verdict of each item for one user: item_id -> "up" or "down"."""
+        return {f.item_id: f.verdict for f in self.list(dataset) if f.user_id == user_id}

@@ -1,0 +1,241 @@
+"""Runs on the screen: the supervisor of this server, the strip of live runs, the panel of one run.
+
+Polling happens in fragments that are told ``run_every`` only while something is queued or running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from llmrec_core.errors import LLMRecError
+from llmrec_core.figures import training_figure
+from llmrec_core.runs import Run, RunStore, supervisor_for
+from llmrec_core.workspace import Workspace
+from pages._studio.base import ago, duration, faults_in_words, label, number, plain, show_error, size, workspace
+
+LIVE = ("queued", "running")
+_POLL_S = 1.5
+_STAGES = ("data", "baselines", "tokenizing", "training", "fusion", "saving", "evaluating")
+_BADGES = {
+    "queued": ("gray", ":material/schedule:"),
+    "running": ("blue", ":material/autorenew:"),
+    "done": ("green", ":material/check_circle:"),
+    "failed": ("red", ":material/error:"),
+    "cancelled": ("gray", ":material/block:"),
+    "interrupted": ("orange", ":material/power_off:"),
+}
+_MAX_EVENTS = 20_000
+
+
+@st.cache_resource(show_spinner=False)
+def _store(root: str) -> RunStore:
+    return RunStore(Workspace.open(root))
+
+
+def run_store() -> RunStore:
+    """The runs of this workspace."""
+    return _store(str(workspace().root))
+
+
+def start_supervisor(space: Workspace) -> None:
+    """Makes sure that the one supervisor thread of this server works on the queue."""
+    supervisor_for(space).start()
+
+
+def run_title(run: Run) -> str:
+    """How a run is called in lists: its name or preset, the dataset, its id."""
+    name = run.spec.name or run.spec.preset or run.spec.recommender.family
+    return label(f"{name} · {run.spec.dataset.name} · {run.run_id}", 110)
+
+
+def state_badge(state: str) -> None:
+    colour, icon = _BADGES.get(state, ("gray", ":material/help:"))
+    st.badge(state, icon=icon, color=colour)  # type: ignore[arg-type]
+
+
+def finished_runs() -> list[Run]:
+    """Trained runs whose artifacts can be ranked, measured and explained; newest first."""
+    return [r for r in run_store().list() if r.status.state == "done" and r.spec.kind == "train"]
+
+
+def live_strip() -> None:
+    """In the sidebar: what runs now, on every screen."""
+    live = [run for run in run_store().list() if run.status.state in LIVE]
+    st.session_state["live_ids"] = sorted(run.run_id for run in live)
+    with st.sidebar:
+        st.fragment(_strip, run_every=2.0 if live else None)()
+
+
+def _strip() -> None:
+    live = [run for run in run_store().list() if run.status.state in LIVE]
+    if sorted(run.run_id for run in live) != st.session_state.get("live_ids"):
+        # Something ended or began: the screens show other things now, and polling may stop.
+        st.rerun()
+    for run in live[:5]:
+        with st.container(border=True):
+            st.markdown(f"**{plain(run.spec.name or run.spec.preset or run.run_id, 40)}**")
+            status = run.status
+            fraction = status.step / status.total if status.step and status.total else 0.0
+            st.progress(min(1.0, fraction), text=f"{status.state} · {status.stage or 'waiting'}")
+            st.page_link("pages/finetune.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id})
+
+
+def read_events(run_id: str) -> list[dict[str, Any]]:
+    """All events of a run; only new ones are read from disk."""
+    cache: dict[str, list[dict[str, Any]]] = st.session_state.setdefault("events", {})
+    known = cache.setdefault(run_id, [])
+    after = known[-1]["n"] if known else 0
+    known.extend(run_store().events(run_id, after=after))
+    if len(known) > _MAX_EVENTS:
+        # Old progress ticks go first; curves and stages stay.
+        cache[run_id] = known = [e for e in known if e["type"] != "progress"][-_MAX_EVENTS:]
+    while len(cache) > 4:
+        cache.pop(next(iter(cache)))
+    return known
+
+
+def live_panel(run_id: str, *, controls: bool = True) -> None:
+    """The panel of one run; polls while it is queued or running."""
+    live = run_store().get(run_id).status.state in LIVE
+    st.session_state["panel_live"] = live
+    st.fragment(_panel, run_every=_POLL_S if live else None)(run_id, controls)
+
+
+def _panel(run_id: str, controls: bool) -> None:
+    with faults_in_words():
+        run = run_store().get(run_id)
+        live = run.status.state in LIVE
+        if st.session_state.get("panel_live") and not live:
+            st.rerun()
+        events = read_events(run_id)
+        _head(run)
+        _progress(run, events)
+        if run.status.error:
+            st.error(plain(run.status.error, 2000), icon=":material/error:")
+        _numbers(events)
+        if any(e["type"] in ("train", "validation") for e in events):
+            st.plotly_chart(training_figure(events), key=f"curve_{run_id}", config={"displaylogo": False})
+        if controls:
+            _controls(run)
+        with st.expander("Log", icon=":material/notes:"):
+            lines = run_store().log(run_id, lines=60)
+            st.code("\n".join(lines) if not isinstance(lines, str) else lines, language=None, wrap_lines=True)
+
+
+def _head(run: Run) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader(plain(run.spec.name or run.spec.preset or "Run"), anchor=False, width="content")
+        state_badge(run.status.state)
+        st.caption(f"{plain(run.spec.dataset.name)} · `{run.run_id}`", width="content")
+
+
+def _progress(run: Run, events: Sequence[Mapping[str, Any]]) -> None:
+    if run.status.state not in LIVE:
+        return
+    if run.status.state == "queued":
+        st.progress(0.0, text="Waiting for its turn")
+        return
+    stage, step, total, eta = run.status.stage or "starting", 0, 0, None
+    for event in events:
+        if event["type"] == "stage":
+            stage, step, total, eta = event["stage"], 0, 0, None
+        elif event["type"] in ("progress", "train"):
+            step, total, eta = event.get("step", 0), event.get("total", 0), event.get("eta_s")
+    words = stage if stage != "tokenizing" else "preparing prompts"
+    text = f"**{words.capitalize()}**"
+    if total:
+        text += f" · {step} of {total}"
+    if eta is not None:
+        text += f" · about {duration(eta)} left"
+    st.progress(min(1.0, step / total) if total else 0.0, text=text)
+    done = _STAGES[: _STAGES.index(stage)] if stage in _STAGES else ()
+    st.caption(" → ".join(f"**{s}**" if s == stage else (f"✓ {s}" if s in done else s) for s in _STAGES))
+
+
+def _numbers(events: Sequence[Mapping[str, Any]]) -> None:
+    trains = [e for e in events if e["type"] == "train"]
+    validations = [e for e in events if e["type"] == "validation"]
+    if not trains:
+        return
+    last = trains[-1]
+    columns = st.columns(5)
+    columns[0].metric("Loss", number(last.get("loss"), 4))
+    if validations:
+        name, value = next(iter(validations[-1]["metrics"].items()), ("validation", None))
+        columns[1].metric(f"Validation {name}", number(value, 4))
+    else:
+        columns[1].metric("Validation", "–", help="Not measured yet")
+    columns[2].metric("Step", f"{last['step']} / {last['total']}")
+    columns[3].metric("Samples a second", number(last.get("samples_per_s"), 1))
+    columns[4].metric("Memory", size(last.get("memory_bytes")))
+
+
+def _controls(run: Run) -> None:
+    """Buttons that fit the state; each does its work and redraws the screen."""
+    run_id, state, store = run.run_id, run.status.state, run_store()
+    with st.container(horizontal=True):
+        if state == "running" and st.button(
+            "Stop and keep", key="run_stop", icon=":material/stop_circle:", help="End training now, measure what is there"
+        ):
+            _act(lambda: store.stop(run_id), "Training ends after this step; what it learned is kept.")
+        if state in LIVE and st.button("Cancel", key="run_cancel", icon=":material/cancel:"):
+            _act(lambda: store.cancel(run_id), "Cancelling.")
+        if state in ("failed", "cancelled", "interrupted") and st.button(
+            "Resume", key="run_resume", icon=":material/play_circle:", type="primary"
+        ):
+            with faults_in_words():
+                open_run(store.resume(run_id))
+        if st.button("Clone", key="run_clone", icon=":material/content_copy:", help="Start a new form from this spec"):
+            st.session_state["clone_of"] = run_id
+            st.rerun()
+        if state not in LIVE:
+            with st.popover("Delete", icon=":material/delete:"):
+                st.write("Removes the run with its model, metrics and log. This cannot be undone.")
+                if st.button("Delete this run", key="run_delete", type="primary"):
+                    _delete(run_id)
+
+
+def _delete(run_id: str) -> None:
+    from llmrec_core.serving.client import serving_client
+
+    try:
+        client = serving_client(workspace())
+        if client.running:
+            client.call("forget", run_id=run_id)
+        run_store().delete(run_id)
+    except LLMRecError as error:
+        show_error(error)
+        return
+    st.query_params.pop("run", None)
+    st.toast("The run is deleted.")
+    st.rerun()
+
+
+def _act(action: Any, message: str) -> None:
+    try:
+        action()
+    except LLMRecError as error:
+        show_error(error)
+        return
+    st.toast(message)
+
+
+def open_run(run_id: str) -> None:
+    """Shows the run on the Fine-tune screen."""
+    st.switch_page("pages/finetune.py", query_params={"run": run_id})
+
+
+def run_line(run: Run) -> dict[str, Any]:
+    """One row of the list of runs."""
+    status = run.status
+    return {
+        "run": run.run_id,
+        "name": label(run.spec.name or run.spec.preset or ""),
+        "dataset": label(run.spec.dataset.name),
+        "state": status.state,
+        "stage": status.stage or "",
+        "started": ago(getattr(status, "started_at", None) or getattr(status, "created_at", None)),
+    }

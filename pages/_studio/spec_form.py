@@ -1,0 +1,178 @@
+"""Form fields made from the specs: every field of a run can be seen and changed, with its own description as help."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+import streamlit as st
+from pydantic.fields import FieldInfo
+
+from llmrec_core.specs import RunSpec, Spec
+
+Kind = Literal["choice", "switch", "int", "float", "text", "list"]
+
+
+@dataclass(frozen=True)
+class FormField:
+    """One leaf of a spec. ``path`` is dotted, as ``--set`` takes it; ``low`` and ``high`` are inclusive."""
+
+    path: str
+    help: str
+    value: Any
+    kind: Kind
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    optional: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.path.rpartition(".")[2].replace("_", " ").capitalize()
+
+    @property
+    def section(self) -> str:
+        """The room of the spec it belongs to, for people."""
+        if ".tuning." in f".{self.path}.":
+            return "Tuning"
+        head = self.path.partition(".")[0]
+        return {
+            "split": "Split",
+            "recommender": "Recommender",
+            "prompt": "Prompt",
+            "training": "Training",
+            "evaluation": "Evaluation",
+        }.get(head, "Run")
+
+
+#: Fields that the run store, not a person, fills in, or that only make sense with another form.
+_NOT_FOR_FORMS = frozenset({"kind", "preset", "parent_run", "dataset.name", "dataset.version", "prompt.source"})
+
+
+def form_fields(spec: RunSpec, exclude: Collection[str] = ()) -> list[FormField]:
+    """Every editable leaf of ``spec`` that is not in ``exclude``, in the order of the specs."""
+    hidden = _NOT_FOR_FORMS | frozenset(exclude)
+    return [field for field in _walk(spec, "") if field.path not in hidden and not field.path.endswith("family")]
+
+
+def _walk(spec: Spec, prefix: str) -> Iterator[FormField]:
+    for name, info in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        path = f"{prefix}{name}"
+        if isinstance(value, Spec):
+            yield from _walk(value, f"{path}.")
+        elif not (isinstance(value, tuple) and value and isinstance(value[0], Spec)):
+            found = _leaf(path, info, value)
+            if found is not None:
+                yield found
+
+
+def _leaf(path: str, info: FieldInfo, value: Any) -> FormField | None:
+    inner, optional = _without_none(info.annotation)
+    low, high = _bounds(info, inner)
+    common = {"path": path, "help": info.description or "", "optional": optional}
+    if get_origin(inner) is Literal:
+        return FormField(value=value, kind="choice", choices=tuple(get_args(inner)), **common)
+    if inner is bool:
+        return FormField(value=value, kind="switch", **common)
+    if inner is int:
+        return FormField(value=value, kind="int", low=low, high=high, **common)
+    if inner is float:
+        return FormField(value=value, kind="float", low=low, high=high, **common)
+    if inner is str:
+        return FormField(value=value, kind="text", **common)
+    if get_origin(inner) is tuple:
+        return FormField(value=value, kind="list", **common)
+    return None
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [a for a in get_args(annotation) if a is not type(None)]
+        if len(rest) == 1:
+            return rest[0], True
+    return annotation, False
+
+
+def _bounds(info: FieldInfo, inner: Any) -> tuple[float | None, float | None]:
+    low = high = None
+    for rule in info.metadata:
+        # An open bound of a float has no nearest value to offer; the spec itself refuses it in words.
+        step = 1 if inner is int else None
+        if getattr(rule, "ge", None) is not None:
+            low = rule.ge
+        elif getattr(rule, "gt", None) is not None and step:
+            low = rule.gt + step
+        if getattr(rule, "le", None) is not None:
+            high = rule.le
+        elif getattr(rule, "lt", None) is not None and step:
+            high = rule.lt - step
+    return low, high
+
+
+def edit_field(field: FormField, key: str, title: str | None = None) -> Any:
+    """The widget that fits ``field``; returns plain data for ``override_spec``."""
+    title = title or field.title
+    if field.kind == "choice":
+        return st.selectbox(
+            title,
+            field.choices,
+            index=field.choices.index(field.value),
+            key=key,
+            help=field.help,
+            persist_state="session",
+        )
+    if field.kind == "switch":
+        return st.toggle(title, value=field.value, key=key, help=field.help, persist_state="session")
+    if field.kind in ("int", "float"):
+        return _number(field, key, title)
+    if field.kind == "list":
+        text = st.text_input(
+            title,
+            value=", ".join(str(v) for v in field.value),
+            key=key,
+            help=f"{field.help} (separated by commas)",
+            persist_state="session",
+        )
+        return [_number_or_text(part) for part in (p.strip() for p in text.split(",")) if part]
+    return st.text_input(title, value=field.value or "", key=key, help=field.help, persist_state="session")
+
+
+def _number(field: FormField, key: str, title: str) -> int | float | None:
+    cast: type[int] | type[float] = int if field.kind == "int" else float
+    bounds = {
+        "min_value": None if field.low is None else cast(field.low),
+        "max_value": None if field.high is None else cast(field.high),
+    }
+    value: int | float | None = st.number_input(
+        title,
+        value=None if field.value is None else cast(field.value),
+        step=1 if field.kind == "int" else _step(field.value),
+        format="%d" if field.kind == "int" else "%g",
+        placeholder="empty",
+        key=key,
+        help=field.help,
+        persist_state="session",
+        **bounds,
+    )
+    if value is None and not field.optional:
+        return field.value
+    return value
+
+
+def _step(value: float | None) -> float:
+    """A tenth of the value's own power of ten: 0.0001 moves by 0.00001, 16 by 1."""
+    if not value:
+        return 0.01
+    power = 1.0
+    while power > abs(value):
+        power /= 10
+    while power * 10 <= abs(value):
+        power *= 10
+    return power / 10
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
