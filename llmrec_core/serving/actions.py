@@ -82,6 +82,9 @@ class Server:
                 fix="Wait for it, or resume it with `llmrec runs resume`.",
             )
         spec = run.spec
+        if spec.kind == "evaluate" and spec.parent_run:
+            # An evaluation keeps figures only; the recommenders stay with the run that fitted them.
+            return self.load(spec.parent_run)
         dataset = DatasetStore(self.workspace).load(spec.dataset.name, spec.dataset.version)
         loaded = LoadedRun(
             run,
