@@ -121,8 +121,7 @@ def _panel(run_id: str, controls: bool) -> None:
         if controls:
             _controls(run)
         with st.expander("Log", icon=":material/notes:"):
-            lines = run_store().log(run_id, lines=60)
-            st.code("\n".join(lines) if not isinstance(lines, str) else lines, language=None, wrap_lines=True)
+            st.code(run_store().log(run_id, lines=60) or "Nothing written yet.", language=None, wrap_lines=True)
 
 
 def _head(run: Run) -> None:
@@ -237,5 +236,5 @@ def run_line(run: Run) -> dict[str, Any]:
         "dataset": label(run.spec.dataset.name),
         "state": status.state,
         "stage": status.stage or "",
-        "started": ago(getattr(status, "started_at", None) or getattr(status, "created_at", None)),
+        "started": ago(status.started_at or status.submitted_at),
     }

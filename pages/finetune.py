@@ -1,0 +1,352 @@
+"""Fine-tune: collect a spec, submit it, watch it; the queue and all runs below."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+import yaml
+
+from llmrec_core.data import DatasetStore
+from llmrec_core.errors import LLMRecError, SpecError
+from llmrec_core.models.catalogue import list_models
+from llmrec_core.presets import PRESETS, override_spec, preset_spec
+from llmrec_core.prompts import STARTERS, TemplateStore
+from llmrec_core.specs import PipelineSpec, RunSpec
+from pages._studio.base import (
+    empty_state,
+    faults_in_words,
+    header,
+    label,
+    linked_choice,
+    plain,
+    remember,
+    remembered,
+    show_error,
+    size,
+    workspace,
+)
+from pages._studio.live import live_panel, open_run, run_line, run_store, run_title
+from pages._studio.spec_form import FormField, edit_field, form_fields
+
+_TASKS = {"click": "Click: who would like it", "rating": "Rating: how many stars", "rank": "Rank: the right order"}
+_METHODS = {"full": "Full: all layers", "top-layers": "Only the top layers", "lora": "LoRA adapters"}
+
+
+def start_point() -> RunSpec | None:
+    """The spec that the form starts from: a cloned run, or a preset on a dataset."""
+    cloned = st.session_state.get("clone_of")
+    datasets = [meta.name for meta in DatasetStore(workspace()).list()]
+    left, middle = st.columns(2)
+    with left:
+        dataset = linked_choice("Dataset", datasets, param="dataset", key="ft_dataset", kind="dataset")
+    if dataset is None:
+        return None
+    if cloned:
+        run = run_store().get(cloned)
+        with middle, st.container(horizontal=True, vertical_alignment="bottom"):
+            st.info(f"Starts from {plain(run_title(run))}", icon=":material/content_copy:")
+            if st.button("Use a preset instead", key="clone_drop"):
+                st.session_state.pop("clone_of")
+                st.rerun()
+        raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train"}
+        raw["dataset"] = {"name": dataset, "version": None}
+        return RunSpec.model_validate(raw)
+    with middle:
+        name = st.selectbox(
+            "Preset",
+            list(PRESETS),
+            key="ft_preset",
+            format_func=lambda p: PRESETS[p].title,
+            index=list(PRESETS).index("bert-click") if "bert-click" in PRESETS else 0,
+            persist_state="session",
+        )
+    preset = PRESETS[name]
+    st.caption(f"{preset.when} Needs: {preset.needs}. Up to {preset.minutes:g} minutes on two processor cores.")
+    return preset_spec(name, dataset)
+
+
+def ranker_path(spec: RunSpec) -> str:
+    return "recommender.ranker" if isinstance(spec.recommender, PipelineSpec) else "recommender"
+
+
+def model_card(spec: RunSpec, key: str) -> dict[str, Any]:
+    path = ranker_path(spec)
+    part = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    current = getattr(part, "model", None)
+    if current is None:
+        return {}
+    entries = {entry.name: entry for entry in list_models(workspace())}
+    options = list(entries) if current in entries else [*entries, current]
+    chosen = st.selectbox(
+        "Model",
+        options,
+        index=options.index(current),
+        key=f"{key}:model",
+        format_func=lambda name: entries[name].title if name in entries else name,
+        help="A catalogue model; a local folder or hub:owner/name can be typed",
+        accept_new_options=True,
+        persist_state="session",
+    )
+    entry = entries.get(chosen)
+    if entry is not None:
+        with st.container(horizontal=True, gap="xsmall"):
+            st.badge(f"{entry.n_parameters / 1e6:.0f} M parameters", color="gray")
+            st.badge(size(entry.size_bytes), color="gray")
+            st.badge(label(entry.licence), color="gray", icon=":material/license:")
+            if entry.on_disk:
+                st.badge("on disk", color="green", icon=":material/check:")
+            else:
+                st.badge("is fetched when the run starts", color="orange", icon=":material/download:")
+    return {f"{path}.model": chosen}
+
+
+def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
+    saved = [t if isinstance(t, str) else t.name for t in TemplateStore(workspace()).list()]
+    options = list(dict.fromkeys([*STARTERS, *saved]))
+    if spec.prompt.template not in options:
+        options.append(spec.prompt.template)
+    kept = remembered("template")
+    start = kept if kept in options else spec.prompt.template
+    chosen = st.selectbox(
+        "Prompt template",
+        options,
+        index=options.index(start),
+        key=f"{key}:template",
+        format_func=lambda n: f"{STARTERS[n].title} (starter)" if n in STARTERS else n,
+        persist_state="session",
+    )
+    remember("template", chosen)
+    st.page_link("pages/prompts.py", label="Edit prompts", icon=":material/edit_note:")
+    # Text of a template that was cloned along belongs to the old choice.
+    return {"prompt.template": chosen, "prompt.source": spec.prompt.source if chosen == spec.prompt.template else None}
+
+
+def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
+    weights = {o.task: o.weight for o in spec.objectives}
+    chosen = st.pills(
+        "Learn to predict",
+        list(_TASKS),
+        selection_mode="multi",
+        default=list(weights),
+        format_func=_TASKS.__getitem__,
+        key=f"{key}:tasks",
+        help="Several objectives are trained together, as a weighted sum of their losses",
+        persist_state="session",
+    )
+    if not chosen:
+        return []
+    if len(chosen) == 1:
+        return [{"task": chosen[0], "weight": weights.get(chosen[0], 1.0)}]
+    columns = st.columns(len(chosen))
+    found = []
+    for column, task in zip(columns, chosen, strict=True):
+        with column:
+            weight = st.number_input(
+                f"Weight of {task}",
+                min_value=0.01,
+                value=float(weights.get(task, 1.0)),
+                step=0.1,
+                format="%g",
+                key=f"{key}:weight:{task}",
+                persist_state="session",
+            )
+        found.append({"task": task, "weight": weight})
+    return found
+
+
+def field(fields: dict[str, FormField], path: str, key: str, title: str, changes: dict[str, Any]) -> None:
+    """One main option; remembers it in ``changes`` under its path."""
+    if path in fields:
+        changes[path] = edit_field(fields.pop(path), f"{key}:{path}", title)
+
+
+def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    tuning = f"{ranker_path(spec)}.tuning"
+    left, right = st.columns(2, gap="large")
+    with left:
+        changes |= model_card(spec, key)
+        fields.pop(f"{ranker_path(spec)}.model", None)
+        method_field = fields.pop(f"{tuning}.method", None)
+        if method_field is not None:
+            method = st.segmented_control(
+                "Which weights are trained",
+                list(_METHODS),
+                default=method_field.value,
+                required=True,
+                format_func=_METHODS.__getitem__,
+                key=f"{key}:method",
+                help=method_field.help,
+                persist_state="session",
+            )
+            changes[f"{tuning}.method"] = method
+            if method == "top-layers":
+                field(fields, f"{tuning}.n_top_layers", key, "Layers trained", changes)
+            if method == "lora":
+                field(fields, f"{tuning}.lora_rank", key, "LoRA rank", changes)
+    with right:
+        changes |= prompt_choice(spec, key)
+        fields.pop("prompt.template", None)
+        chosen = objectives(spec, key)
+    numbers = st.columns(4)
+    for column, (path, title) in zip(
+        numbers * 2,
+        (
+            ("training.max_samples", "Training prompts"),
+            ("training.epochs", "Epochs"),
+            ("training.batch_size", "Batch size"),
+            ("training.learning_rate", "Learning rate"),
+            ("evaluation.max_users", "Test users"),
+            ("training.precision", "Precision"),
+            ("device", "Device"),
+            ("name", "Name of the run"),
+        ),
+        strict=True,
+    ):
+        with column:
+            field(fields, path, key, title, changes)
+    return changes | {"objectives": chosen}
+
+
+def expert(fields: dict[str, FormField], key: str) -> dict[str, Any]:
+    """Every other field of the spec, by section."""
+    changes = {}
+    with st.expander("Expert: every field of the spec", icon=":material/tune:"):
+        sections: dict[str, list[FormField]] = {}
+        for found in fields.values():
+            sections.setdefault(found.section, []).append(found)
+        for tab, (_, members) in zip(st.tabs(list(sections)), sections.items(), strict=True):
+            with tab:
+                columns = st.columns(3)
+                for place, member in enumerate(members):
+                    with columns[place % 3]:
+                        changes[member.path] = edit_field(member, f"{key}:{member.path}")
+    return changes
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted paths; lists stay whole."""
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= flat(inner, f"{path}.{name}" if path else name)
+    return found
+
+
+def command(spec: RunSpec) -> str:
+    """The command line that does the same; only fields that differ from the preset are named."""
+    if spec.preset not in PRESETS:
+        return "llmrec train run.yaml"
+    start = flat(preset_spec(spec.preset, spec.dataset.name).model_dump(mode="json"))
+    parts = ["llmrec", "train", "--preset", spec.preset, "--dataset", spec.dataset.name]
+    for path, value in flat(spec.model_dump(mode="json")).items():
+        if start.get(path) != value:
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+            parts += ["--set", f"{path}={text.removesuffix('...' + chr(10)).strip()}"]
+    return shlex.join(parts)
+
+
+def new_run() -> None:
+    """The form. One request key per form: a double click is one run."""
+    spec = start_point()
+    if spec is None:
+        return
+    key = f"ft:{st.session_state.get('clone_of') or spec.preset}"
+    fields = {f.path: f for f in form_fields(spec)}
+    changes = main_options(spec, key, fields)
+    changes |= expert(fields, key)
+    chosen = changes.pop("objectives")
+    final: RunSpec | None = None
+    try:
+        if not chosen:
+            raise SpecError("nothing to learn is chosen.", where="Learn to predict", fix="Choose at least one objective.")
+        start = flat(spec.model_dump(mode="json"))
+        changed = {p: v for p, v in changes.items() if start.get(p) != v}
+        if chosen != [o.model_dump(mode="json") for o in spec.objectives]:
+            changed["objectives"] = chosen
+        final = override_spec(spec, changed)
+    except LLMRecError as error:
+        show_error(error)
+    request = st.session_state.setdefault("ft_request", secrets.token_hex(8))
+    if st.button(
+        "Start fine-tuning", key="ft_submit", type="primary", icon=":material/play_arrow:", disabled=final is None
+    ) and final is not None:
+        with faults_in_words():
+            run_id = run_store().submit(final, request_key=f"form-{request}")
+            st.session_state["ft_request"] = secrets.token_hex(8)
+            st.session_state.pop("clone_of", None)
+            open_run(run_id)
+    if final is not None:
+        with st.expander("This run as a file and as a command", icon=":material/terminal:"):
+            text = yaml.safe_dump(final.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            st.code(command(final), language="bash", wrap_lines=True)
+            st.download_button("Download run.yaml", text, "run.yaml", "text/yaml", key="ft_yaml", on_click="ignore")
+            st.code(text, language="yaml", height=320)
+
+
+def one_run(run_id: str) -> None:
+    """The panel of the run in ``?run=``."""
+    if st.button("New run", key="ft_new", icon=":material/add:"):
+        st.query_params.pop("run", None)
+        st.rerun()
+    try:
+        run = run_store().get(run_id)
+    except LLMRecError as error:
+        show_error(error)
+        return
+    live_panel(run_id)
+    if run.status.state == "done":
+        with st.container(horizontal=True):
+            for page, title, icon in (
+                ("pages/rankings.py", "Rankings", ":material/format_list_numbered:"),
+                ("pages/metrics.py", "Metrics", ":material/monitoring:"),
+                ("pages/explain.py", "Explain", ":material/psychology_alt:"),
+            ):
+                st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
+    with st.expander("Settings of this run", icon=":material/description:"):
+        st.code(
+            yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), language="yaml", height=320
+        )
+
+
+def all_runs() -> None:
+    runs = run_store().list()
+    if not runs:
+        return
+    st.subheader("Queue and runs", anchor=False)
+    table = pd.DataFrame([run_line(run) for run in runs])
+    shown = st.dataframe(
+        table,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"runs_table_{len(runs)}_{st.query_params.get('run', '')}",
+    )
+    rows = shown.selection.rows if hasattr(shown, "selection") else []
+    if rows and runs[rows[0]].run_id != st.query_params.get("run"):
+        st.query_params["run"] = runs[rows[0]].run_id
+        st.rerun()
+    st.caption("Tick a row to open that run.")
+
+
+header("Fine-tune", "Choose data, model and prompt, start, and watch it learn. Closing the tab does not stop a run.")
+with faults_in_words():
+    if st.session_state.get("clone_of"):
+        st.query_params.pop("run", None)
+    linked = st.query_params.get("run")
+    if linked:
+        one_run(linked)
+    elif not DatasetStore(workspace()).list():
+        empty_state(
+            "**No data to learn from yet.** Import a dataset first, or let Home prepare the sample data.",
+            ("pages/data.py", "Data", ":material/table_chart:"),
+            ("pages/home.py", "Home", ":material/home:"),
+        )
+    else:
+        new_run()
+    all_runs()

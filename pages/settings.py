@@ -1,0 +1,107 @@
+"""Settings: models and their licences, what this machine offers, where the workspace is, the model process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from llmrec_core.errors import LLMRecError
+from llmrec_core.models.catalogue import fetch_model, list_models
+from llmrec_core.serving.client import serving_client
+from pages._studio.base import faults_in_words, header, plain, show_error, size, workspace
+
+
+def fetch(name: str) -> None:
+    """Downloads a model while a bar shows how far it is."""
+    bar = st.progress(0.0, text="Fetching …")
+
+    def progress(done: float, total: float | None = None, *_: object) -> None:
+        if total:
+            bar.progress(min(1.0, done / total), text=f"{size(done)} of {size(total)}")
+
+    try:
+        fetch_model(workspace(), name, progress)
+    except LLMRecError as error:
+        bar.empty()
+        show_error(error)
+        return
+    st.toast("The model is on disk.")
+    st.rerun()
+
+
+def models() -> None:
+    st.subheader("Models", anchor=False)
+    st.caption("Weights are safetensors only, and code that a model brings along is never run.")
+    for entry in list_models(workspace()):
+        with st.container(border=True):
+            left, right = st.columns([4, 1], vertical_alignment="center")
+            with left:
+                with st.container(horizontal=True, vertical_alignment="center"):
+                    st.markdown(f"**{plain(entry.title)}**", width="content")
+                    st.badge(entry.kind, color="blue")
+                    if entry.on_disk:
+                        st.badge("on disk", color="green", icon=":material/check:")
+                st.caption(
+                    f"`{entry.name}` · {entry.n_parameters / 1e6:.0f} M parameters · {size(entry.size_bytes)} · "
+                    f"licence {plain(entry.licence)} · from {plain(entry.source)}"
+                )
+            with right:
+                if entry.on_disk:
+                    st.button("On disk", key=f"have_{entry.name}", disabled=True, width="stretch")
+                elif st.button("Fetch", key=f"fetch_{entry.name}", icon=":material/download:", width="stretch"):
+                    fetch(entry.name)
+
+
+def machine() -> None:
+    st.subheader("This machine", anchor=False)
+    client = serving_client(workspace())
+    st.caption(
+        "Rankings and explanations come from one process that holds the loaded model; it starts when first asked and "
+        "ends with the Studio."
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button("Look at the devices", key="facts", icon=":material/memory:"):
+            with faults_in_words(), st.spinner("Asking the model process …"):
+                st.session_state["facts_found"] = client.call("facts", timeout_s=120)
+        if st.button("Free its memory", key="stop_serving", icon=":material/power_off:", disabled=not client.running):
+            client.stop()
+            st.rerun()
+        st.badge("model process running" if client.running else "model process not running", color="green" if client.running else "gray")
+    facts = st.session_state.get("facts_found")
+    if facts:
+        rows = [{"fact": k.replace("_", " "), "value": str(v)} for k, v in facts.items()]
+        st.dataframe(pd.DataFrame(rows), hide_index=True)
+
+
+@st.cache_data(ttl=30, max_entries=8, show_spinner=False)
+def folder_size(path: str) -> tuple[int, int]:
+    """(bytes, files) below a folder; links are not followed."""
+    n_bytes = n_files = 0
+    for file in Path(path).rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            n_bytes += file.stat().st_size
+            n_files += 1
+    return n_bytes, n_files
+
+
+def place() -> None:
+    st.subheader("Workspace", anchor=False)
+    space = workspace()
+    st.code(str(space.root), language=None)
+    rows = []
+    for name in ("datasets", "models", "runs", "templates", "feedback", "downloads"):
+        n_bytes, n_files = folder_size(str(space.root / name))
+        rows.append({"folder": name, "files": n_files, "size": size(n_bytes)})
+    st.dataframe(pd.DataFrame(rows), hide_index=True)
+    st.caption("Another workspace: start the Studio with `--workspace DIR`, or set `LLMREC_WORKSPACE`.")
+
+
+header("Settings", "Models, this machine, and where everything is kept.")
+models()
+left, right = st.columns(2, gap="large")
+with left:
+    machine()
+with right:
+    place()
