@@ -43,11 +43,7 @@ def write_parts(
         np.save(buffer, array, allow_pickle=False)
         data = buffer.getvalue()
         (folder / f"{name}.npy").write_bytes(data)
-        parts[name] = {
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-        }
+        parts[name] = {"sha256": hashlib.sha256(data).hexdigest()}
     head = {
         "format": FORMAT,
         "family": family,
