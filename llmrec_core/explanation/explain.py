@@ -146,9 +146,8 @@ def _shap_sentence(explanation: Explanation) -> str:
     named = [player for player in players if abs(player.value) >= _NAMED_SHARE * strongest]
     raised = [player for player in named if player.value > 0][:3]
     lowered = [player for player in named if player.value < 0][:2]
-    parts = [
-        f"Score {_number(explanation.target)}; with none of the reasons below it would be {_number(explanation.base_value)}."
-    ]
+    base = _number(explanation.base_value)
+    parts = [f"Score {_number(explanation.target)}; with none of the reasons below it would be {base}."]
     if raised:
         parts.append(f"Raised most by {_listed(raised)}.")
     if lowered:
