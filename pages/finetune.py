@@ -26,9 +26,9 @@ from pages._studio.base import (
     remember,
     remembered,
     show_error,
-    size,
     workspace,
 )
+from pages._studio.pickers import model_facts
 from pages._studio.live import live_panel, open_run, run_line, run_store, run_title
 from pages._studio.spec_form import FormField, edit_field, form_fields
 
@@ -94,9 +94,8 @@ def model_card(spec: RunSpec, key: str) -> dict[str, Any]:
     entry = entries.get(chosen)
     if entry is not None:
         with st.container(horizontal=True, gap="xsmall"):
-            st.badge(f"{entry.n_parameters / 1e6:.0f} M parameters", color="gray")
-            st.badge(size(entry.size_bytes), color="gray")
-            st.badge(label(entry.licence), color="gray", icon=":material/license:")
+            for fact in model_facts(entry):
+                st.badge(fact, color="gray")
             if entry.on_disk:
                 st.badge("on disk", color="green", icon=":material/check:")
             else:

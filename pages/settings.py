@@ -10,23 +10,19 @@ import streamlit as st
 from llmrec_core.errors import LLMRecError
 from llmrec_core.models.catalogue import fetch_model, list_models
 from llmrec_core.serving.client import serving_client
-from pages._studio.base import faults_in_words, header, plain, show_error, size, workspace
+from pages._studio.base import faults_in_words, header, label, plain, show_error, size, workspace
+from pages._studio.pickers import model_facts
 
 
 def fetch(name: str) -> None:
-    """Downloads a model while a bar shows how far it is."""
-    bar = st.progress(0.0, text="Fetching …")
-
-    def progress(done: float, total: float | None = None, *_: object) -> None:
-        if total:
-            bar.progress(min(1.0, done / total), text=f"{size(done)} of {size(total)}")
-
-    try:
-        fetch_model(workspace(), name, progress)
-    except LLMRecError as error:
-        bar.empty()
-        show_error(error)
-        return
+    """Brings a model onto disk while a box says what is going on."""
+    with st.status("Fetching …", expanded=True) as box:
+        try:
+            fetch_model(workspace(), name, lambda message: box.update(label=label(message, 160)))
+        except LLMRecError as error:
+            box.update(label="It could not be fetched", state="error")
+            show_error(error)
+            return
     st.toast("The model is on disk.")
     st.rerun()
 
@@ -40,13 +36,12 @@ def models() -> None:
             with left:
                 with st.container(horizontal=True, vertical_alignment="center"):
                     st.markdown(f"**{plain(entry.title)}**", width="content")
-                    st.badge(entry.kind, color="blue")
+                    if entry.kind:
+                        st.badge(entry.kind, color="blue")
                     if entry.on_disk:
                         st.badge("on disk", color="green", icon=":material/check:")
-                st.caption(
-                    f"`{entry.name}` · {entry.n_parameters / 1e6:.0f} M parameters · {size(entry.size_bytes)} · "
-                    f"licence {plain(entry.licence)} · from {plain(entry.source)}"
-                )
+                st.caption(plain(entry.description, 400))
+                st.caption(" · ".join(model_facts(entry)))
             with right:
                 if entry.on_disk:
                     st.button("On disk", key=f"have_{entry.name}", disabled=True, width="stretch")

@@ -7,11 +7,12 @@ from typing import Any
 import streamlit as st
 
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
+from llmrec_core.models.catalogue import ModelEntry
 from llmrec_core.runs import Run
 from llmrec_core.serving.client import serving_client
 from llmrec_core.specs import SplitSpec
 from llmrec_core.workspace import Workspace
-from pages._studio.base import ago, empty_state, label, linked_choice, workspace
+from pages._studio.base import ago, empty_state, label, linked_choice, plain, size, workspace
 from pages._studio.live import finished_runs, run_title
 
 #: Longer lists are cut in pickers; any id can still be typed.
@@ -91,3 +92,15 @@ def _ask(root: str, action: str, args: dict[str, Any]) -> dict[str, Any]:
 def ask(action: str, **args: Any) -> dict[str, Any]:
     """The answer of a finished run, remembered for an hour; see :mod:`llmrec_core.serving.actions`."""
     return _ask(str(workspace().root), action, args)
+
+
+def model_facts(entry: ModelEntry) -> list[str]:
+    """Size, licence and source of a catalogue model, for people; already escaped."""
+    facts = []
+    if entry.n_parameters is not None:
+        facts.append(f"{entry.n_parameters / 1e6:.0f} M parameters")
+    if entry.size_bytes is not None:
+        facts.append(size(entry.size_bytes))
+    facts.append(f"licence {plain(entry.licence)}")
+    facts.append({"wheel": "package index", "hub": "model hub", "folder": "local folder"}[entry.source])
+    return facts
