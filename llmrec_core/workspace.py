@@ -86,14 +86,18 @@ class Workspace:
         return self._folder("downloads")
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Writes beside ``path`` and renames over it: readers see the old or the new file, never a part."""
+def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """Writes beside ``path`` and renames over it: readers see the old or the new file, never a part.
+
+    ``durable=False`` skips the flush to disk: for files replaced every second, where a power cut may cost the last one.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
