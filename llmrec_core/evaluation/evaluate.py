@@ -7,6 +7,7 @@ far is a predicted rating off? A recommender that cannot answer one is simply wi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,14 +66,14 @@ def evaluate(
     model_name = _checked_model(recommenders, split, model_name)
     users = split.queries("test", spec.max_users, seed)
     held = _HeldOut.of(split, users, spec.click_negatives, seed, like_threshold)
-    progress = _Progress(emit, total=len(recommenders) * len(users.queries) * (1 + held.n_questions))
+    progress = _Progress(emit, recommenders, len(users.queries) * (1 + held.n_questions))
     train = _TrainUsers.of(split)
 
     statistics: dict[tuple[str, str], Statistic] = {}
     per_user: dict[str, dict[str, Values]] = {}
     rankings: dict[str, pd.DataFrame] = {}
     for name, recommender in recommenders.items():
-        ranked, scores = _rank(recommender, users, min(max(spec.ks), split.dataset.n_items), progress)
+        ranked, scores = _rank(name, recommender, users, min(max(spec.ks), split.dataset.n_items), progress)
         hits = Hits.of(ranked, users.targets)
         rankings[name] = _ranking_table(name, split, users, ranked, scores, hits)
         found, values = _ranking_statistics(ranked, hits, spec.ks, train, len(split.catalogue))
@@ -112,16 +113,22 @@ def _checked_model(recommenders: Mapping[str, Recommender], split: Split, model_
 
 
 class _Progress:
-    """Counts users asked, over all models and questions."""
+    """Counts users asked, over the models that take time and all questions."""
 
-    def __init__(self, emit: Emit | None, total: int) -> None:
-        self._emit, self._total, self._step = emit, total, 0
-        self.add(0)
+    def __init__(self, emit: Emit | None, recommenders: Mapping[str, Recommender], n_rounds: int) -> None:
+        self._emit, self._step, self._started = emit, 0, time.monotonic()
+        slow = {name for name, recommender in recommenders.items() if not recommender.capabilities.full_catalogue}
+        # Floors answer at once: counted in, they would make the remaining time look longer than it is.
+        self._counted = slow or set(recommenders)
+        self._total = len(self._counted) * n_rounds
+        self.add("", 0)
 
-    def add(self, n_users: int) -> None:
-        self._step += n_users
+    def add(self, name: str, n_users: int) -> None:
+        self._step += n_users if name in self._counted else 0
         if self._emit is not None:
-            self._emit("progress", stage="evaluating", step=self._step, total=self._total)
+            elapsed_s, left = time.monotonic() - self._started, self._total - self._step
+            eta_s = round(elapsed_s / self._step * left, 1) if self._step else None
+            self._emit("progress", stage="evaluating", step=self._step, total=self._total, eta_s=eta_s)
 
 
 @dataclass(frozen=True)
@@ -235,7 +242,9 @@ def _block_size(recommender: Recommender) -> int:
     return _TEXT_BLOCK if recommender.capabilities.text else _LIGHT_BLOCK
 
 
-def _rank(recommender: Recommender, users: EvalSet, k: int, progress: _Progress) -> tuple[IntArray, FloatArray]:
+def _rank(
+    name: str, recommender: Recommender, users: EvalSet, k: int, progress: _Progress
+) -> tuple[IntArray, FloatArray]:
     """Ranked items [n_users, k], -1 where a list is short, and their scores (NaN there)."""
     n = len(users.queries)
     ranked, scores = np.full((n, k), -1, np.int64), np.full((n, k), np.nan, np.float32)
@@ -246,7 +255,7 @@ def _rank(recommender: Recommender, users: EvalSet, k: int, progress: _Progress)
         for line, ranking in enumerate(found, start):
             ranked[line, : len(ranking.items)] = ranking.items
             scores[line, : len(ranking.items)] = ranking.scores
-        progress.add(stop - start)
+        progress.add(name, stop - start)
     return ranked, scores
 
 
@@ -317,10 +326,10 @@ def _ask(
         width = int((items[start:stop] >= 0).sum(axis=1).max(initial=0))
         given = question(recommender, queries[start:stop], items[start:stop, :width])
         if given is None:
-            progress.add(len(queries) - start)
+            progress.add(name, len(queries) - start)
             return None
         answers[start:stop, :width] = given
-        progress.add(stop - start)
+        progress.add(name, stop - start)
     if np.isnan(answers[items >= 0]).any():
         raise RunFailedError(
             "it returned scores that are not numbers, so nothing can be measured.",

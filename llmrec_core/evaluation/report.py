@@ -147,7 +147,7 @@ class EvaluationResult:
         title = metric_title(metric)
         own = self.models[model].metrics.get(metric)
         if own is None:
-            text = f"No verdict: {title} could not be measured for {model} on this data."
+            text = f"No verdict: {title} could not be measured for {self._subject} on this data."
             return Verdict(False, model, metric, None, None, text)
         sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
         floors = {
@@ -156,7 +156,7 @@ class EvaluationResult:
             if name != model and metric in report.metrics
         }
         if not floors:
-            text = f"No verdict: no baseline gives {title}, so there is no floor to beat. {model} has {own.mean:.4f}."
+            text = f"No verdict: no baseline gives {title}, so there is no floor to beat. The value is {own.mean:.4f}."
             return Verdict(False, model, metric, None, None, text)
         floor = max(floors, key=lambda name: sign * floors[name])
         difference = self.compare(model, floor, metric)
@@ -166,8 +166,8 @@ class EvaluationResult:
         return Verdict(beats, model, metric, floor, difference, self._sentence(floor, difference, ends, enough))
 
     def _sentence(self, floor: str, difference: PairedDifference, ends: list[float], enough: bool) -> str:
-        metric, model = self.spec.primary_metric, self.model_name
-        ours, theirs = (self.models[name].metrics[metric].mean for name in (model, floor))
+        metric, model = self.spec.primary_metric, self._subject
+        ours, theirs = (self.models[name].metrics[metric].mean for name in (self.model_name, floor))
         title, meaning = metric_title(metric), METRIC_WORDS[metric.partition("@")[0]][1]
         lower = metric in LOWER_IS_BETTER
         numbers = (
@@ -178,10 +178,15 @@ class EvaluationResult:
         if not enough:
             return f"Too few users to tell whether {model} beats {floor}, the best baseline: {numbers}"
         if ends[0] > 0:
-            return f"{model} beats {floor}, the best baseline: {numbers}"
+            return f"{_upper(model)} beats {floor}, the best baseline: {numbers}"
         if ends[1] < 0:
-            return f"{model} does worse than {floor}, the best baseline, which is simpler: {numbers}"
-        return f"{model} did not beat {floor}, the best baseline: the difference is within noise. {numbers}"
+            return f"{_upper(model)} does worse than {floor}, the best baseline, which is simpler: {numbers}"
+        return f"{_upper(model)} did not beat {floor}, the best baseline: the difference is within noise. {numbers}"
+
+    @property
+    def _subject(self) -> str:
+        """The model in a sentence; a run calls its own "model"."""
+        return "the model" if self.model_name == "model" else self.model_name
 
     def as_json(self) -> dict[str, Any]:
         """Plain data without NaN: protocol, metrics, baselines, beats_floor, verdict and what they rest on."""
@@ -210,6 +215,10 @@ class EvaluationResult:
             },
             "verdict": verdict.sentence,
         }
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:] if text.startswith("the ") else text
 
 
 def _finite(value: float) -> float | None:

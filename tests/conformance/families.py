@@ -1,0 +1,66 @@
+"""Every recommender family, fitted on a tiny dataset: what the conformance suite runs over.
+
+A new family adds one function ``(split, ctx) -> fitted recommender`` to :data:`FAMILIES` under the name its spec has in
+``family``. ``ctx.workspace_models`` is an empty scratch folder: put tiny models there; the same ``ctx`` is given to
+``load`` later. The dataset has 14 items (one without title, one in Chinese, two without any interaction), 9 users and
+ratings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from llmrec_core.baselines import ItemKNNRecommender, PopularityRecommender
+from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.data import Dataset, Split, make_split
+from llmrec_core.specs import ItemKNNSpec, PopularitySpec, SplitSpec
+
+Factory = Callable[[Split, FitContext], Recommender]
+
+N_ITEMS, N_USERS, N_ROWS = 14, 9, 7
+UNTITLED, CHINESE, COLD = "i03", "i04", ("i12", "i13")
+
+
+def tiny_interactions(seed: int = 0) -> pd.DataFrame:
+    """Rows of 9 users, 7 distinct items each, out of the 12 warm ones; times rise with the rows."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(N_USERS):
+        for step, item in enumerate(rng.permutation(N_ITEMS - len(COLD))[:N_ROWS]):
+            rows.append((f"u{user}", f"i{item:02d}", float(rng.integers(1, 6)), 1_000.0 + 10 * step))
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+
+
+def tiny_items() -> pd.DataFrame:
+    titles = [f"film {number} of the night" for number in range(N_ITEMS)]
+    titles[3], titles[4] = "", "我喜欢的电影"
+    categories = ["comedy", "drama"] * (N_ITEMS // 2)
+    categories[3] = ""
+    return pd.DataFrame(
+        {"item_id": [f"i{number:02d}" for number in range(N_ITEMS)], "title": titles, "category": categories}
+    )
+
+
+def tiny_split(interactions: pd.DataFrame | None = None, items: pd.DataFrame | None = None) -> Split:
+    """Leave-one-out over :func:`tiny_interactions` and :func:`tiny_items`, or over what is given instead."""
+    frame = tiny_interactions() if interactions is None else interactions
+    dataset = Dataset.from_frames("tiny", frame, tiny_items() if items is None else items)
+    return make_split(dataset, SplitSpec())
+
+
+def _popularity(split: Split, ctx: FitContext) -> Recommender:
+    recommender = PopularityRecommender(PopularitySpec())
+    recommender.fit(split, ctx)
+    return recommender
+
+
+def _item_knn(split: Split, ctx: FitContext) -> Recommender:
+    recommender = ItemKNNRecommender(ItemKNNSpec(window=3, last_items=4, shrink=1.0))
+    recommender.fit(split, ctx)
+    return recommender
+
+
+FAMILIES: dict[str, Factory] = {"popularity": _popularity, "item-knn": _item_knn}
