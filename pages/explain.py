@@ -8,10 +8,10 @@ import pandas as pd
 import streamlit as st
 
 from llmrec_core.data import Dataset, safe_csv
-from llmrec_core.figures import explanation_figure
+from llmrec_core.figures import attention_words_html, waterfall_figure, words_html
 from pages._studio.base import faults_in_words, header, linked_choice, plain
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
-from pages._studio.words import KIND_TITLES, legend_html, spans_html, weighted_html
+from pages._studio.words import KIND_TITLES, legend_html, spans_html
 
 _METHODS = {"shap": "SHAP (exact Shapley values)", "attention": "Attention roll-out"}
 
@@ -42,18 +42,12 @@ def words(answer: dict[str, Any]) -> None:
         st.caption("This model reads no text, so there are no words to show.")
         return
     text = prompt["text"]
-    if answer["method"] == "attention" and answer["token_values"]:
-        weights = [{"start": s, "end": e, "value": v} for s, e, v in answer["token_values"]]
-        st.caption("The darker a word, the more of the attention it got.")
+    if answer["method"] == "attention":
+        st.caption("The stronger the tint, the more of the attention a word got.")
+        st.html(attention_words_html(answer))
     else:
-        values = [p["value"] for p in answer["players"]]
-        weights = [
-            {"start": s["start"], "end": s["end"], "value": values[s["player"]]}
-            for s in prompt["spans"]
-            if s["player"] is not None
-        ]
-        st.caption("Blue words raised the score, orange words lowered it; point at one to see by how much.")
-    st.html(weighted_html(text, weights))
+        st.caption("Blue words raised the score, orange ones lowered it; the number behind them says by how much.")
+        st.html(words_html(answer))
     with st.popover("Who is who", icon=":material/palette:"):
         st.html(legend_html(list(dict.fromkeys(s["kind"] for s in prompt["spans"]))))
         st.html(spans_html(text, prompt["spans"]))
@@ -64,7 +58,10 @@ def words(answer: dict[str, Any]) -> None:
 
 def reasons_table(answer: dict[str, Any]) -> None:
     table = pd.DataFrame(
-        [{"kind": KIND_TITLES.get(p["kind"], p["kind"]), "reason": p["text"], "value": p["value"]} for p in answer["players"]]
+        [
+            {"kind": KIND_TITLES.get(p["kind"], p["kind"]), "reason": p["text"], "value": p["value"]}
+            for p in answer["players"]
+        ]
     )
     if table.empty:
         return
@@ -84,13 +81,19 @@ def show(answer: dict[str, Any]) -> None:
     columns = st.columns(4)
     columns[0].metric("Score", f"{answer['target']:.4f}")
     if answer["method"] == "shap":
-        columns[1].metric("Without any reason", f"{answer['base_value']:.4f}", help="The score with every reason hidden")
+        columns[1].metric(
+            "Without any reason", f"{answer['base_value']:.4f}", help="The score with every reason hidden"
+        )
         columns[2].metric(
             "Additivity gap", f"{answer['additivity_gap']:.1e}", help="|base + sum of reasons − score|; exact is 0"
         )
-        columns[3].metric("Scorings", f"{answer['budget']:,}", help="How often the model was asked: every coalition of reasons")
+        columns[3].metric(
+            "Scorings", f"{answer['budget']:,}", help="How often the model was asked: every coalition of reasons"
+        )
     else:
-        columns[1].metric("Outside reasons", f"{answer['additivity_gap']:.0%}", help="Attention on words of the template")
+        columns[1].metric(
+            "Outside reasons", f"{answer['additivity_gap']:.0%}", help="Attention on words of the template"
+        )
         st.warning(
             "Attention shows what the model looked at. It is a view of the model, not a reason: two models can look at "
             "the same words and decide differently.",
@@ -98,7 +101,7 @@ def show(answer: dict[str, Any]) -> None:
         )
     figure_side, words_side = st.columns([3, 2], gap="large")
     with figure_side:
-        st.plotly_chart(explanation_figure(answer), key="waterfall", config={"displaylogo": False})
+        st.plotly_chart(waterfall_figure(answer), key="waterfall", config={"displaylogo": False})
     with words_side:
         st.markdown("**The words the model read**")
         words(answer)
@@ -121,11 +124,18 @@ def screen() -> None:
         item = pick_item(dataset, run.run_id, user)
     with fourth:
         method = linked_choice(
-            "Method", list(_METHODS), param="method", key="explain_method", format_func=_METHODS.__getitem__, kind="method"
+            "Method",
+            list(_METHODS),
+            param="method",
+            key="explain_method",
+            format_func=_METHODS.__getitem__,
+            kind="method",
         )
     if item is None or method is None:
         return
-    with st.spinner("Asking the model with and without each reason …" if method == "shap" else "Reading the attention …"):
+    with st.spinner(
+        "Asking the model with and without each reason …" if method == "shap" else "Reading the attention …"
+    ):
         answer = ask("explain", run_id=run.run_id, user_id=user, item_id=item, method=method)
     show(answer)
 

@@ -20,7 +20,6 @@ from pages._studio.base import (
     empty_state,
     faults_in_words,
     header,
-    label,
     linked_choice,
     plain,
     remember,
@@ -28,8 +27,8 @@ from pages._studio.base import (
     show_error,
     workspace,
 )
-from pages._studio.pickers import model_facts
 from pages._studio.live import live_panel, open_run, run_line, run_store, run_title
+from pages._studio.pickers import model_facts
 from pages._studio.spec_form import FormField, edit_field, form_fields
 
 _TASKS = {"click": "Click: who would like it", "rating": "Rating: how many stars", "rank": "Rank: the right order"}
@@ -263,7 +262,9 @@ def new_run() -> None:
     final: RunSpec | None = None
     try:
         if not chosen:
-            raise SpecError("nothing to learn is chosen.", where="Learn to predict", fix="Choose at least one objective.")
+            raise SpecError(
+                "nothing to learn is chosen.", where="Learn to predict", fix="Choose at least one objective."
+            )
         start = flat(spec.model_dump(mode="json"))
         changed = {p: v for p, v in changes.items() if start.get(p) != v}
         if chosen != [o.model_dump(mode="json") for o in spec.objectives]:
@@ -272,9 +273,12 @@ def new_run() -> None:
     except LLMRecError as error:
         show_error(error)
     request = st.session_state.setdefault("ft_request", secrets.token_hex(8))
-    if st.button(
-        "Start fine-tuning", key="ft_submit", type="primary", icon=":material/play_arrow:", disabled=final is None
-    ) and final is not None:
+    if (
+        st.button(
+            "Start fine-tuning", key="ft_submit", type="primary", icon=":material/play_arrow:", disabled=final is None
+        )
+        and final is not None
+    ):
         with faults_in_words():
             run_id = run_store().submit(final, request_key=f"form-{request}")
             st.session_state["ft_request"] = secrets.token_hex(8)
@@ -309,7 +313,9 @@ def one_run(run_id: str) -> None:
                 st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
     with st.expander("Settings of this run", icon=":material/description:"):
         st.code(
-            yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), language="yaml", height=320
+            yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            language="yaml",
+            height=320,
         )
 
 

@@ -65,8 +65,15 @@ def main_job() -> None:
                     st.success(plain(verdict["sentence"], 600), icon=":material/flag:")
             with st.container(horizontal=True):
                 target = {"run": shown.run_id}
-                st.page_link("pages/rankings.py", label="See the rankings", icon=":material/format_list_numbered:", query_params=target)
-                st.page_link("pages/metrics.py", label="Read the metrics", icon=":material/monitoring:", query_params=target)
+                st.page_link(
+                    "pages/rankings.py",
+                    label="See the rankings",
+                    icon=":material/format_list_numbered:",
+                    query_params=target,
+                )
+                st.page_link(
+                    "pages/metrics.py", label="Read the metrics", icon=":material/monitoring:", query_params=target
+                )
                 st.page_link("pages/explain.py", label="Ask why", icon=":material/psychology_alt:", query_params=target)
 
 
@@ -124,7 +131,9 @@ def steps() -> None:
             4,
             "Inspect",
             "Rankings of one user, metrics with intervals, reasons for each item.",
-            f"Newest: {plain(finished[0].spec.name or finished[0].run_id, 40)}" if finished else "Needs a finished run.",
+            f"Newest: {plain(finished[0].spec.name or finished[0].run_id, 40)}"
+            if finished
+            else "Needs a finished run.",
             bool(finished),
             "pages/rankings.py",
             "Open Rankings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ import streamlit as st
 from llmrec_core.data import safe_csv
 from llmrec_core.evaluation.comparison import compare_users
 from llmrec_core.evaluation.report import METRIC_WORDS, metric_title
-from llmrec_core.figures import metrics_figure, training_figure, user_differences_figure
+from llmrec_core.figures import difference_figure, metrics_figure, training_figure
 from llmrec_core.runs import Run
 from llmrec_core.specs import LOWER_IS_BETTER
 from pages._studio.base import faults_in_words, header, label, plain
@@ -19,6 +20,7 @@ from pages._studio.live import finished_runs, read_events, run_store, run_title
 from pages._studio.pickers import pick_run
 
 Metrics = Mapping[str, Mapping[str, Any]]
+_SHOWN = ("ndcg@10", "hit_rate@10", "auc", "rmse", "coverage@10", "novelty@10")
 
 
 def verdict(result: Mapping[str, Any]) -> None:
@@ -59,9 +61,16 @@ def overview(models: Mapping[str, Metrics], run_id: str) -> None:
         }
     )
     wide.index.name = "model"
-    st.dataframe(wide.reset_index(), hide_index=True, column_config={"model": st.column_config.TextColumn("Model", pinned=True)})
+    st.dataframe(
+        wide.reset_index(), hide_index=True, column_config={"model": st.column_config.TextColumn("Model", pinned=True)}
+    )
     st.download_button(
-        "Download CSV", safe_csv(table(models)), f"metrics-{run_id}.csv", "text/csv", key="metrics_csv", on_click="ignore"
+        "Download CSV",
+        safe_csv(table(models)),
+        f"metrics-{run_id}.csv",
+        "text/csv",
+        key="metrics_csv",
+        on_click="ignore",
     )
 
 
@@ -93,7 +102,11 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
     left, right = st.columns(2)
     floor = result.get("floor")
     rival = left.selectbox(
-        "Against", list(rivals), index=list(rivals).index(floor) if floor in rivals else 0, key="metrics_rival", format_func=label
+        "Against",
+        list(rivals),
+        index=list(rivals).index(floor) if floor in rivals else 0,
+        key="metrics_rival",
+        format_func=label,
     )
     primary = result["primary_metric"]
     metric = right.selectbox(
@@ -119,7 +132,9 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
         st.caption("For this metric less is better: a negative difference is a gain.")
     chart, lists = st.columns([3, 2], gap="large")
     with chart:
-        st.plotly_chart(user_differences_figure(found.users, metric_title(metric)), key="who", config={"displaylogo": False})
+        both = pd.concat([mine.assign(model="This run"), rivals[rival].assign(model=rival)])
+        figure = difference_figure(both, metric, "This run", rival, asdict(found.difference))
+        st.plotly_chart(figure, key="who", config={"displaylogo": False})
     with lists:
         extremes = pd.concat([found.users.head(10), found.users.tail(10)]).drop_duplicates("user_id")
         shown = st.dataframe(
@@ -155,9 +170,7 @@ def screen() -> None:
         run = pick_run("metrics", "measure")
     if run is None:
         return
-    candidates = {
-        r.run_id: r for r in finished_runs() if r.run_id != run.run_id and r.spec.dataset == run.spec.dataset
-    }
+    candidates = {r.run_id: r for r in finished_runs() if r.run_id != run.run_id and r.spec.dataset == run.spec.dataset}
     with right:
         chosen = st.multiselect(
             "Compare with other runs on this dataset",
@@ -179,20 +192,20 @@ def screen() -> None:
                 icon=":material/warning:",
             )
     names = list(result["metrics"])
-    metric = st.pills(
-        "Metric shown",
+    shown = st.pills(
+        "Metrics shown",
         names,
-        default=result["primary_metric"] if result["primary_metric"] in names else names[0],
-        required=True,
+        selection_mode="multi",
+        default=[name for name in _SHOWN if name in names] or names[:3],
         format_func=metric_title,
         key="metrics_shown",
     )
-    st.plotly_chart(metrics_figure(models, metric), key="bars", config={"displaylogo": False})
+    if shown:
+        st.plotly_chart(metrics_figure(models, shown), key="bars", config={"displaylogo": False})
     st.subheader("Who gained, who lost", anchor=False)
     gained_and_lost(run, result, others)
     events = read_events(run.run_id)
     if any(e["type"] in ("train", "validation") for e in events):
-        st.subheader("Learning curve", anchor=False)
         st.plotly_chart(training_figure(events), key="curve", config={"displaylogo": False})
     st.subheader("How this was measured", anchor=False)
     st.markdown(plain(result["protocol"], 3000))

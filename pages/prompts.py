@@ -7,7 +7,15 @@ import streamlit as st
 from llmrec_core.data import Dataset, DatasetStore
 from llmrec_core.errors import LLMRecError
 from llmrec_core.models.catalogue import list_models
-from llmrec_core.prompts import STARTERS, VARIABLES, PromptRenderer, TemplateStore, TokenCounter, WhitespaceCounter, check_template
+from llmrec_core.prompts import (
+    STARTERS,
+    VARIABLES,
+    PromptRenderer,
+    TemplateStore,
+    TokenCounter,
+    WhitespaceCounter,
+    check_template,
+)
 from llmrec_core.prompts.tokens import Counter
 from llmrec_core.specs import PromptSpec, SplitSpec
 from pages._studio.base import (
@@ -127,7 +135,12 @@ def save(store: TemplateStore, name: str, source: str, sound: bool) -> None:
         help="A name that exists gets a new version",
     )
     if right.button(
-        "Save as new version", key="prompt_save", type="primary", icon=":material/save:", disabled=not (sound and target), width="stretch"
+        "Save as new version",
+        key="prompt_save",
+        type="primary",
+        icon=":material/save:",
+        disabled=not (sound and target),
+        width="stretch",
     ):
         with faults_in_words():
             store.save(target, source)
@@ -191,7 +204,9 @@ def preview(name: str, source: str, sound: bool) -> None:
     renderer = PromptRenderer(spec, dataset, counts, source)
     prompt = renderer.render(query, dataset.item_idx(item))
     st.html(legend_html(list(dict.fromkeys(s.kind for s in prompt.spans))))
-    st.html(spans_html(prompt.text, [{"start": s.start, "end": s.end, "kind": s.kind, "ref": s.ref} for s in prompt.spans]))
+    st.html(
+        spans_html(prompt.text, [{"start": s.start, "end": s.end, "kind": s.kind, "ref": s.ref} for s in prompt.spans])
+    )
     columns = st.columns(3)
     columns[0].metric("Length", f"{prompt.n_tokens} of {spec.max_tokens}", help=f"Counted in {counted}")
     columns[1].metric("History shown", sum(1 for s in {s.ref for s in prompt.spans if s.kind == "history"}))

@@ -102,7 +102,9 @@ def list_of(
                 if item["cold"]:
                     st.badge("cold", color="blue", help="Nobody chose it in the training data")
                 else:
-                    st.badge(f"{item['popularity']}×", color="gray", help="How often it was chosen in the training data")
+                    st.badge(
+                        f"{item['popularity']}×", color="gray", help="How often it was chosen in the training data"
+                    )
                 st.caption(" · ".join(words), width="content")
             if name == "model":
                 thumbs(run, user, item, verdicts)
@@ -177,6 +179,8 @@ def screen() -> None:
                 list_of(run, user, name, shown[name], before, verdicts)
 
 
-header("Rankings", "One user: what they chose, what each model puts on top, and how that moves when the history changes.")
+header(
+    "Rankings", "One user: what they chose, what each model puts on top, and how that moves when the history changes."
+)
 with faults_in_words():
     screen()

@@ -63,7 +63,10 @@ def machine() -> None:
         if st.button("Free its memory", key="stop_serving", icon=":material/power_off:", disabled=not client.running):
             client.stop()
             st.rerun()
-        st.badge("model process running" if client.running else "model process not running", color="green" if client.running else "gray")
+        st.badge(
+            "model process running" if client.running else "model process not running",
+            color="green" if client.running else "gray",
+        )
     facts = st.session_state.get("facts_found")
     if facts:
         rows = [{"fact": k.replace("_", " "), "value": str(v)} for k, v in facts.items()]

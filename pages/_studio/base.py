@@ -117,9 +117,7 @@ def linked_choice(
     shown = list(options)
     if accept_new and st.session_state.get(key) and st.session_state[key] not in shown:
         shown.append(st.session_state[key])
-    chosen = st.selectbox(
-        title, shown, key=key, format_func=format_func, help=help, accept_new_options=accept_new
-    )
+    chosen = st.selectbox(title, shown, key=key, format_func=format_func, help=help, accept_new_options=accept_new)
     if chosen is not None:
         st.session_state[f"url:{key}"] = chosen
         if st.query_params.get(param) != chosen:

@@ -80,7 +80,9 @@ def _strip() -> None:
             status = run.status
             fraction = status.step / status.total if status.step and status.total else 0.0
             st.progress(min(1.0, fraction), text=f"{status.state} · {status.stage or 'waiting'}")
-            st.page_link("pages/finetune.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id})
+            st.page_link(
+                "pages/finetune.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id}
+            )
 
 
 def read_events(run_id: str) -> list[dict[str, Any]]:
@@ -177,7 +179,10 @@ def _controls(run: Run) -> None:
     run_id, state, store = run.run_id, run.status.state, run_store()
     with st.container(horizontal=True):
         if state == "running" and st.button(
-            "Stop and keep", key="run_stop", icon=":material/stop_circle:", help="End training now, measure what is there"
+            "Stop and keep",
+            key="run_stop",
+            icon=":material/stop_circle:",
+            help="End training now, measure what is there",
         ):
             _act(lambda: store.stop(run_id), "Training ends after this step; what it learned is kept.")
         if state in LIVE and st.button("Cancel", key="run_cancel", icon=":material/cancel:"):

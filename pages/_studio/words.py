@@ -20,7 +20,6 @@ KIND_TITLES: Mapping[str, str] = {
     "context": "context",
     "candidate": "candidate",
 }
-_FOR, _AGAINST = (0, 114, 178), (213, 94, 0)
 _BOX = (
     "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75;font-size:0.95rem;"
     "border:1px solid rgba(128,140,150,.35);border-radius:.5rem;padding:.9rem 1rem"
@@ -60,34 +59,7 @@ def legend_html(kinds: Sequence[str]) -> str:
     return f'<div style="font-size:.85rem">{marks}</div>'
 
 
-def weighted_html(text: str, weights: Iterable[Mapping[str, object]]) -> str:
-    """``text`` with each piece ``{start, end, value}`` tinted by sign and size: blue speaks for, orange against."""
-    found = list(weights)
-    strongest = max((abs(_value(w)) for w in found), default=0.0) or 1.0
-    pieces = []
-    for start, end, piece in _cut(text, found):
-        shown = escape(text[start:end])
-        if piece is None:
-            pieces.append(shown)
-            continue
-        value = _value(piece)
-        colour = _FOR if value >= 0 else _AGAINST
-        hint = escape(f"{value:+.4f}", quote=True)
-        pieces.append(
-            f'<span title="{hint}" style="background:{_rgba(colour, 0.06 + 0.5 * abs(value) / strongest)};'
-            f'border-radius:3px">{shown}</span>'
-        )
-    return f'<div style="{_BOX}">{"".join(pieces)}</div>'
-
-
-def _value(piece: Mapping[str, object]) -> float:
-    value = piece["value"]
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _cut(
-    text: str, spans: Iterable[Mapping[str, object]]
-) -> Iterable[tuple[int, int, Mapping[str, object] | None]]:
+def _cut(text: str, spans: Iterable[Mapping[str, object]]) -> Iterable[tuple[int, int, Mapping[str, object] | None]]:
     """Consecutive pieces of ``text``, each with its span or None; spans outside the text are cut to it."""
     at = 0
     for span in sorted(spans, key=lambda s: (int(str(s["start"])), -int(str(s["end"])))):

@@ -1,0 +1,160 @@
+"""One dataset on the screen: its portrait, how it is cut, its tables, and where it came from."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from llmrec_core.data import Dataset, DatasetStore, portrait
+from llmrec_core.errors import InputError
+from llmrec_core.figures import portrait_figures, split_figure
+from llmrec_core.specs import SplitSpec
+from pages._studio.base import empty_state, faults_in_words, label, linked_choice, plain, workspace
+from pages._studio.live import run_store
+from pages._studio.pickers import load_dataset, load_split
+
+_TABS = ("Portrait", "Splits", "Tables", "Origin")
+
+
+@st.cache_data(max_entries=6, show_spinner="Drawing the portrait …")
+def _portrait(root: str, name: str, version: int) -> object:
+    return portrait(load_dataset(name, version))
+
+
+def dataset_view() -> None:
+    """The datasets of the workspace, one of them opened."""
+    store = DatasetStore(workspace())
+    metas = {meta.name: meta for meta in store.list()}
+    if not metas:
+        empty_state("**No dataset yet.** Take the sample data, or drop files above.")
+        return
+    st.subheader("Datasets", anchor=False)
+    left, right = st.columns([3, 1])
+    with left:
+        name = linked_choice(
+            "Dataset",
+            list(metas),
+            param="dataset",
+            key="data_dataset",
+            format_func=lambda n: label(f"{n} · {metas[n].n_interactions:,} interactions"),
+            kind="dataset",
+        )
+    if name is None:
+        return
+    versions = store.versions(name)
+    version = right.selectbox("Version", versions[::-1], key=f"data_version_{name}_{len(versions)}")
+    dataset = load_dataset(name, version)
+    facts(dataset)
+    for tab, title in zip(st.tabs(list(_TABS), key="data_tab", on_change="rerun"), _TABS, strict=True):
+        if not tab.open:
+            continue
+        with tab, faults_in_words():
+            {"Portrait": show_portrait, "Splits": show_split, "Tables": show_tables, "Origin": show_origin}[title](dataset)
+
+
+def facts(dataset: Dataset) -> None:
+    meta = dataset.meta
+    columns = st.columns(5)
+    columns[0].metric("Interactions", f"{meta.n_interactions:,}")
+    columns[1].metric("Users", f"{meta.n_users:,}")
+    columns[2].metric("Items", f"{meta.n_items:,}")
+    columns[3].metric("Density", f"{meta.n_interactions / (meta.n_users * meta.n_items):.2%}")
+    scale = dataset.rating_scale
+    columns[4].metric("Ratings", f"{scale[0]:g} to {scale[1]:g}" if scale else "none")
+
+
+def show_portrait(dataset: Dataset) -> None:
+    found = _portrait(str(workspace().root), dataset.name, dataset.version)
+    figures = list(portrait_figures(found).items())
+    for start in range(0, len(figures), 2):
+        for column, (name, figure) in zip(st.columns(2), figures[start : start + 2], strict=False):
+            column.plotly_chart(figure, key=f"portrait_{name}", config={"displaylogo": False})
+
+
+def show_split(dataset: Dataset) -> None:
+    columns = st.columns(4)
+    protocol = columns[0].selectbox("Protocol", ["leave-one-out", "temporal", "random"], key="split_protocol")
+    users = columns[1].number_input("Fewest interactions of a user", 0, 100, 0, key="split_users")
+    items = columns[2].number_input("Fewest interactions of an item", 0, 100, 0, key="split_items")
+    share = 0.1
+    if protocol != "leave-one-out":
+        share = columns[3].slider("Share of each held-out part", 0.05, 0.4, 0.1, key="split_share")
+    spec = SplitSpec(
+        protocol=protocol,
+        min_user_interactions=users,
+        min_item_interactions=items,
+        valid_fraction=share,
+        test_fraction=share,
+    )
+    split = load_split(dataset, spec)
+    st.markdown(plain(split.describe(), 2000))
+    parts = {"train": split.train, "valid": split.valid, "test": split.test}
+    figure = split_figure(dataset.interactions["timestamp"].to_numpy(), parts)
+    st.plotly_chart(figure, key="split_figure", config={"displaylogo": False})
+    st.caption("A run keeps its own split in its spec; presets use leave-one-out on users and items with five or more.")
+
+
+def show_tables(dataset: Dataset) -> None:
+    names = {
+        "Interactions": dataset.interactions.drop(columns=["user_idx", "item_idx"]),
+        "Items": dataset.items,
+        "Users": dataset.users,
+    }
+    shown = st.segmented_control("Table", list(names), default="Interactions", required=True, key="data_table")
+    table = names[shown]
+    st.dataframe(_readable(table.head(500)), hide_index=True, height=380)
+    if len(table) > 500:
+        st.caption(f"The first 500 of {len(table):,} rows.")
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Times as dates; everything else as it is."""
+    if "timestamp" not in table:
+        return table
+    return table.assign(timestamp=pd.to_datetime(table["timestamp"], unit="s"))
+
+
+def show_origin(dataset: Dataset) -> None:
+    meta = dataset.meta
+    st.caption(f"Version {meta.version}, made {plain(meta.created_at)}, fingerprint `{meta.fingerprint[:16]}`")
+    if meta.roles:
+        st.markdown("**Roles**: " + ", ".join(f"{plain(role)} from *{plain(c, 60)}*" for role, c in meta.roles.items()))
+    if meta.sources:
+        st.dataframe(
+            pd.DataFrame(
+                [
+                    {
+                        "file": label(s.name),
+                        "kind": s.kind,
+                        "encoding": s.encoding or "–",
+                        "rows": s.rows_read,
+                        "refused": s.rows_rejected,
+                        "sha256": s.sha256[:16],
+                    }
+                    for s in meta.sources
+                ]
+            ),
+            hide_index=True,
+        )
+    for warning in meta.warnings:
+        st.warning(plain(warning, 500))
+    with st.popover("Delete dataset", icon=":material/delete:"):
+        st.write("Removes all its versions. Finished runs can then no longer rank or explain.")
+        if st.button("Delete all versions", key="dataset_delete", type="primary"):
+            delete(dataset.name)
+
+
+def delete(name: str) -> None:
+    """Deletes a dataset unless a live run reads it."""
+    users = [run.run_id for run in run_store().active() if run.spec.dataset.name == name]
+    if users:
+        raise InputError(
+            f"run {users[0]} is working with this dataset.", where=f"dataset {name}", fix="Cancel it or wait for its end."
+        )
+    DatasetStore(workspace()).delete(name)
+    st.query_params.pop("dataset", None)
+    st.session_state.pop("data_dataset", None)
+    st.toast("The dataset is deleted.")
+    st.rerun()
+
+
