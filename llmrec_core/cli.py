@@ -37,7 +37,7 @@ _root_workspace: ContextVar[Path | None] = ContextVar("root_workspace", default=
 class _Group(TyperGroup):
     """Turns the error tree into words on stderr and the documented exit codes."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except LLMRecError as error:
@@ -116,7 +116,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     from llmrec_core.models.device import device_facts, matmul_peaks
 
     place = _workspace(workspace)
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in ("torch", "transformers", "peft", "accelerate", "shap", "streamlit", "pandas", "plotly", "duckdb"):
         try:
             packages[name] = version(name)
@@ -126,10 +126,10 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
         "llmrec": __version__,
         "python": sys.version.split()[0],
         "packages": packages,
-        "device": device_facts(),
-        "matmul": matmul_peaks(),
+        "device": device_facts().as_json(),
+        "matmul": matmul_peaks().as_json(),
         "workspace": str(place.root),
-        "models": {state.entry.name: state.on_disk for state in list_models(place)},
+        "models": {entry.name: entry.on_disk for entry in list_models(place)},
     }
     if as_json:
         _print_json(report)
@@ -149,20 +149,19 @@ def models_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) 
     """List the catalogue: kind, licence, size, and whether a model is on disk."""
     from llmrec_core.models.catalogue import list_models
 
-    states = list_models(_workspace(workspace))
+    entries = list_models(_workspace(workspace))
     if as_json:
-        _print_json([state.as_json() for state in states])
+        _print_json([entry.as_json() for entry in entries])
         return
     table = _table("name", "kind", "parameters", "size", "licence", "on disk", "use")
-    for state in states:
-        entry = state.entry
+    for entry in entries:
         table.add_row(
             _text(entry.name),
-            entry.kind,
-            f"{entry.n_parameters / 1e6:.0f} M",
-            f"{entry.size_bytes / 1e6:.0f} MB",
+            entry.kind or "?",
+            "?" if entry.n_parameters is None else f"{entry.n_parameters / 1e6:.0f} M",
+            "?" if entry.size_bytes is None else f"{entry.size_bytes / 1e6:.0f} MB",
             _text(entry.licence),
-            "yes" if state.on_disk else "no",
+            "yes" if entry.on_disk else "no",
             _text(entry.description),
         )
     out.print(table)
@@ -394,7 +393,8 @@ def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False
     """Submits ``spec``; waits with live progress unless detached; prints the result."""
     from llmrec_core.data import DatasetStore
     from llmrec_core.models.catalogue import find_model
-    from llmrec_core.runs import RunStore, start_detached_supervisor
+    from llmrec_core.runs import RunStore
+    from llmrec_core.runs import detach as start_detached
 
     DatasetStore(place).load(spec.dataset.name, spec.dataset.version)  # refuse before a run exists
     part = getattr(spec.recommender, "ranker", spec.recommender)
@@ -403,7 +403,7 @@ def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False
     store = RunStore(place)
     run_id = store.submit(spec)
     if detach:
-        start_detached_supervisor(place)
+        start_detached(place)
         if as_json:
             _print_json({"run_id": run_id, "state": "queued"})
         else:
@@ -447,23 +447,13 @@ def _follow(place: Workspace, run_id: str, as_json: bool) -> None:
         raise RunCancelledError(f"run {run_id} was cancelled.", fix=f"Go on with: llmrec runs resume {run_id}")
     if status.state != "done":
         # Input that only the worker could judge (a template, a model folder) keeps its own exit code.
-        refused = status.error_kind is not None and issubclass(_error_class(status.error_kind), InputError)
-        raise (InputError if refused else RunFailedError)(
-            status.error or f"the run is {status.state}", where=run_id, fix=f"See: llmrec runs logs {run_id}"
-        )
+        kind = InputError if status.exit_code == InputError.exit_code else RunFailedError
+        raise kind(status.error or f"the run is {status.state}.", where=run_id, fix=f"See: llmrec runs logs {run_id}")
     result = store.result(run_id)
-    assert result is not None  # a done run has one
     if as_json:
         _print_json(result)
     else:
         _print_result(result)
-
-
-def _error_class(name: str) -> type[BaseException]:
-    from llmrec_core import errors
-
-    found = getattr(errors, name, RunFailedError)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else RunFailedError
 
 
 def _print_result(result: dict[str, Any]) -> None:
@@ -485,9 +475,11 @@ def _print_result(result: dict[str, Any]) -> None:
 @runs_app.command("list")
 def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     """List runs, newest first."""
-    from llmrec_core.runs import RunStore
+    from llmrec_core.runs import RunStore, reconcile
 
-    runs = RunStore(_workspace(workspace)).list()
+    place = _workspace(workspace)
+    reconcile(place)
+    runs = RunStore(place).list()
     if as_json:
         _print_json(
             [
@@ -495,9 +487,9 @@ def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
                     "run_id": run.run_id,
                     "state": run.status.state,
                     "stage": run.status.stage,
-                    "dataset": run.spec.dataset.name if run.spec else None,
-                    "preset": run.spec.preset if run.spec else None,
-                    "name": run.spec.name if run.spec else None,
+                    "dataset": run.spec.dataset.name,
+                    "preset": run.spec.preset,
+                    "name": run.spec.name,
                     "error": run.status.error,
                 }
                 for run in runs
@@ -507,7 +499,7 @@ def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
     table = _table("run", "state", "stage", "dataset", "preset", "name")
     for run in runs:
         spec = run.spec
-        cells = (spec.dataset.name, spec.preset or "", spec.name) if spec else ("?", "", "")
+        cells = (spec.dataset.name, spec.preset or "", spec.name)
         table.add_row(run.run_id, run.status.state, _text(run.status.stage or ""), *map(_text, cells))
     out.print(table)
 
@@ -515,15 +507,17 @@ def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
 @runs_app.command("show")
 def runs_show(run: str, workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     """Show one run: state, spec, result."""
-    from llmrec_core.runs import RunStore
+    from llmrec_core.runs import RunStore, reconcile
 
-    store = RunStore(_workspace(workspace))
+    place = _workspace(workspace)
+    store = RunStore(place)
+    store.get(run)
+    reconcile(place)
     found = store.get(run)
-    result = store.result(run)
+    result = store.result(run) if found.status.state == "done" else None
     status = found.status.model_dump(mode="json")
     if as_json:
-        spec = found.spec.model_dump(mode="json") if found.spec else None
-        _print_json({"run_id": run, "status": status, "spec": spec, "result": result})
+        _print_json({"run_id": run, "status": status, "spec": found.spec.model_dump(mode="json"), "result": result})
         return
     for key, value in status.items():
         if value is not None:
@@ -556,16 +550,14 @@ def runs_logs(
 
 @runs_app.command("cancel")
 def runs_cancel(run: str, workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
-    """Cancel a queued or running run."""
-    from llmrec_core.runs import RunStore
+    """Cancel a queued or running run, and wait until it has ended."""
+    from llmrec_core.runs import cancel_run
 
-    store = RunStore(_workspace(workspace))
-    store.cancel(run)
-    state = store.get(run).status.state
+    state = cancel_run(_workspace(workspace), run).state
     if as_json:
         _print_json({"run_id": run, "state": state})
     else:
-        out.print(f"{run}: cancel requested; it is {state} now")
+        out.print(f"{run} is {state}")
 
 
 @runs_app.command("resume")
@@ -576,12 +568,13 @@ def runs_resume(
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a failed, cancelled or interrupted run from its last checkpoint, as a new run."""
-    from llmrec_core.runs import RunStore, start_detached_supervisor
+    from llmrec_core.runs import RunStore
+    from llmrec_core.runs import detach as start_detached
 
     place = _workspace(workspace)
     run_id = RunStore(place).resume(run)
     if detach:
-        start_detached_supervisor(place)
+        start_detached(place)
         if as_json:
             _print_json({"run_id": run_id, "state": "queued"})
         else:

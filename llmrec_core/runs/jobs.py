@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
 from llmrec_core.errors import RunCancelledError, SpecError
@@ -89,7 +88,7 @@ def _fit_all(spec: RunSpec, run: RunHandle, split: Split, context: FitContext) -
     run.emit("stage", stage="baselines")
     floors: dict[str, Recommender] = {}
     for step, baseline_spec in enumerate(spec.baselines, start=1):
-        baseline = BASELINES[baseline_spec.family](baseline_spec)
+        baseline = registry.build(spec, baseline_spec)
         baseline.fit(split, context)
         _save(baseline, run, f"baselines/{baseline_spec.family}")
         floors[baseline_spec.family] = baseline

@@ -191,7 +191,7 @@ class Server:
         """Devices, precision and memory of this machine, for Settings and ``llmrec doctor``."""
         from llmrec_core.models.device import device_facts
 
-        return device_facts()
+        return device_facts(self.device).as_json()
 
     def _query(
         self,
