@@ -1,0 +1,31 @@
+"""The prompts room: a template, a query and a candidate become text with spans, inside a token budget."""
+
+from llmrec_core.prompts.render import PromptRenderer
+from llmrec_core.prompts.sandbox import Limits, Program, Sandbox
+from llmrec_core.prompts.templates import (
+    STARTERS,
+    VARIABLES,
+    SavedTemplate,
+    StarterTemplate,
+    TemplateStore,
+    check_template,
+    template_source,
+)
+from llmrec_core.prompts.tokens import Counter, TokenCounter, WhitespaceCounter
+
+__all__ = [
+    "STARTERS",
+    "VARIABLES",
+    "Counter",
+    "Limits",
+    "Program",
+    "PromptRenderer",
+    "Sandbox",
+    "SavedTemplate",
+    "StarterTemplate",
+    "TemplateStore",
+    "TokenCounter",
+    "WhitespaceCounter",
+    "check_template",
+    "template_source",
+]
