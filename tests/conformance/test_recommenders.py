@@ -17,7 +17,6 @@ from llmrec_core.data import Split
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.specs import RecommenderSpec
 
-
 #: Endings of files that a load reads; taking one away or cutting it must be noticed.
 _LOADED = {".json", ".npy", ".safetensors"}
 
