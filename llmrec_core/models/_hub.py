@@ -26,10 +26,11 @@ def download_from_hub(hub_id: str, folder: Path, say: Callable[[str], None], *, 
         ModelError: the model has no safetensors, or does not fit on the disk.
     """
     # Late: importing the client takes a while, and listing models needs none of it.
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # The client changed its HTTP library between releases; its own error derives from that library's base error.
+    unreachable: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError, HFValidationError)
     try:
         say(f"asking the hub for {hub_id}")
         info = HfApi(endpoint=endpoint).model_info(hub_id, files_metadata=True)
@@ -42,14 +43,18 @@ def download_from_hub(hub_id: str, folder: Path, say: Callable[[str], None], *, 
         snapshot_download(
             hub_id, revision=info.sha, local_dir=folder, allow_patterns=sorted(wanted), endpoint=endpoint, max_workers=4
         )
-    except (httpx.HTTPError, OSError, HFValidationError) as error:
+    except unreachable as error:
         raise NotFoundError(
-            f"{hub_id} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            f"{hub_id} could not be fetched from the hub: {type(error).__name__}: {_first_line(error)}",
             fix="Check the network, the name and (for gated models) your login; or give the path of a local folder.",
         ) from error
     # The client keeps its book-keeping beside the files.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return str(info.sha)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]
 
 
 def _wanted(sizes: dict[str, int], hub_id: str) -> list[str]:

@@ -350,7 +350,8 @@ def _named(name: str) -> ModelEntry | None:
     """The catalogue entry of a name or hub id as if it were not on disk; None for an absolute path."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    if Path(name).is_absolute():
+    # A path to another host ("//server/share") would make some systems log in there just by looking.
+    if Path(name).is_absolute() and not name.startswith(("//", "\\\\")):
         return None
     hub_id = name.removeprefix("hub:")
     for entry in BUILT_IN.values():

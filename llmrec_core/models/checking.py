@@ -133,7 +133,7 @@ def check_model_folder(path: str | Path) -> ModelFacts:
             where=str(folder),
             fix="Save the model's fast tokenizer into the folder (save_pretrained of a fast tokenizer does).",
         )
-    read_json_object(folder / "tokenizer.json", _MAX_TOKENIZER_BYTES, "tokenizer.json")
+    _check_tokenizer_file(folder / "tokenizer.json")
     n_parameters = sum(count_safetensors(folder / name) for name in weight_files)
     return ModelFacts(
         folder=folder,
@@ -363,6 +363,19 @@ def _first_size(config: dict[str, Any], folder: Path, *keys: str) -> int:
         if type(value) is int and value >= 1:
             return value
     raise ModelError(f"none of {', '.join(keys)} is given.", where=str(folder / "config.json"))
+
+
+def _check_tokenizer_file(path: Path) -> None:
+    """A regular file of bearable size that starts like JSON; its megabytes are parsed once, by the tokenizer."""
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_TOKENIZER_BYTES:
+            raise ModelError(f"not a regular file of at most {_MAX_TOKENIZER_BYTES:,} bytes.", where=str(path))
+        with path.open("rb") as stream:
+            if stream.read(100).lstrip()[:1] != b"{":
+                raise ModelError("tokenizer.json must hold a JSON object.", where=str(path))
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror or error}.", where=str(path)) from error
 
 
 def _max_tokens(config: dict[str, Any], folder: Path, model_type: str) -> int:

@@ -111,12 +111,8 @@ def resolve_precision(precision: str, device: torch.device) -> PrecisionChoice:
 
 
 def cpu_bf16_unit() -> str | None:
-    """ "AMX" or "AVX-512 BF16" if the processor has it, else None."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None  # Not Linux: neither Apple's nor common Windows processors have such units usable by PyTorch.
-    words = set(flags.split())
+    """ "AMX" or "AVX-512 BF16" if the processor says that it has it, else None (always off Linux)."""
+    words = set(_cpu_info().split())
     if {"amx_bf16", "amx_tile"} <= words:
         return "AMX"
     return "AVX-512 BF16" if "avx512_bf16" in words else None
@@ -197,11 +193,16 @@ def _timed_product(left: torch.Tensor, right: torch.Tensor, device: torch.device
     return time.perf_counter() - started
 
 
-def _cpu_name() -> str:
+def _cpu_info() -> str:
+    """Linux's description of the processor; empty on other systems."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor() or platform.machine()
+        return ""
+
+
+def _cpu_name() -> str:
+    for line in _cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
