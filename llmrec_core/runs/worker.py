@@ -39,7 +39,7 @@ EXIT_NOT_MINE = 3
 #: Kept aside at the start and given back on a full disk, so that there is room for the last word.
 _BALLAST_BYTES = 256 * 1024
 _ENVIRONMENT = {
-    # A run never reaches out: models are fetched before it, so that it can be repeated without a network.
+    # What a run loads comes from disk; libraries are not to look for newer files on a hub behind its back.
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def stone_deaf(run: RunHandle, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def linger(run: RunHandle, seconds: float) -> None:
+    """Says its last word and then does not go."""
+    threading.Thread(target=time.sleep, args=(seconds,)).start()
+
+
 def orphan(run: RunHandle, seconds: float) -> None:
     """Dies by KILL and leaves a child in its session."""
     child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
@@ -109,6 +115,7 @@ JOBS = {
     "steps": steps,
     "deaf": deaf,
     "stone_deaf": stone_deaf,
+    "linger": linger,
     "orphan": orphan,
     "fail": fail,
     "refuse": refuse,

@@ -1,0 +1,97 @@
+"""Who is who in the process table, and whom a signal reaches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmrec_core.runs import processes
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="process groups and zombies are POSIX")
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_process_is_itself_and_no_other(sleeper: subprocess.Popen[bytes]) -> None:
+    me, other = processes.current(), processes.identify(sleeper.pid)
+    assert other is not None
+    assert processes.is_alive(me)
+    assert processes.is_alive(other)
+    assert processes.identify(sleeper.pid) == other
+    assert not processes.is_alive(replace(other, pid=me.pid))
+
+
+@pytest.mark.parametrize("change", [{"started_at": 12.0}, {"boot": "another boot"}])
+def test_a_stranger_with_a_reused_pid_is_never_signalled(
+    sleeper: subprocess.Popen[bytes], change: dict[str, object]
+) -> None:
+    found = processes.identify(sleeper.pid)
+    assert found is not None
+    gone = replace(found, **change)  # type: ignore[arg-type]
+    assert not processes.is_alive(gone)
+    assert not processes.terminate(gone)
+    assert not processes.kill(gone)
+    assert processes.kill_orphans(gone) == 0
+    time.sleep(0.05)
+    assert sleeper.poll() is None
+
+
+@posix
+def test_a_zombie_is_dead_but_still_known(sleeper: subprocess.Popen[bytes]) -> None:
+    before = processes.identify(sleeper.pid)
+    assert before is not None
+    assert processes.kill(before)
+    while processes.is_alive(before):
+        time.sleep(0.01)
+    assert sleeper.returncode is None
+    assert processes.identify(sleeper.pid) is None
+    assert processes.identify(sleeper.pid, remains=True) == before
+    assert not processes.terminate(before)
+
+
+@posix
+def test_a_signal_reaches_the_whole_group(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    leader = processes.spawn([sys.executable, "-u", "-c", code], tmp_path / "log")
+    while not (text := (tmp_path / "log").read_text()).endswith("\n"):
+        time.sleep(0.02)
+    found, child = processes.identify(leader.pid), processes.identify(int(text))
+    assert found is not None
+    assert child is not None
+    assert os.getpgid(child.pid) == leader.pid != os.getpgid(0)
+    assert processes.terminate(found)
+    assert leader.wait(5) == -signal.SIGTERM
+    while processes.is_alive(child):
+        time.sleep(0.01)
+
+
+def test_what_is_started_gets_arguments_literally_and_finds_the_project(tmp_path: Path) -> None:
+    code = "import sys, llmrec_core, os; print(sys.argv[1:], os.environ['EXTRA'])"
+    child = processes.spawn(
+        [sys.executable, "-P", "-c", code, "x; touch pwned", "$(id)"],
+        tmp_path / "log",
+        {**processes.import_path(), "EXTRA": "é"},
+    )
+    assert child.wait(20) == 0
+    assert (tmp_path / "log").read_text().strip() == "['x; touch pwned', '$(id)'] é"
+    with pytest.raises(OSError):
+        processes.spawn([str(tmp_path / "no such program")], tmp_path / "log")
