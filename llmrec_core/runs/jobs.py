@@ -48,7 +48,15 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         recommenders = _fit_all(spec, run, split, context)
     _check_cancel(run)
     run.emit("stage", stage="evaluating")
-    result = evaluate(recommenders, split, spec.evaluation, seed=spec.seed, emit=run.emit, model_name=MODEL)
+    result = evaluate(
+        recommenders,
+        split,
+        spec.evaluation,
+        seed=spec.seed,
+        emit=run.emit,
+        model_name=MODEL,
+        like_threshold=spec.training.like_threshold,
+    )
     _save_metrics(result, run)
     return {
         "run_id": run.run_id,
