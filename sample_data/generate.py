@@ -6,7 +6,7 @@ here from the word lists below.
 
 What lies behind the ratings, so that models have something to find:
 - taste: each viewer likes two or three genres and one mood; both show in the descriptions, so text predicts likes;
-- sequence: viewers move from phase to phase (a run of one genre), and a film's next part tends to follow it;
+- sequence: viewers move from phase to phase (a run of one genre and mood), and a film's next part tends to follow it;
 - company: two circles of viewers share a liking for certain films that no text betrays; only co-visits show it;
 - popularity: a long tail; quality: some films are better than others; and noise in every choice and rating.
 """
@@ -255,13 +255,13 @@ def make_ratings(
     )
     quality = 0.5 * draw.normal(N_ITEMS)
     # Zipf's law over a random order, helped by quality: the long tail.
-    appeal = -0.75 * np.log(1.0 + draw.order(N_ITEMS)) + 0.5 * quality
+    appeal = -0.55 * np.log(1.0 + draw.order(N_ITEMS)) + 0.5 * quality
     cold = draw.order(N_ITEMS)[:N_COLD]
     appeal[cold] = -np.inf
     for i in cold:
         items[i]["year"] = 2025
-    #: Each film belongs to one of eight circles at random; a viewer frequents two. No text tells.
-    circle = (8 * draw.unit(N_ITEMS)).astype(int)
+    #: Each film belongs to one of ten circles at random; a viewer frequents two. No text tells.
+    circle = (10 * draw.unit(N_ITEMS)).astype(int)
     activity = np.exp(0.75 * draw.normal(N_USERS))
     counts = np.clip(activity * (N_RATINGS / activity.sum()), MIN_RATINGS, MAX_RATINGS).astype(int)
     for i in draw.order(N_USERS):
@@ -278,20 +278,22 @@ def make_ratings(
         taste[(2 * user["age"]) % n_genres] += 0.5
         liked_mood = np.where(mood == user["mood"], 1.0, -0.2)
         affinity = taste[genre] + np.where(second >= 0, 0.5 * taste[second], 0.0) + liked_mood
-        circles = draw.order(8)[:2]
+        circles = draw.order(10)[:2]
         in_circle = np.isin(circle, circles)
         severity = 0.35 * draw.normal()
         seen = np.zeros(N_ITEMS, bool)
-        phase, last_series, last_part = int(draw.pick(loved)), 0, 0
+        phase, phase_mood, last_series, last_part = int(draw.pick(loved)), user["mood"], 0, 0
         start = int(draw.unit() ** 0.8 * (N_DAYS - 120))
         end = start + 60 + int(draw.unit() * (N_DAYS - start - 61))
         moments = np.sort(start + (end - start) * draw.unit(int(counts[u])))
         for moment in moments.tolist():
             if draw.unit() < 0.12:
-                # A new phase: mostly a loved genre, at times something else.
+                # A new phase: mostly a loved genre and mood, at times something else.
                 phase = int(draw.pick(loved)) if draw.unit() < 0.75 else int(draw.unit() * n_genres)
+                phase_mood = user["mood"] if draw.unit() < 0.5 else int(draw.unit() * len(MOODS))
             following = (series == last_series) & (part == last_part + 1)
-            pull = appeal + 0.75 * affinity + 1.1 * in_circle + 1.3 * (genre == phase) + 4.0 * following
+            in_phase = (genre == phase) * (1.2 + 1.6 * (mood == phase_mood))
+            pull = appeal + 0.75 * affinity + 1.6 * in_circle + in_phase + 4.0 * following
             pull = np.where(seen, -np.inf, pull)
             chosen = draw.weighted(np.exp(pull - pull.max()))
             seen[chosen] = True

