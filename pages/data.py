@@ -132,7 +132,9 @@ def correct(path: Path) -> list[str]:
             entries.append(f"kind:{path.name}={kind}")
         entries += layout(path, first, columns[1:], key)
         guess = guess_roles(path, entries) if entries else first
-        st.dataframe(preview_frame(guess), hide_index=True, height=212)
+        st.dataframe(guess.preview.head(5).astype(str), hide_index=True, height=212)
+        for note in guess.notes:
+            st.caption(plain(note, 400))
         entries += roles(guess, kind, key)
     return entries
 
@@ -163,11 +165,6 @@ def layout(path: Path, guess: ImportGuess, columns: list[Any], key: str) -> list
         if (head == "column names") != bool(guess.header):
             entries.append(f"header:{path.name}={'yes' if head == 'column names' else 'no'}")
     return entries
-
-
-def preview_frame(guess: ImportGuess) -> pd.DataFrame:
-    frame = guess.preview if isinstance(guess.preview, pd.DataFrame) else pd.DataFrame(guess.preview)
-    return frame.head(5).astype(str)
 
 
 def roles(guess: ImportGuess, kind: str, key: str) -> list[str]:

@@ -31,7 +31,7 @@ from pages._studio.live import live_panel, open_run, run_line, run_store, run_ti
 from pages._studio.pickers import model_facts
 from pages._studio.spec_form import FormField, edit_field, form_fields
 
-_TASKS = {"click": "Click: who would like it", "rating": "Rating: how many stars", "rank": "Rank: the right order"}
+_TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order"}
 _METHODS = {"full": "Full: all layers", "top-layers": "Only the top layers", "lora": "LoRA adapters"}
 
 
@@ -103,8 +103,8 @@ def model_card(spec: RunSpec, key: str) -> dict[str, Any]:
 
 
 def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
-    saved = [t if isinstance(t, str) else t.name for t in TemplateStore(workspace()).list()]
-    options = list(dict.fromkeys([*STARTERS, *saved]))
+    store = TemplateStore(workspace())
+    options = [t.name for t in store.list()]
     if spec.prompt.template not in options:
         options.append(spec.prompt.template)
     kept = remembered("template")
@@ -119,8 +119,11 @@ def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
     )
     remember("template", chosen)
     st.page_link("pages/prompts.py", label="Edit prompts", icon=":material/edit_note:")
-    # Text of a template that was cloned along belongs to the old choice.
-    return {"prompt.template": chosen, "prompt.source": spec.prompt.source if chosen == spec.prompt.template else None}
+    if chosen in STARTERS:
+        return {"prompt.template": chosen, "prompt.source": None}
+    # A run keeps the text itself, so that later versions of the template do not change what it was.
+    cloned = spec.prompt.source if chosen == spec.prompt.template else None
+    return {"prompt.template": chosen, "prompt.source": cloned or store.get(chosen)}
 
 
 def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
@@ -132,7 +135,9 @@ def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
         default=list(weights),
         format_func=_TASKS.__getitem__,
         key=f"{key}:tasks",
-        help="Several objectives are trained together, as a weighted sum of their losses",
+        help="Clicks: who would like it. Ratings: how many stars. The right order: one good item above others. "
+        "Several are trained together, as a weighted sum of their losses.",
+        wrap=True,
         persist_state="session",
     )
     if not chosen:

@@ -60,9 +60,7 @@ def main_job() -> None:
         live_panel(shown.run_id, controls=False)
         if shown.status.state == "done":
             with faults_in_words():
-                verdict = run_store().result(shown.run_id).get("verdict", {})
-                if verdict.get("sentence"):
-                    st.success(plain(verdict["sentence"], 600), icon=":material/flag:")
+                st.info(plain(run_store().result(shown.run_id)["verdict"], 800), icon=":material/flag:")
             with st.container(horizontal=True):
                 target = {"run": shown.run_id}
                 st.page_link(
@@ -90,7 +88,7 @@ def card(step: int, title: str, text: str, state: str, ready: bool, page: str, a
 def steps() -> None:
     space = workspace()
     datasets = DatasetStore(space).list()
-    saved = TemplateStore(space).list()
+    saved = [t for t in TemplateStore(space).list() if not t.starter]
     finished = finished_runs()
     on_disk = [model for model in list_models(space) if model.on_disk]
     columns = st.columns(4)

@@ -34,7 +34,7 @@ def verdict(result: Mapping[str, Any]) -> None:
 def contestants(run: Run, result: Mapping[str, Any], others: list[Run]) -> dict[str, Metrics]:
     """Name -> metrics: this run, its baselines, and the other runs chosen."""
     found: dict[str, Metrics] = {"This run": result["metrics"]}
-    found |= {name: values for name, values in result["baselines"].items()}
+    found |= dict(result["baselines"])
     for other in others:
         found[run_title(other)] = run_store().result(other.run_id)["metrics"]
     return found

@@ -59,7 +59,7 @@ def counter() -> tuple[Counter, str]:
 
 
 def choose_template(store: TemplateStore) -> str:
-    saved = [t.name for t in store.list() if t.name not in STARTERS]
+    saved = [t.name for t in store.list() if not t.starter]
     options = [*STARTERS, *saved]
     name = linked_choice(
         "Template",
@@ -77,7 +77,7 @@ def versions(store: TemplateStore, name: str) -> None:
     """Older versions, what changed, and taking one back into the editor."""
     if name in STARTERS:
         return
-    known = store.versions(name)
+    known = list(store.versions(name))
     with st.expander(f"Versions ({len(known)})", icon=":material/history:"):
         numbers = [v.version for v in known][::-1]
         left, right = st.columns(2)
@@ -107,10 +107,10 @@ def editor(store: TemplateStore, name: str) -> tuple[str, bool]:
     # Another template, or a version taken back, replaces the text; typing goes on otherwise.
     incoming = st.session_state.pop("prompt_next_source", None)
     if incoming is not None or st.session_state.get("prompt_editing") != name:
-        st.session_state["prompt_source"] = incoming if incoming is not None else store.get(name).source
+        st.session_state["prompt_source"] = incoming if incoming is not None else store.get(name)
         st.session_state["prompt_editing"] = name
     elif "prompt_source" not in st.session_state:
-        st.session_state["prompt_source"] = st.session_state.get("kept:prompt_source") or store.get(name).source
+        st.session_state["prompt_source"] = st.session_state.get("kept:prompt_source") or store.get(name)
     if name in STARTERS:
         st.caption(plain(STARTERS[name].description))
     source = st.text_area("Jinja2 template", key="prompt_source", height=340, max_chars=20_000) or ""

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from llmrec_core.errors import LLMRecError
-from llmrec_core.models.catalogue import fetch_model, list_models
+from llmrec_core.models.catalogue import ModelEntry, fetch_model, list_models
 from llmrec_core.serving.client import serving_client
 from pages._studio.base import faults_in_words, header, label, plain, show_error, size, workspace
 from pages._studio.pickers import model_facts
@@ -27,26 +27,43 @@ def fetch(name: str) -> None:
     st.rerun()
 
 
+def model_card(entry: ModelEntry) -> None:
+    """One model: what it is for, its facts, and a button that fetches it."""
+    with st.container(border=True):
+        left, right = st.columns([5, 1], vertical_alignment="center")
+        with left:
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(f"**{plain(entry.title)}**", width="content")
+                if entry.kind:
+                    st.badge(entry.kind, color="blue")
+                st.caption(" · ".join(model_facts(entry)), width="content")
+            st.caption(plain(entry.description, 400))
+        with right:
+            if entry.on_disk:
+                st.badge("on disk", color="green", icon=":material/check:")
+            elif st.button("Fetch", key=f"fetch_{entry.name}", icon=":material/download:", width="stretch"):
+                st.session_state["fetch_now"] = entry.name
+
+
 def models() -> None:
     st.subheader("Models", anchor=False)
     st.caption("Weights are safetensors only, and code that a model brings along is never run.")
-    for entry in list_models(workspace()):
-        with st.container(border=True):
-            left, right = st.columns([4, 1], vertical_alignment="center")
-            with left:
-                with st.container(horizontal=True, vertical_alignment="center"):
-                    st.markdown(f"**{plain(entry.title)}**", width="content")
-                    if entry.kind:
-                        st.badge(entry.kind, color="blue")
-                    if entry.on_disk:
-                        st.badge("on disk", color="green", icon=":material/check:")
-                st.caption(plain(entry.description, 400))
-                st.caption(" · ".join(model_facts(entry)))
-            with right:
-                if entry.on_disk:
-                    st.button("On disk", key=f"have_{entry.name}", disabled=True, width="stretch")
-                elif st.button("Fetch", key=f"fetch_{entry.name}", icon=":material/download:", width="stretch"):
-                    fetch(entry.name)
+    entries = list_models(workspace())
+    for entry in entries:
+        if entry.on_disk or entry.source == "wheel":
+            model_card(entry)
+    with st.expander("More models, from the Hugging Face hub", icon=":material/cloud_download:"):
+        for entry in entries:
+            if not entry.on_disk and entry.source == "hub":
+                model_card(entry)
+        left, right = st.columns([5, 1], vertical_alignment="bottom")
+        name = left.text_input("Any other model of the hub", placeholder="hub:owner/name", key="hub_name")
+        if right.button("Fetch", key="fetch_hub", icon=":material/download:", disabled=not name, width="stretch"):
+            st.session_state["fetch_now"] = name.strip()
+    # The box stands across the page, outside the card whose button was pressed.
+    wanted = st.session_state.pop("fetch_now", None)
+    if wanted:
+        fetch(wanted)
 
 
 def machine() -> None:
@@ -63,10 +80,10 @@ def machine() -> None:
         if st.button("Free its memory", key="stop_serving", icon=":material/power_off:", disabled=not client.running):
             client.stop()
             st.rerun()
-        st.badge(
-            "model process running" if client.running else "model process not running",
-            color="green" if client.running else "gray",
-        )
+        if client.running:
+            st.badge("model process running", color="green")
+        else:
+            st.badge("model process not running", color="gray")
     facts = st.session_state.get("facts_found")
     if facts:
         rows = [{"fact": k.replace("_", " "), "value": str(v)} for k, v in facts.items()]

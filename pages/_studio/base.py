@@ -12,6 +12,7 @@ import streamlit as st
 
 from llmrec_core.errors import LLMRecError
 from llmrec_core.workspace import Workspace
+from pages._studio.router import ensure_routed
 
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:^&=\"'@/])")
 #: Control characters, and marks that turn the direction of text, have no business in a label.
@@ -61,7 +62,8 @@ def faults_in_words() -> Iterator[None]:
 
 
 def header(title: str, lead: str) -> None:
-    """Title and one sentence of a screen."""
+    """Title and one sentence of a screen; the first thing every screen calls."""
+    ensure_routed()
     st.title(title, anchor=False)
     st.caption(lead)
 

@@ -49,7 +49,9 @@ def dataset_view() -> None:
         if not tab.open:
             continue
         with tab, faults_in_words():
-            {"Portrait": show_portrait, "Splits": show_split, "Tables": show_tables, "Origin": show_origin}[title](dataset)
+            {"Portrait": show_portrait, "Splits": show_split, "Tables": show_tables, "Origin": show_origin}[title](
+                dataset
+            )
 
 
 def facts(dataset: Dataset) -> None:
@@ -149,12 +151,12 @@ def delete(name: str) -> None:
     users = [run.run_id for run in run_store().active() if run.spec.dataset.name == name]
     if users:
         raise InputError(
-            f"run {users[0]} is working with this dataset.", where=f"dataset {name}", fix="Cancel it or wait for its end."
+            f"run {users[0]} is working with this dataset.",
+            where=f"dataset {name}",
+            fix="Cancel it or wait for its end.",
         )
     DatasetStore(workspace()).delete(name)
     st.query_params.pop("dataset", None)
     st.session_state.pop("data_dataset", None)
     st.toast("The dataset is deleted.")
     st.rerun()
-
-

@@ -63,7 +63,8 @@ def keep_uploads(space: Workspace, uploads: list[Upload]) -> list[Path]:
         raise InputError(f"{len(uploads)} files at once are too many.", fix=f"Upload up to {MAX_FILES}.")
     if sum(upload.size for upload in uploads) > _MAX_BYTES:
         raise InputError(
-            "the files are larger than 4 GB together.", fix="Import them with `llmrec data import`, which reads from disk."
+            "the files are larger than 4 GB together.",
+            fix="Import them with `llmrec data import`, which reads from disk.",
         )
     known: dict[str, Path] = st.session_state.setdefault("upload_paths", {})
     present = {upload.file_id for upload in uploads}

@@ -51,8 +51,8 @@ def spans_html(text: str, spans: Iterable[Mapping[str, object]]) -> str:
 def legend_html(kinds: Sequence[str]) -> str:
     """One tinted word for each kind."""
     marks = "".join(
-        f'<span style="background:{_rgba(KIND_COLOURS[k], 0.2)};border-bottom:2px solid '
-        f'{_rgba(KIND_COLOURS[k], 0.85)};border-radius:3px;padding:0 .4rem;margin-right:.6rem">{escape(KIND_TITLES[k])}</span>'
+        f'<span style="background:{_rgba(KIND_COLOURS[k], 0.2)};border-bottom:2px solid {_rgba(KIND_COLOURS[k], 0.85)};'
+        f'border-radius:3px;padding:0 .4rem;margin-right:.6rem">{escape(KIND_TITLES[k])}</span>'
         for k in kinds
         if k in KIND_COLOURS
     )
