@@ -1,5 +1,6 @@
 """The data room: files -> Dataset -> Split -> queries."""
 
+from llmrec_core.data._roles import KINDS, ROLES_OF
 from llmrec_core.data.dataset import Dataset, DatasetMeta, DatasetStore, SourceFile
 from llmrec_core.data.export import safe_csv
 from llmrec_core.data.importers import FileReport, ImportGuess, ImportReport, guess_roles, import_files
@@ -9,7 +10,9 @@ from llmrec_core.data.splits import EvalSet, LabelledRows, Split, make_split
 from llmrec_core.data.wheels import extract_members, fetch_wheel
 
 __all__ = [
+    "KINDS",
     "PUBLIC",
+    "ROLES_OF",
     "Dataset",
     "DatasetMeta",
     "DatasetStore",
