@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 MIN_PLAYERS, MAX_PLAYERS = 5, 14
 
 
+class Renders(Protocol):
+    """What makes prompts: :class:`llmrec_core.prompts.PromptRenderer`."""
+
+    def render(self, query: Query, item_idx: int) -> RenderedPrompt: ...
+
+
 @runtime_checkable
 class ReadsPrompts(Protocol):
     """A recommender that turns a query and a candidate into text before it scores."""
 
-    def render(self, query: Query, item_idx: int) -> RenderedPrompt:
-        """The prompt it would score."""
+    @property
+    def renderer(self) -> Renders:
+        """Makes the prompts that are scored."""
         ...
 
 
@@ -76,7 +83,8 @@ class Game:
     def coalition(self, present: Sequence[bool]) -> Query:
         """The query in which exactly the seats marked present are visible, [n_seats].
 
-        Fields that are no player (shown in no prompt) stay as they are: nobody reads them.
+        An absent history item is removed, an absent profile or context value is empty, an absent candidate field
+        hidden. Fields that are no player (shown in no prompt) stay as they are: nobody reads them.
         """
         absent: dict[str, set[str]] = {"history": set(), "profile": set(), "context": set(), "candidate": set()}
         for seat, is_present in zip(self.seats, present, strict=True):
@@ -90,8 +98,8 @@ class Game:
         return replace(
             self.query,
             history=history,
-            profile=_without(self.query.profile, absent["profile"]),
-            context=_without(self.query.context, absent["context"]),
+            profile=_blanked(self.query.profile, absent["profile"]),
+            context=_blanked(self.query.context, absent["context"]),
             hidden_fields=self.query.hidden_fields | absent["candidate"],
         )
 
@@ -151,17 +159,18 @@ def find_players(
 
 
 def render_prompt(recommender: Recommender, query: Query, item_idx: int) -> RenderedPrompt:
-    """The prompt a text recommender scores.
+    """The prompt a text recommender scores, or the ranker inside a pipeline does.
 
     Raises:
         InputError: it reads no prompts.
     """
-    if not isinstance(recommender, ReadsPrompts):
+    reader = recommender if isinstance(recommender, ReadsPrompts) else getattr(recommender, "ranker", None)
+    if not isinstance(reader, ReadsPrompts):
         raise InputError(
             f"the recommender {recommender.family!r} does not show its prompts.",
             fix="Explain a run with a language model.",
         )
-    return cast(ReadsPrompts, recommender).render(query, item_idx)
+    return reader.renderer.render(query, item_idx)
 
 
 def prompt_positions(prompt: RenderedPrompt) -> tuple[int, ...]:
@@ -207,8 +216,9 @@ def _ranges(positions: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _without(fields: Mapping[str, str], names: set[str]) -> dict[str, str]:
-    return {name: value for name, value in fields.items() if name not in names}
+def _blanked(fields: Mapping[str, str], names: set[str]) -> dict[str, str]:
+    """Emptied rather than removed: a template that names the key must still render."""
+    return {name: "" if name in names else value for name, value in fields.items()}
 
 
 def _history_seat(dataset: Dataset, position: int, item: HistoryItem) -> Seat:

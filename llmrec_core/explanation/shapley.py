@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,16 +48,32 @@ def exact_shapley(value: Callable[[BoolArray], Values], n_players: int) -> tuple
     """
     if n_players == 0:
         return np.zeros(0), float(value(np.zeros((1, 0), dtype=bool))[0])
-    # shap brings in numba and a compiler; only those who explain pay for it.
-    from shap.explainers import ExactExplainer
+    exact_explainer = _exact_explainer()
 
     def model(rows: npt.NDArray[np.float64]) -> Values:
         return value(rows > 0.5)
 
     n_coalitions = 2**n_players
-    explainer = ExactExplainer(model, np.zeros((1, n_players)))
+    explainer = exact_explainer(model, np.zeros((1, n_players)))
     result = explainer(np.ones((1, n_players)), max_evals=n_coalitions, batch_size=n_coalitions, silent=True)
     return np.asarray(result.values[0], dtype=np.float64), float(np.ravel(result.base_values)[0])
+
+
+def _exact_explainer() -> Any:
+    """shap's class, imported late (seconds) and with its loops left uncompiled.
+
+    shap compiles them anew in every process, which takes longer (some 7 s) than they ever run here: at 2**12
+    coalitions they take 0.1 s as plain Python.
+    """
+    import numba
+
+    config: Any = numba.config
+    before, config.DISABLE_JIT = config.DISABLE_JIT, True
+    try:
+        from shap.explainers import ExactExplainer
+    finally:
+        config.DISABLE_JIT = before
+    return ExactExplainer
 
 
 def shapley_values(recommender: Recommender, game: Game, task: str | None = None) -> ShapleyResult:

@@ -86,6 +86,7 @@ def metrics_figure(result: Mapping[str, Any], metrics: Sequence[str] | None = No
         ticktext=names,
         range=[len(names) - 0.5, -0.5],
         showgrid=False,
+        zeroline=False,
     )
     return figure
 
@@ -185,7 +186,7 @@ def difference_figure(
                 y=counts,
                 width=np.diff(edges) * 0.92,
                 name=words,
-                marker={"color": colour, "pattern": {"shape": pattern}},
+                marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay", "size": 6}},
                 hovertext=[
                     hover({"change": f"{number(low, 3)} to {number(high, 3)}", "users": f"{count:,}"})
                     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
@@ -195,7 +196,9 @@ def difference_figure(
         )
     better = "left turned right: lower is better" if sign < 0 else "right of zero: the model is better"
     finish(figure, title, x=f"change of {escape(metric, 30)} ({better})", y="users", height=380, legend=True)
-    figure.update_layout(barmode="stack", bargap=0, margin={"t": 84})
+    # The label of the mean needs the place above the plot.
+    legend = {"yanchor": "top", "y": -0.2, "xanchor": "center", "x": 0.5}
+    figure.update_layout(barmode="stack", bargap=0, legend=legend, margin={"t": 72, "b": 84})
     _mark_mean(figure, difference, sign)
     return figure
 
@@ -213,7 +216,9 @@ def _mark_mean(figure: go.Figure, difference: Mapping[str, Any] | None, sign: fl
         x=mean,
         line={"color": FOR, "width": 2, "dash": "dash"},
         annotation_text=f"mean {number(mean, 3)}{interval}",
-        annotation_position="top right",
+        annotation_position="top left" if mean < 0 else "top right",
+        # Above the plot, where no bar stands behind it.
+        annotation_yshift=20,
     )
 
 
@@ -271,8 +276,11 @@ def _value_hover(name: str, metric: str, value: Mapping[str, Any]) -> str:
 
 
 def _metric_title(metric: str) -> str:
-    lower = metric.partition("@")[0] in LOWER_IS_BETTER
-    return f"{escape(metric, 30)} ({'lower' if lower else 'higher'} is better)"
+    base = metric.partition("@")[0]
+    if base in _UNITS:
+        # Neither end of coverage and novelty is better as such.
+        return escape(metric, 30)
+    return f"{escape(metric, 30)} ({'lower' if base in LOWER_IS_BETTER else 'higher'} is better)"
 
 
 def _axis(metric: str) -> str:

@@ -130,6 +130,7 @@ def _share_bars(players: Sequence[Mapping[str, Any]], outside: float, title: str
         ticktext=labels,
         range=[len(labels) - 0.5, -0.5],
         showgrid=False,
+        zeroline=False,
     )
     figure.update_xaxes(range=[0, 1.18 * max(*values, 1e-9)])
     return figure

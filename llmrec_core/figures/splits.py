@@ -38,7 +38,7 @@ def split_figure(timestamps: Any, parts: Mapping[str, Any]) -> go.Figure:
     titles = [f"{words}: {len(rows[name]):,} rows ({len(rows[name]) / n_rows:.1%})" for name, words in _PARTS.items()]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.1, subplot_titles=titles)
     finish(figure, "What is cut where", height=460, legend=False)
-    for index, (name, positions) in enumerate(rows.items()):
+    for index, positions in enumerate(rows.values()):
         counts, _ = np.histogram(places[positions], edges)
         figure.add_trace(
             go.Bar(

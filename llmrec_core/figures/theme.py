@@ -108,6 +108,8 @@ def finish(
         figure.update_layout(showlegend=legend)
     figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_AXIS, linecolor=_AXIS, automargin=True)
     figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_AXIS, linecolor=_AXIS, automargin=True)
+    figure.update_xaxes(title_standoff=10)
+    figure.update_yaxes(title_standoff=10)
     if x:
         figure.update_xaxes(title_text=x)
     if y:

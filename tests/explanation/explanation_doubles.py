@@ -111,6 +111,10 @@ class TextGameRecommender(GameRecommender):
     def capabilities(self) -> Capabilities:
         return Capabilities(tasks=frozenset({"click"}), text=True, attention=True)
 
+    @property
+    def renderer(self) -> TextGameRecommender:
+        return self
+
     def shown(self, query: Query) -> Query:
         return query.with_history(query.history[-self.n_shown :] if self.n_shown else ())
 

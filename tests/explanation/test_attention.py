@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from explanation_doubles import GameRecommender, TextGameRecommender, catalogue, query_of
+from explanation.explanation_doubles import GameRecommender, TextGameRecommender, catalogue, query_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from explanation_doubles import GameRecommender, TextGameRecommender, catalogue, query_of
+from explanation.explanation_doubles import GameRecommender, TextGameRecommender, catalogue, query_of
 
 from llmrec_core.contracts import Explanation, Player, Query
 from llmrec_core.errors import InputError
@@ -18,7 +18,7 @@ FIXED_KEYS = ["user_id", "item_id", "method", "target", "base_value", "players",
 def _worth(query: Query) -> float:
     """Film 5 is worth 2, the genre takes 0.5, age and scene are worth 1 only together."""
     score = 2.0 * any(item.item_id == "i5" for item in query.history) - 0.5 * ("genre" not in query.hidden_fields)
-    return score + 1.0 * ("age" in query.profile and "scene" in query.context)
+    return score + 1.0 * (query.profile.get("age", "") != "" and query.context.get("scene", "") != "")
 
 
 def _text_case():
