@@ -52,18 +52,18 @@ def clip(value: str, max_chars: int) -> str:
 class ItemTexts:
     """The shown texts of one item; columns are read when first asked for."""
 
-    __slots__ = ("_clipped", "_shelf", "_texts", "cost", "fields", "idx", "title")
+    __slots__ = ("_clipped", "_shelf", "_texts", "costs", "fields", "idx", "title")
 
     def __init__(self, shelf: ItemShelf, item_id: str, idx: int | None) -> None:
         self._shelf = shelf
         self.idx = idx
         self._texts: dict[str, str] = {}
         self._clipped: set[str] = set()
-        #: Tokens of title and fields, as far as somebody has counted them.
-        self.cost: int | None = None
+        #: Tokens of the title and of the fields, as soon as somebody has counted them.
+        self.costs: tuple[int, int] | None = None
         if idx is None:
             # An item that the catalogue does not have: its id is all that is known.
-            self._texts = {column: "" for column in shelf.columns}
+            self._texts = dict.fromkeys(shelf.columns, "")
             self._texts[TITLE] = self._texts[ITEM] = clip(shelf.cleaner.clean(item_id), shelf.max_chars)
         self.title = self.text(TITLE) or self.text(ITEM)
         self.fields = ", ".join(filter(None, (self.text(column) for column in shelf.fields)))
@@ -130,6 +130,7 @@ class HistoryEntry(Record):
     def __init__(
         self, item: ItemTexts, position: int, rating: float | None, time: str | None, liked: bool | None
     ) -> None:
+        super().__init__()
         self._item = item
         self._origin = ("history", str(position))
         self._rating = rating
@@ -165,13 +166,13 @@ class Candidate(Record):
         limits: column -> most characters, where the budget asks for less than the usual clip.
     """
 
-    __slots__ = ("_fields", "_hidden", "_item", "_limits", "_named", "_texts")
+    __slots__ = ("_fields", "_hidden", "_item", "_limits", "_named")
 
     def __init__(self, item: ItemTexts, hidden: frozenset[str], limits: Mapping[str, int] | None = None) -> None:
+        super().__init__()
         self._item = item
         self._hidden = hidden
         self._limits = limits or {}
-        self._texts: dict[str, Any] = {}
         shown = [(column, self._text(column)) for column in item._shelf.fields]
         self._named = [(column, text) for column, text in shown if text]
         parts: list[str] = []
@@ -191,12 +192,7 @@ class Candidate(Record):
             return self._fields
         if name == "named":
             return self._named
-        found = self._texts.get(name)
-        if found is None:
-            if name not in self._item._shelf.columns:
-                return MISSING
-            found = self._texts[name] = self._text(name)
-        return found
+        return self._text(name) if name in self._item._shelf.columns else MISSING
 
     def known_fields(self) -> Iterable[str]:
         return dict.fromkeys(["title", "fields", "named", *self._item._shelf.columns])

@@ -24,9 +24,15 @@ class Refused(Exception):
 
 
 class Record:
-    """Something with named fields that a template reads as ``thing.field``. Subclasses define ``lookup``."""
+    """Something with named fields that a template reads as ``thing.field``. Subclasses define ``lookup``.
 
-    __slots__ = ()
+    ``ready`` holds what ``thing.field`` gave before, since templates ask again and again.
+    """
+
+    __slots__ = ("ready",)
+
+    def __init__(self) -> None:
+        self.ready: dict[str, Any] = {}
 
     def lookup(self, name: str) -> Any:
         """The field's value, or MISSING."""
@@ -43,6 +49,7 @@ class Fields(Record):
     __slots__ = ("_optional", "_values")
 
     def __init__(self, values: Mapping[str, Any], optional: Iterable[str] = ()) -> None:
+        super().__init__()
         self._values = dict(values)
         self._optional = tuple(optional)
 
@@ -96,7 +103,8 @@ def charge(amount: int) -> None:
 def weigh(value: Any) -> Any:
     """``value`` itself, after charging its size: called where a native operation would walk through it."""
     if isinstance(value, str):
-        charge(1 + (len(value) >> 6))
+        if len(value) > 256:
+            charge(len(value) >> 6)
     elif isinstance(value, (list, tuple, dict, Fields, range)):
         pending: list[Any] = [value]
         while pending:
@@ -220,7 +228,9 @@ def output(value: Any) -> str:
         Refused: lists, mappings, items and functions, which have no text of their own.
     """
     if isinstance(value, str):
-        charge(1 + (len(value) >> 6))
+        # A short one is covered by the step that prints it.
+        if len(value) > 256:
+            charge(len(value) >> 6)
         return value
     if value is None:
         return ""
@@ -391,7 +401,7 @@ def split(value: Any, sep: str | None = None, maxsplit: int = -1) -> list[str]:
         done = end
     if sep is not None or done < len(text):
         pieces.append(text[done:])
-    return built(pieces)  # type: ignore[no-any-return]
+    return built(pieces)
 
 
 def _places(text: str, sep: str) -> Iterator[tuple[int, int]]:
@@ -482,7 +492,7 @@ def sort(environment: Environment, value: Any, reverse: bool = False, attribute:
 
 
 def unique(value: Any) -> list[Any]:
-    found = {}
+    found: dict[Any, Any] = {}
     for element in sized(value):
         if not isinstance(element, (str, int, float, type(None))):
             raise Refused(f"unique cannot compare {describe(require(element))}")
@@ -601,22 +611,26 @@ FILTERS: dict[str, Callable[..., Any]] = {
 
 #: Names of Jinja's own tests that are harmless on our values.
 TESTS = frozenset(
-    "boolean defined divisibleby eq equalto even false float ge greaterthan gt in integer iterable le lessthan lt "
-    "lower mapping ne none number odd sequence string true undefined upper".split()
-) | {"==", "!=", "<", "<=", ">", ">="}
+    (
+        *("boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float", "ge", "greaterthan", "gt"),
+        *("in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping", "ne", "none", "number", "odd"),
+        *("sequence", "string", "true", "undefined", "upper", "==", "!=", "<", "<=", ">", ">="),
+    )
+)
 
 
 class Function:
-    """A call that templates may make; nothing else can be called."""
+    """A call that templates may make; nothing else can be called. ``bound`` come first among its arguments."""
 
-    __slots__ = ("_run",)
+    __slots__ = ("_bound", "_run")
 
-    def __init__(self, run: Callable[..., Any]) -> None:
+    def __init__(self, run: Callable[..., Any], *bound: Any) -> None:
         self._run = run
+        self._bound = bound
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         charge(1)
-        return self._run(*args, **kwargs)
+        return self._run(*self._bound, *args, **kwargs)
 
 
 def _starts(text: str, prefix: str) -> bool:
@@ -649,7 +663,7 @@ MAPPING_METHODS: dict[str, Callable[..., Any]] = {
 }
 
 #: What a loop tells about itself.
-LOOP_FIELDS = frozenset("index index0 revindex revindex0 first last length previtem nextitem".split())
+LOOP_FIELDS = frozenset(["index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem"])
 
 
 def bounded_range(*args: Any) -> range:

@@ -6,13 +6,25 @@ counted titles says where to start, and the answer is the longest history that f
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmrec_core.contracts import TITLE, Query, RenderedPrompt, Span, SpanKind
 from llmrec_core.errors import InputError, SpecError, TemplateError
-from llmrec_core.prompts._items import Candidate, Cleaner, HistoryEntry, ItemShelf, ItemTexts, clip, history_entries
+from llmrec_core.prompts._items import (
+    Candidate,
+    Cleaner,
+    HistoryEntry,
+    ItemShelf,
+    ItemTexts,
+    clip,
+    history_entries,
+    show_day,
+)
 from llmrec_core.prompts._operations import Fields
 from llmrec_core.prompts._text import Origin, Text
 from llmrec_core.prompts.templates import prompt_sandbox, template_source
@@ -29,10 +41,45 @@ _MIN_TITLE_CHARS = 8
 Limits = Mapping[Origin, int]
 
 
+#: Prompts worked on at a time.
+_BLOCK = 2_048
+#: More tokens than any budget.
+_NEVER = 1_000_000
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Pauses Python's cycle collector: rendering makes no cycles, and searching for some took most of its time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class _Around:
+    """Tokens that a template spends besides titles and fields; they only steer the search for the longest history.
+
+    Attributes:
+        prompt: around the candidate, without history.
+        entry: around one ordinary history entry.
+        least: around an entry of which nothing but the title is known.
+        fields: whether entries show their fields.
+    """
+
+    prompt: int
+    entry: int
+    least: int
+    fields: bool
+
+
 class _Known:
     """What one query offers, prepared once for all its candidates."""
 
-    __slots__ = ("context", "costs", "entries", "extra", "profile", "query")
+    __slots__ = ("context", "costs", "entries", "extra", "least", "profile", "query")
 
     def __init__(self, query: Query, entries: list[HistoryEntry], profile: Fields, context: Fields, extra: int) -> None:
         self.query = query
@@ -42,7 +89,9 @@ class _Known:
         #: Estimated tokens of profile and context.
         self.extra = extra
         #: Estimated tokens of the newest 0, 1, 2 ... entries.
-        self.costs: list[int] = []
+        self.costs: list[int] = [0]
+        #: The least that the newest, second-newest ... entry can take.
+        self.least: list[int] = []
 
 
 class _Job:
@@ -61,15 +110,21 @@ class _Job:
         self.text = ""
         self.n_tokens = 0
 
-    def learn(self, fits: bool) -> bool:
+    def learn(self, fits: bool, room: int) -> bool:
         """Takes in how the probe went and chooses the next; True when the search is over.
 
         The first steps go one by one from the estimate, which is seldom far off; then the range is halved.
+
+        Args:
+            fits: whether the probe was inside the budget.
+            room: tokens that it left; when one entry more takes at least as many, that one need not be tried.
         """
         probed = self.probe
         near = self.fits < 0 and self.too_many > len(self.known.entries)
         if fits:
             self.fits = probed
+            if probed < len(self.known.least) and self.known.least[probed] > room:
+                self.too_many = probed + 1
         else:
             self.too_many = probed
         if self.too_many - self.fits <= 1:
@@ -109,8 +164,9 @@ class PromptRenderer:
         self._shelf = ItemShelf(dataset, [f for f in fields if f != TITLE], spec.max_field_chars, self._cleaner)
         self._candidates: dict[tuple[int, frozenset[str]], Candidate] = {}
         self._value_costs: dict[str, int] = {}
+        self._clean_values: dict[str, str] = {}
         self._n_special = counter.count([""])[0]
-        self._base, self._per_entry = self._calibrate()
+        self._around = self._calibrate()
 
     def render(self, query: Query, item_idx: int) -> RenderedPrompt:
         """One prompt.
@@ -127,6 +183,15 @@ class PromptRenderer:
         Raises:
             InputError, TemplateError: as :meth:`render`.
         """
+        with _collector_at_rest():
+            # In blocks, so that drafts do not pile up beside the finished prompts.
+            return [
+                prompt
+                for start in range(0, len(pairs), _BLOCK)
+                for prompt in self._render_block(pairs[start : start + _BLOCK])
+            ]
+
+    def _render_block(self, pairs: Sequence[tuple[Query, int]]) -> list[RenderedPrompt]:
         budget = self.spec.max_tokens
         known: dict[int, _Known] = {}
         jobs = []
@@ -149,7 +214,7 @@ class PromptRenderer:
                 fits = n_tokens <= budget
                 if fits:
                     job.pieces, job.text, job.n_tokens = pieces, text, n_tokens
-                if not job.learn(fits):
+                if not job.learn(fits, budget - n_tokens):
                     still.append(job)
             searching = still
         return [self._finish(job) if job.fits >= 0 else self._squeeze(job) for job in jobs]
@@ -171,10 +236,12 @@ class PromptRenderer:
         shown = [*profile.mapping().values(), *context.mapping().values()]
         known = _Known(query, entries, profile, context, sum(self._cost_of(value) + 3 for value in shown))
         total = 0
-        known.costs.append(0)
         for event in reversed(history[first:]):
-            total += self._cost(self._shelf.of_id(event.item_id)) + self._per_entry
+            title, fields = self._costs(self._shelf.of_id(event.item_id))
+            cost = title + fields if self._around.fields else title
+            total += max(1, cost + self._around.entry)
             known.costs.append(total)
+            known.least.append(cost + self._around.least)
         return known
 
     def _person(self, query: Query, limits: Limits) -> tuple[Fields, Fields]:
@@ -191,7 +258,11 @@ class PromptRenderer:
     def _value(self, kind: str, ref: str, raw: Any, limits: Limits) -> Text | None:
         if raw is None:
             return None
-        value = clip(self._cleaner.clean(str(raw)), self.spec.max_field_chars)
+        value = self._clean_values.get(raw)
+        if value is None:
+            if len(self._clean_values) >= _MAX_CACHED:
+                self._clean_values.clear()
+            value = self._clean_values[raw] = clip(self._cleaner.clean(str(raw)), self.spec.max_field_chars)
         value = clip(value, limits.get((kind, ref), len(value)))
         return Text.of(value, (kind, ref)) if value else None
 
@@ -263,43 +334,35 @@ class PromptRenderer:
             if job.n_tokens <= budget:
                 job.known = known
                 return self._finish(job, [ref if kind == "candidate" else f"{kind}.{ref}" for kind, ref in limits])
-            shown = self._shown_values(job.pieces)
-            origin = _next_to_clip(shown, limits)
-            if origin is None:
+            shown: dict[Origin, str] = {}
+            for origin, stretch in _stretches(job.pieces):
+                shown[origin] = max(shown.get(origin, ""), stretch, key=len)
+            clipped = _next_to_clip(shown, limits)
+            if clipped is None:
                 raise TemplateError(
                     f"the template takes {job.n_tokens} tokens by itself, but the budget is {budget}.",
                     where=self._where,
                     fix="Shorten the template or raise max_tokens.",
                 )
-            value = shown[origin]
+            value = shown[clipped]
             cost = max(1, self._cost_of(value))
             keep = len(value) * max(0, cost - (job.n_tokens - budget)) // cost
-            floor = _MIN_TITLE_CHARS if origin == ("candidate", TITLE) else 0
-            limits[origin] = max(floor, min(keep, len(value) - 1))
-
-    @staticmethod
-    def _shown_values(pieces: Sequence[str]) -> dict[Origin, str]:
-        """Longest shown stretch of every player."""
-        shown: dict[Origin, str] = {}
-        for piece in pieces:
-            if type(piece) is Text:
-                for a, b, origin in piece.marks:
-                    if b - a > len(shown.get(origin, "")):
-                        shown[origin] = str.__getitem__(piece, slice(a, b))
-        return shown
+            floor = _MIN_TITLE_CHARS if clipped == ("candidate", TITLE) else 0
+            limits[clipped] = max(floor, min(keep, len(value) - 1))
 
     # ---- where to start the search -----------------------------------------------------------------------------------
 
     def _estimate(self, known: _Known, idx: int) -> int:
         """Entries that should fit; it only decides where the search begins."""
-        room = self.spec.max_tokens - self._base - known.extra - self._cost(self._shelf.of_idx(idx))
+        room = self.spec.max_tokens - self._around.prompt - known.extra - sum(self._costs(self._shelf.of_idx(idx)))
         return max(0, bisect_right(known.costs, room) - 1)
 
-    def _cost(self, item: ItemTexts) -> int:
-        """Tokens of title and fields."""
-        if item.cost is None:
-            item.cost = sum(self.counter.count([item.title, item.fields])) - 2 * self._n_special
-        return item.cost
+    def _costs(self, item: ItemTexts) -> tuple[int, int]:
+        """Tokens of the title and of the fields."""
+        if item.costs is None:
+            title, fields = self.counter.count([item.title, item.fields])
+            item.costs = (title - self._n_special, fields - self._n_special)
+        return item.costs
 
     def _cost_of(self, value: str) -> int:
         found = self._value_costs.get(value)
@@ -309,19 +372,38 @@ class PromptRenderer:
             found = self._value_costs[value] = self.counter.count([value])[0] - self._n_special
         return found
 
-    def _calibrate(self) -> tuple[int, int]:
-        """(tokens around everything, tokens around one entry), measured on the first item of the catalogue."""
-        item = self._shelf.of_idx(0)
-        entry = HistoryEntry(item, 0, 3.0 if self.spec.show_ratings else None, None, None)
-        empty = Fields({}, self.spec.profile_fields)
-        known = _Known(Query(""), [entry, entry], empty, Fields({}), 0)
+    def _calibrate(self) -> _Around:
+        """Measures the template on made-up entries of one-letter titles."""
+        bare, full = (ItemTexts(self._shelf, "x", None) for _ in range(2))
+        full.fields = "y" if self._shelf.fields else ""
+        threshold = self.dataset.like_threshold
+        rating = threshold if self.spec.show_ratings else None
+        full_entry = HistoryEntry(full, 0, rating, show_day(0.0) if self.spec.show_time else None, None)
+        bare_entry = HistoryEntry(bare, 0, None, None, None)
+        letter, fields = self._costs(full)
         try:
-            texts = ["".join(self._draw(known, self._candidate(0, frozenset()), n)).strip() for n in range(3)]
+            shown, counts = self._measure(full_entry)
+            _, least = self._measure(bare_entry)
         except TemplateError:
-            # The template may need a context that only real queries have; then the search starts from a guess.
-            return 10, 4
-        none, _, two = self.counter.count(texts)
-        return none - self._cost(item), max(1 - self._cost(item), (two - none) // 2 - self._cost(item))
+            # The template may need what only real queries have (a context, a rating); then the search only guesses.
+            return _Around(prompt=10, entry=4, least=-_NEVER, fields=True)
+        uses_fields = "y" in shown
+        entry = counts[3] - counts[2]
+        least_entry = min(least[2] - least[1], least[3] - least[2])
+        return _Around(
+            prompt=counts[2] - 2 * entry - sum(self._costs(self._shelf.of_idx(0))),
+            entry=entry - letter - (fields if uses_fields else 0),
+            # A template that leaves some entries out has no least; it shows by a bare entry that adds nothing.
+            least=least_entry - letter if least_entry >= letter else -_NEVER,
+            fields=uses_fields,
+        )
+
+    def _measure(self, entry: HistoryEntry) -> tuple[set[str], list[int]]:
+        """What is shown of ``entry``, and the tokens of prompts with 0, 1, 2 and 3 of it."""
+        empty = Fields({}, self.spec.profile_fields)
+        known = _Known(Query(""), [entry] * 3, empty, Fields({}), 0)
+        drawn = [self._draw(known, self._candidate(0, frozenset()), n) for n in range(4)]
+        return {stretch for _, stretch in _stretches(drawn[3])}, self.counter.count(["".join(p).strip() for p in drawn])
 
 
 _KINDS: Mapping[str, SpanKind] = {
@@ -330,6 +412,14 @@ _KINDS: Mapping[str, SpanKind] = {
     "context": "context",
     "candidate": "candidate",
 }
+
+
+def _stretches(pieces: Sequence[str]) -> Iterator[tuple[Origin, str]]:
+    """Every marked stretch of an output, with its player."""
+    for piece in pieces:
+        if type(piece) is Text:
+            for a, b, origin in piece.marks:
+                yield origin, str.__getitem__(piece, slice(a, b))
 
 
 def _next_to_clip(shown: Mapping[Origin, str], limits: Limits) -> Origin | None:

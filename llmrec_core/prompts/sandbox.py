@@ -1,8 +1,8 @@
 """Templates that strangers wrote, run without risk: a small part of Jinja2 under an allow-list and a meter.
 
-Three fences, each enough for most attacks: the syntax tree may hold only harmless kinds of nodes and known names; values
-are reached through their named fields alone, never through Python attributes; and every loop, list and text is charged
-to a meter, so that a render ends soon and stays small. Used for prompts, and for the chat templates of models.
+Three fences, each enough for most attacks: the syntax tree may hold only harmless kinds of nodes and known names;
+values are reached through their named fields alone, never through Python attributes; and every loop, list and text is
+charged to a meter, so that a render ends soon and stays small. Used for prompts, and for the chat templates of models.
 """
 
 from __future__ import annotations
@@ -85,14 +85,22 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, ops.Record):
-            found = self._method(obj, attribute) if isinstance(obj, ops.Fields) else None
-            if found is None:
-                found = obj.lookup(attribute)
-            return self._missing(obj, attribute) if found is ops.MISSING else found
+            found = obj.ready.get(attribute)
+            if found is not None:
+                return found
+            if isinstance(obj, ops.Fields) and (found := self._method(obj, attribute)) is not None:
+                return found
+            found = obj.lookup(attribute)
+            if found is ops.MISSING:
+                return self._missing(obj, attribute)
+            obj.ready[attribute] = found
+            return found
+        if type(obj) is LoopContext and attribute in ops.LOOP_FIELDS:
+            return getattr(obj, attribute)
         found = self._method(obj, attribute)
         if found is not None:
             return found
-        if type(obj) is Namespace or (type(obj) is LoopContext and attribute in ops.LOOP_FIELDS):
+        if type(obj) is Namespace:
             try:
                 return getattr(obj, attribute)
             except AttributeError:
@@ -128,7 +136,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             run = ops.MAPPING_METHODS.get(name)
         else:
             return None
-        return None if run is None else ops.Function(lambda *args, **kwargs: run(obj, *args, **kwargs))
+        return None if run is None else ops.Function(run, obj)
 
     def _missing(self, obj: Any, name: str) -> Any:
         ops.require(obj)
@@ -138,6 +146,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         else:
             hint = f"{ops.describe(obj)} has no field {name[:60]!r}"
         return self.undefined(hint=hint, name=name)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(__obj, ops.Function):
+            raise ops.Refused(f"{ops.describe(ops.require(__obj))} cannot be called")
+        # Compiled loops and blocks pass these for functions that take the context; ours never do.
+        kwargs.pop("_loop_vars", None)
+        kwargs.pop("_block_vars", None)
+        return __obj(*args, **kwargs)
 
     def is_safe_callable(self, obj: Any) -> bool:
         return isinstance(obj, ops.Function)
@@ -149,7 +165,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Rewriter(jinja2.visitor.NodeTransformer):
     """Routes what Jinja would do natively (loops, ~, comparisons, literals) through the metered operations."""
 
-    def _wrap(self, node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+    def _wrap(self, node: Any, name: str, *args: nodes.Expr) -> nodes.Filter:
         return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
