@@ -10,6 +10,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +132,8 @@ class RunFolder:
         self.log_path = path / "worker.log"
         self.control_path = path / "control.json"
         self.manifest_path = path / "manifest.json"
+        #: Bytes kept aside by the worker, given back on a full disk so that there is room for its last word.
+        self.ballast_path = path / ".ballast"
         self.checkpoints = path / "checkpoints"
         self.artifacts = path / "artifacts"
         self.result_path = self.artifacts / "result.json"
@@ -165,7 +168,11 @@ class RunFolder:
 
     def read_spec(self) -> RunSpec:
         """Raises: SpecError: the file is missing, is no JSON, or is not a run spec."""
-        return parse_run_spec(_read_json(self.spec_path), where=str(self.spec_path))
+        try:
+            stat = self.spec_path.stat()
+        except OSError:
+            stat = None
+        return _parsed_spec(self.spec_path, stat and (stat.st_ino, stat.st_mtime_ns, stat.st_size))
 
     def read_status(self) -> RunStatus:
         """Raises: SpecError: the file is missing or damaged."""
@@ -224,6 +231,12 @@ class RunFolder:
         except FileNotFoundError:
             return ""
         return "\n".join(text.splitlines()[-lines:]) if lines > 0 else ""
+
+
+@lru_cache(maxsize=2048)
+def _parsed_spec(path: Path, version: tuple[int, int, int] | None) -> RunSpec:
+    """The spec in that version of the file. Pages list all runs every other second, and specs are written once."""
+    return parse_run_spec(_read_json(path), where=str(path))
 
 
 def _read_json(path: Path) -> Any:

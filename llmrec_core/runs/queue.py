@@ -129,7 +129,9 @@ class Queue:
             try:
                 yield Transaction(connection)
             except BaseException:
-                connection.execute("ROLLBACK")
+                # After some faults, a full disk for one, SQLite has rolled back by itself.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
 

@@ -141,7 +141,7 @@ class Supervisor:
                 if str(error) != self.last_error:
                     logger.exception("the supervisor could not do its round")
                 self.last_error = str(error)
-            quit_.wait(self.timing.poll_s)
+            quit_.wait(self.timing.poll_s if self.last_error is None else 10 * self.timing.poll_s)
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -228,6 +228,7 @@ class Supervisor:
             if folder.path.is_dir():
                 run = folder.load()
                 if run.status.live or is_damaged(run.status):
+                    folder.ballast_path.unlink(missing_ok=True)
                     folder.write_status(_last_word(folder, run.status, code))
             transaction.end(row.run_id)
         _children.pop(row.run_id, None)

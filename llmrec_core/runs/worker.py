@@ -36,7 +36,7 @@ Job = Callable[[RunSpec, RunHandle], dict[str, Any]]
 
 #: The worker is refused when the queue names another process.
 EXIT_NOT_MINE = 3
-#: Kept aside at the start and given back on a full disk, so that there is room for the last word.
+#: Enough for the last status and for the index to note it; random, so that no file system stores it as nothing.
 _BALLAST_BYTES = 256 * 1024
 _ENVIRONMENT = {
     # What a run loads comes from disk; libraries are not to look for newer files on a hub behind its back.
@@ -90,7 +90,6 @@ class _Worker:
         self.pid = os.getpid()
         self.deaf = False
         self.began = time.monotonic()
-        self.ballast = folder.path / ".ballast"
         self.handle: RunHandle | None = None
         try:
             before = folder.read_status()
@@ -114,7 +113,7 @@ class _Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
             self.folder.write_status(self.status)
-            self.ballast.write_bytes(os.urandom(_BALLAST_BYTES))
+            self.folder.ballast_path.write_bytes(os.urandom(_BALLAST_BYTES))
             spec = self.folder.read_spec()
             self.handle = RunHandle(self.folder, spec, self.status, heartbeat_s)
             self.handle.start()
@@ -123,7 +122,7 @@ class _Worker:
         except BaseException as error:
             self.deaf = True
             self._record(error)
-        self.ballast.unlink(missing_ok=True)
+        self.folder.ballast_path.unlink(missing_ok=True)
         return 0 if self.status.state == "done" else 1
 
     def _result(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +182,7 @@ class _Worker:
                 return
             except OSError as error:
                 print(f"last status not written: {error}", flush=True)
-                self.ballast.unlink(missing_ok=True)
+                self.folder.ballast_path.unlink(missing_ok=True)
         # The supervisor finds the process gone, and this line with it.
         print(f"the run ended as {status.state}: {status.error}", flush=True)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,16 +146,32 @@ def test_cancelling_reaches_one_that_does_not_listen(lab: Lab, job: str) -> None
     worker = lab.worker(run_id)
     if job.startswith("stone"):
         lab.until((lab.folder(run_id).path / "child.pid").exists)
+    else:
+        # So that TERM alone has to do.
+        lab.supervisor.timing = replace(lab.supervisor.timing, kill_after_s=60.0)
     began = time.monotonic()
     lab.store.cancel(run_id)
     status = lab.finish(run_id)
     assert status.state == "cancelled"
     assert time.monotonic() - began < 5
+    assert not lab.folder(run_id).ballast_path.exists()
     assert not processes.is_alive(worker)
     assert not lab.folder(run_id).manifest_path.exists()
     if job.startswith("stone"):
         child = int((lab.folder(run_id).path / "child.pid").read_text())
         lab.until(lambda: processes.identify(child) is None)
+
+
+def test_a_cancellation_counts_until_the_manifest(lab: Lab) -> None:
+    """The job never looks and comes to its end, yet the run is not done."""
+    lab.supervisor.timing = replace(lab.supervisor.timing, term_after_s=60.0)
+    run_id = lab.started("deaf 0.5")
+    lab.store.cancel(run_id)
+    assert lab.finish(run_id).state == "cancelled"
+    assert lab.folder(run_id).result_path.exists()
+    assert not lab.folder(run_id).manifest_path.exists()
+    with pytest.raises(RunCancelledError):
+        lab.store.result(run_id)
 
 
 def test_stop_and_keep_ends_early_and_is_done(lab: Lab) -> None:
@@ -226,17 +243,17 @@ def test_a_full_disk_does_not_stop_the_heart_or_the_last_word(lab: Lab, monkeypa
     run_id = lab.submit("nothing")
     folder = lab.folder(run_id)
     worker = _Worker(folder, processes.current())
-    worker.ballast.write_bytes(b"x" * 1000)
+    folder.ballast_path.write_bytes(b"x" * 1000)
     write = RunFolder.write_status
 
     def full_while_ballast(self: RunFolder, *arguments: object, **options: bool) -> None:
-        if worker.ballast.exists():
+        if folder.ballast_path.exists():
             raise OSError(28, "No space left on device")
         write(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RunFolder, "write_status", full_while_ballast)
     worker._record(OSError(28, "No space left on device"))
-    assert not worker.ballast.exists()
+    assert not folder.ballast_path.exists()
     status = folder.read_status()
     assert status.state == "failed"
     assert status.error is not None
