@@ -106,6 +106,10 @@ def parse_mapping(mapping: Mapping[str, str] | Sequence[str]) -> Corrections:
         left, equals, column = entry.partition("=")
         prefix, colon, rest = left.partition(":")
         prefix = prefix.strip().lower()
+        if colon and prefix in _FILE_OPTIONS:
+            # A file name may hold "=", a column name too: each side is cut where it cannot hurt.
+            left, equals, column = entry.rpartition("=")
+            rest = left.partition(":")[2]
         if not equals:
             raise InputError(f"{entry[:80]!r} is not of the form role=column.", where="map", fix=_MAP_HELP)
         if colon and prefix in _FILE_OPTIONS:

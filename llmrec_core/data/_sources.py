@@ -244,10 +244,10 @@ def _json(path: Path, corrections: Corrections, *, array: bool) -> Source:
     )
 
 
-def _duck(path: Path, query: str, parameters: dict[str, Any]) -> Any:
+def _duck(path: Path, query: str) -> Any:
     """Runs one query over a local file in a database of its own that may reach nothing else."""
     with duckdb.connect(config={"autoinstall_known_extensions": "false", "threads": "2"}) as database:
-        return database.execute(query, {"path": str(path), **parameters}).to_arrow_table()
+        return database.sql(query, params={"path": str(path)}).to_arrow_table()
 
 
 def _all_keys(path: Path) -> list[str]:
@@ -257,7 +257,7 @@ def _all_keys(path: Path) -> list[str]:
         "FROM read_ndjson_objects($path)) GROUP BY key ORDER BY first, key"
     )
     try:
-        return [str(key) for key in _duck(path, query, {}).column("key").to_pylist()]
+        return [str(key) for key in _duck(path, query).column("key").to_pylist()]
     except duckdb.Error:
         return []
 
@@ -266,7 +266,7 @@ def _read_json_fast(path: Path, columns: Sequence[str]) -> RawTable | None:
     fields = ", ".join(f"{_quote(c)}: 'VARCHAR'" for c in columns)
     query = f"SELECT * FROM read_json($path, format='newline_delimited', columns={{{fields}}})"
     try:
-        table = _duck(path, query, {})
+        table = _duck(path, query)
     except duckdb.Error:
         return None
     if table.column_names != list(columns):

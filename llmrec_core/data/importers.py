@@ -186,7 +186,9 @@ def import_files(
     if interactions.empty:
         first = "; ".join(f"{r['file']}, line {r['line']}: {r['reason']}" for r in listed[:3])
         raise DataError(
-            f"no row of interactions is acceptable. {first}".strip(), where=name, fix="Correct the file or the roles."
+            f"no row of interactions is acceptable. {first}".strip(),
+            where=", ".join(source.path.name for source, kind, _ in planned if kind == "interactions"),
+            fix="Correct the file or the roles.",
         )
     if total > len(listed[:MAX_LISTED_REJECTS]):
         notes.append(f"{total:,} rows were refused; the first {MAX_LISTED_REJECTS:,} are listed")
