@@ -101,6 +101,9 @@ class TrainingSpec(Spec):
     negatives_per_positive: int = Field(
         2, ge=0, le=100, description="unseen items drawn beside each interaction, labelled as not clicked"
     )
+    hard_negatives: float = Field(
+        0.5, ge=0, le=1, description="share of the negatives taken from the retriever's best items (two-stage only)"
+    )
     rank_candidates: int = Field(8, ge=2, le=100, description="items a list holds in the rank objective")
     like_threshold: float | None = Field(
         None, description="ratings above it count as clicked; empty means the middle of the rating scale"
@@ -138,6 +141,11 @@ class CrossEncoderSpec(Spec):
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         "auto", description="how token states become one vector; auto: mean for encoders, last for decoders"
+    )
+    share_history: bool = Field(
+        True,
+        description="read a history once for all its candidates (its words then do not look at the candidate); off: "
+        "each prompt alone, several times slower",
     )
     tuning: TuningSpec = Field(default_factory=lambda: TuningSpec(), description="which weights are trained")
 

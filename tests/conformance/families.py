@@ -9,14 +9,17 @@ ratings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tiny_models import write_tiny_bert
 
 from llmrec_core.baselines import ItemKNNRecommender, PopularityRecommender
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, Split, make_split
-from llmrec_core.specs import ItemKNNSpec, PopularitySpec, SplitSpec
+from llmrec_core.recommenders.registry import build
+from llmrec_core.specs import ItemKNNSpec, PopularitySpec, RunSpec, SplitSpec
 
 Factory = Callable[[Split, FitContext], Recommender]
 
@@ -63,4 +66,47 @@ def _item_knn(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
-FAMILIES: dict[str, Factory] = {"popularity": _popularity, "item-knn": _item_knn}
+def _tiny_run(models: Path, **fields: object) -> RunSpec:
+    """A run of three heads on a random BERT in ``models``; a few steps, since only the contract is looked at."""
+    folder = models / "tiny-bert"
+    if not folder.exists():
+        write_tiny_bert(folder)
+    return RunSpec.model_validate(
+        {
+            "dataset": {"name": "tiny"},
+            "recommender": {"family": "cross-encoder", "model": str(folder)},
+            "prompt": {"max_tokens": 96, "max_history": 4},
+            "objectives": [{"task": "click"}, {"task": "rating", "weight": 0.5}, {"task": "rank"}],
+            "training": {
+                "max_samples": 48, "batch_size": 16, "rank_candidates": 3, "validation_every": 2,
+                "validation_samples": 16, "precision": "fp32",
+            },
+            **fields,
+        }
+    )  # fmt: skip
+
+
+def _cross_encoder(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    run = _tiny_run(ctx.workspace_models)
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
+def _pipeline(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    model = _tiny_run(ctx.workspace_models).recommender
+    pipeline = {"family": "pipeline", "ranker": model, "n_candidates": 4, "fusion_users": 10, "model_weight": 0.5}
+    run = _tiny_run(ctx.workspace_models, recommender=pipeline)
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
+FAMILIES: dict[str, Factory] = {
+    "popularity": _popularity,
+    "item-knn": _item_knn,
+    "cross-encoder": _cross_encoder,
+    "pipeline": _pipeline,
+}

@@ -1,0 +1,1 @@
+"""One file per family of recommenders; ``registry`` builds and loads them."""

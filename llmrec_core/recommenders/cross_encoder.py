@@ -1,0 +1,351 @@
+"""A language model that reads one prompt a candidate and scores it: fine-tuned on click, rating or rank, or on all.
+
+Score = raw output of one head (rank before click before rating unless a task is named). History shared by many
+candidates is read once (``training.packing``); equal prompts are scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from llmrec_core.contracts import (
+    Capabilities,
+    FitContext,
+    FloatArray,
+    IntArray,
+    Query,
+    Recommender,
+    RenderedPrompt,
+    check_candidates,
+    check_task,
+)
+from llmrec_core.errors import InputError, ModelError
+from llmrec_core.models.catalogue import require_model
+from llmrec_core.models.device import resolve_device, resolve_precision
+from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.loading import Backbone, load_backbone, save_backbone
+from llmrec_core.models.tuning import (
+    apply_tuning,
+    load_trainable_state,
+    parameter_counts,
+    trainable_state,
+)
+from llmrec_core.prompts import PromptRenderer, TokenCounter
+from llmrec_core.recommenders._storage import catalogue_sha256, check_head, sha256_of, write_head
+from llmrec_core.specs import CrossEncoderSpec, RunSpec, Task
+from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.network import Pooling, PromptNetwork, can_share
+from llmrec_core.training.packing import pack, tokenise
+from llmrec_core.training.packing import pooling_weights as weights_of
+from llmrec_core.training.samples import (
+    Pool,
+    SampleLists,
+    like_threshold,
+    scale_ratings,
+    training_lists,
+    unscale_ratings,
+    validation_lists,
+)
+from llmrec_core.training.trainer import TrainingOutcome, train
+from llmrec_core.training.validation import Validation, main_task
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Dataset, Split
+
+#: Prompts rendered and scored at once: bounds memory however many are asked for.
+_BLOCK = 4096
+#: Files of a saved cross-encoder.
+_MODEL, _HEADS, _ADAPTER = "model", "heads.safetensors", "adapter.safetensors"
+
+
+class CrossEncoderRecommender(Recommender):
+    """See the module. Full tuning saves the whole model; top-layers and LoRA save what was trained, and the base
+    model's name and hash.
+
+    Args:
+        run: prompt, objectives, training and seed are taken from it.
+        spec: model, pooling and tuning.
+    """
+
+    family: ClassVar[str] = "cross-encoder"
+
+    def __init__(self, run: RunSpec, spec: CrossEncoderSpec) -> None:
+        self.spec: CrossEncoderSpec = spec
+        self.run = run
+        self.tasks: tuple[Task, ...] = tuple(o.task for o in run.objectives)
+        #: A retriever whose best items serve as hard negatives; set by the two-stage pipeline before the fit.
+        self.negative_pool: Pool | None = None
+        self.outcome: TrainingOutcome | None = None
+        self._network: PromptNetwork | None = None
+        self._renderer: PromptRenderer | None = None
+        self._dataset: Dataset | None = None
+        self._base: dict[str, str] = {}
+        #: Names of the backbone's trained weights: after the fit everything is frozen.
+        self._tuned: frozenset[str] = frozenset()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(tasks=frozenset(self.tasks), text=True, attention=True)
+
+    @property
+    def n_items(self) -> int:
+        return self._fitted()[2].n_items
+
+    @property
+    def renderer(self) -> PromptRenderer:
+        """Makes the prompts that the model reads."""
+        return self._fitted()[1]
+
+    def fit(self, split: Split, ctx: FitContext) -> None:
+        dataset = split.dataset
+        folder = _model_folder(ctx, self.spec.model)
+        self._renderer = self._make_renderer(dataset, folder)
+        self._dataset = dataset
+        ctx.emit("stage", stage="tokenizing")
+        lists = training_lists(split, self.run, ctx.seed, self.negative_pool)
+        held_out = validation_lists(split, self.run, ctx.seed)
+        backbone = self._load_base(folder, ctx, trainable=True)
+        self._base = _fingerprint(self.spec.model, backbone)
+        network = self._network = self._make_network(backbone, ctx, self._head_biases(lists))
+        tokens = tokenise(backbone, self._renderer.render_many(lists.pairs()), shared=network.shared)
+        weights = {o.task: o.weight for o in self.run.objectives}
+        low, high = dataset.rating_scale or (0.0, 1.0)
+        threshold = like_threshold(dataset, self.run)
+        validation = Validation(
+            self.run.training.validation_metric,
+            held_out,
+            tokenise(backbone, self._renderer.render_many(held_out.pairs()), shared=network.shared),
+            cast(dict[str, float], weights),
+            rating_range=high - low,
+            liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),
+        )
+        plan = BatchPlan(lists, tokens, self.run.training, ctx.seed, backbone.pad_id)
+        counts = parameter_counts(network)
+        ctx.emit(
+            "log",
+            level="info",
+            message=f"{len(lists):,} prompts in {len(lists.queries):,} lists, "
+            f"{tokens.n_tokens.mean():.0f} tokens each; {counts.trainable:,} of {counts.total:,} weights are trained "
+            f"on {backbone.device} ({_precision(self.run, backbone.device)[2]}).",
+        )
+        ctx.emit("stage", stage="training")
+        self.outcome = train(network, plan, validation, cast(dict[str, float], weights), self.run.training, ctx)
+        self._freeze(network)
+
+    def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
+        _, _, dataset = self._fitted()
+        check_task(task, self.capabilities.tasks)
+        items = check_candidates(candidates, len(queries), dataset.n_items)
+        return self._score(queries, items, task or main_task(self.tasks))
+
+    def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
+        """Ratings on the dataset's scale, cut to it; None without a rating head."""
+        _, _, dataset = self._fitted()
+        items = check_candidates(candidates, len(queries), dataset.n_items)
+        if "rating" not in self.tasks or dataset.rating_scale is None:
+            return None
+        return unscale_ratings(self._score(queries, items, "rating"), dataset.rating_scale)
+
+    def _score(self, queries: Sequence[Query], items: IntArray, task: str) -> FloatArray:
+        scores = np.full(items.shape, -np.inf, np.float32)
+        rows, columns = np.nonzero(items >= 0)
+        for start in range(0, len(rows), _BLOCK):
+            row, column = rows[start : start + _BLOCK], columns[start : start + _BLOCK]
+            chosen = items[row, column]
+            pairs = [(queries[r], i) for r, i in zip(row.tolist(), chosen.tolist(), strict=True)]
+            scores[row, column] = self._score_pairs(pairs, task)
+        return scores
+
+    def _score_pairs(self, pairs: Sequence[tuple[Query, int]], task: str) -> FloatArray:
+        return self.score_prompts(self._fitted()[1].render_many(pairs), task)
+
+    def score_prompts(self, prompts: Sequence[RenderedPrompt], task: str | None = None) -> FloatArray:
+        """Scores of ready prompts, float32 [n_prompts]; equal prompts are read once.
+
+        Raises:
+            InputError: a task it does not have, or a prompt beyond the model's length.
+        """
+        network, _, _ = self._fitted()
+        check_task(task, self.capabilities.tasks)
+        name = task or main_task(self.tasks)
+        tokens = tokenise(network.backbone, prompts, shared=network.shared)
+        pairs = np.stack([tokens.head_of, tokens.tail_of])
+        distinct, back = np.unique(pairs, axis=1, return_inverse=True)
+        unique = type(tokens)(tokens.heads, tokens.tails, distinct[0], distinct[1])
+        return network.predict(unique, (name,))[name][back.ravel()]
+
+    def attention(
+        self, query: Query, item_idx: int
+    ) -> tuple[RenderedPrompt, npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What the model looks at in one prompt.
+
+        Returns:
+            The prompt; for each token its [start, end) in the text, int64 [n_tokens, 2], (0, 0) for special ones;
+            attention [n_layers, n_heads, n_tokens, n_tokens], rows sum to 1; the weight of each token in the pooled
+            vector that the heads read, [n_tokens], summing to 1.
+
+        Raises:
+            InputError: the item is outside the catalogue.
+        """
+        network, renderer, _ = self._fitted()
+        prompt = renderer.render(query, item_idx)
+        _, offsets = network.backbone.encode_with_offsets(prompt.text)
+        tokens = tokenise(network.backbone, [prompt], shared=network.shared)
+        one = np.zeros(1, np.int64)
+        packed = pack(tokens, one, [one], network.backbone.pad_id)
+        pooling = weights_of(packed, network.pooling)[0, 0, : len(offsets)].numpy().astype(np.float32)
+        return prompt, offsets, network.attention(packed), pooling
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _fitted(self) -> tuple[PromptNetwork, PromptRenderer, Dataset]:
+        if self._network is None or self._renderer is None or self._dataset is None:
+            raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
+        return self._network, self._renderer, self._dataset
+
+    def _make_renderer(self, dataset: Dataset, folder: Path) -> PromptRenderer:
+        return PromptRenderer(self.run.prompt, dataset, TokenCounter.from_folder(folder))
+
+    def _load_base(self, folder: Path, ctx: FitContext, *, trainable: bool) -> Backbone:
+        device = resolve_device(ctx.device)
+        backbone = load_backbone(
+            folder,
+            device=device,
+            dtype=_precision(self.run, device)[0],
+            dropout=self.run.training.dropout if trainable else 0.0,
+            trainable=trainable,
+        )
+        if self.run.prompt.max_tokens > backbone.max_tokens:
+            raise InputError(
+                f"max_tokens is {self.run.prompt.max_tokens} and the model reads {backbone.max_tokens}.",
+                where="prompt.max_tokens",
+                fix=f"Set it to at most {backbone.max_tokens}.",
+            )
+        return backbone
+
+    def _make_network(
+        self, backbone: Backbone, ctx: FitContext, biases: dict[Task, float], *, tuned: bool = False
+    ) -> PromptNetwork:
+        if not tuned:
+            apply_tuning(backbone.model, self.spec.tuning, seed=ctx.seed)
+        heads = TaskHeads(
+            backbone.hidden_size, self.tasks, dropout=self.run.training.dropout, seed=ctx.seed, biases=biases
+        )
+        pooling: Pooling = backbone.default_pooling if self.spec.pooling == "auto" else self.spec.pooling
+        return PromptNetwork(
+            backbone,
+            heads,
+            pooling=pooling,
+            shared=self.spec.share_history and can_share(backbone, pooling),
+            autocast=_precision(self.run, backbone.device)[1],
+        )
+
+    def _head_biases(self, lists: SampleLists) -> dict[Task, float]:
+        """Heads start at what they would say without reading: the click rate, the mean rating."""
+        biases: dict[Task, float] = {}
+        if "click" in lists.labels:
+            rate = float(np.clip(np.nanmean(lists.labels["click"]), 0.01, 0.99))
+            biases["click"] = float(np.log(rate / (1 - rate)))
+        if "rating" in lists.labels and not np.isnan(lists.labels["rating"]).all():
+            biases["rating"] = float(np.nanmean(lists.labels["rating"]))
+        return biases
+
+    def _freeze(self, network: PromptNetwork) -> None:
+        self._tuned = frozenset(trainable_state(network.encoder)) if self.spec.tuning.method != "full" else frozenset()
+        network.requires_grad_(False)
+        network.eval()
+
+    # -- disk ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        network, renderer, dataset = self._fitted()
+        heads = {name: tensor.detach().cpu().contiguous() for name, tensor in network.heads.state_dict().items()}
+        save_file(heads, folder / _HEADS)
+        whole = self.spec.tuning.method == "full"
+        if whole:
+            (folder / _MODEL).mkdir(exist_ok=True)
+            save_backbone(network.backbone, folder / _MODEL)
+        else:
+            state = network.encoder.state_dict()
+            save_file({n: state[n].detach().cpu().contiguous() for n in sorted(self._tuned)}, folder / _ADAPTER)
+        # The template's text goes along: a saved template may change or go after the run.
+        run = self.run.model_copy(
+            update={"prompt": self.run.prompt.model_copy(update={"source": renderer.source}), "recommender": self.spec}
+        )
+        write_head(
+            folder,
+            self.family,
+            {
+                "run": run.model_dump(mode="json"),
+                "base": self._base,
+                "whole_model": whole,
+                "catalogue_sha256": catalogue_sha256(dataset.item_ids),
+                "dataset_fingerprint": dataset.fingerprint,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> CrossEncoderRecommender:
+        head = check_head(folder, cls.family, dataset.item_ids)
+        try:
+            run = RunSpec.model_validate(head.get("run"))
+        except ValidationError:
+            raise ModelError("its spec cannot be read.", where=str(folder), fix="Run the training again.") from None
+        if not isinstance(run.recommender, CrossEncoderSpec):
+            raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")
+        loaded = cls(run, run.recommender)
+        base = folder / _MODEL if head.get("whole_model") else _model_folder(ctx, run.recommender.model)
+        backbone = loaded._load_base(base, ctx, trainable=False)
+        loaded._base = dict(head.get("base") or {})
+        network = loaded._make_network(backbone, ctx, {}, tuned=bool(head.get("whole_model")))
+        if not head.get("whole_model"):
+            if _fingerprint(run.recommender.model, backbone) != loaded._base:
+                raise ModelError(
+                    f"the base model {run.recommender.model!r} is not the one it was trained on.",
+                    where=str(folder),
+                    fix="Put the base model back, or run the training again.",
+                )
+            load_trainable_state(backbone.model, load_file(folder / _ADAPTER))
+        try:
+            network.heads.load_state_dict(load_file(folder / _HEADS))
+        except RuntimeError as error:
+            raise ModelError(f"the heads do not fit: {error}.", where=str(folder), fix="Train it again.") from None
+        loaded._freeze(network)
+        loaded._network, loaded._dataset = network, dataset
+        loaded._renderer = loaded._make_renderer(dataset, base)
+        return loaded
+
+
+def _model_folder(ctx: FitContext, name: str) -> Path:
+    if ctx.workspace_models is None:
+        raise InputError("a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models.")
+    return require_model(ctx.workspace_models, name)
+
+
+def _fingerprint(name: str, backbone: Backbone) -> dict[str, str]:
+    """Name of the base model, and SHA-256 over its weight files in order."""
+    digests = [sha256_of(backbone.facts.folder / file) for file in backbone.facts.weight_files]
+    return {"model": name, "weights_sha256": " ".join(digests)}
+
+
+def _precision(run: RunSpec, device: torch.device) -> tuple[torch.dtype, torch.dtype | None, str]:
+    """(dtype of the weights, dtype of autocast or None, the reason in words).
+
+    On a CPU with matrix units the weights themselves are bf16 (masters are float32, see ``training.optimizer``):
+    casting under autocast costs half of the gain there. On a GPU the casts are cheap and autocast keeps norms and
+    softmax in float32.
+    """
+    choice = resolve_precision(run.training.precision, device)
+    if choice.dtype == torch.float32:
+        return torch.float32, None, choice.reason
+    if device.type == "cpu":
+        return torch.bfloat16, None, choice.reason
+    return torch.float32, choice.dtype, choice.reason

@@ -1,0 +1,55 @@
+"""Families by name: building one from a spec, loading one from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmrec_core.baselines import BASELINES
+from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.errors import ModelError
+from llmrec_core.recommenders._storage import HEAD_FILE, read_head
+from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender, make_baseline
+from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Dataset
+
+FAMILIES: dict[str, type[Recommender]] = {
+    **BASELINES,
+    CrossEncoderRecommender.family: CrossEncoderRecommender,
+    PipelineRecommender.family: PipelineRecommender,
+}
+
+
+def build(run: RunSpec, part: RecommenderSpec) -> Recommender:
+    """An unfitted recommender.
+
+    Args:
+        run: what the part is trained with: prompt, objectives, training, seed.
+        part: usually ``run.recommender``.
+    """
+    if isinstance(part, PipelineSpec):
+        return PipelineRecommender(run, part)
+    if isinstance(part, CrossEncoderSpec):
+        return CrossEncoderRecommender(run, part)
+    return make_baseline(part)
+
+
+def load(folder: Path, dataset: Dataset, ctx: FitContext) -> Recommender:
+    """The recommender saved in ``folder``, whatever its family.
+
+    Raises:
+        ModelError: missing or damaged parts, an unknown family, or another dataset's catalogue.
+    """
+    family = read_head(folder)["family"]
+    try:
+        found = FAMILIES[family]
+    except KeyError:
+        raise ModelError(
+            f"it is of an unknown family {family[:80]!r}.",
+            where=str(folder / HEAD_FILE),
+            fix=f"This version knows {', '.join(FAMILIES)}.",
+        ) from None
+    return found.load(folder, dataset, ctx)

@@ -1,0 +1,1 @@
+"""Samples, objectives and the Trainer: what a text model's ``fit`` calls."""

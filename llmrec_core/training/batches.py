@@ -1,0 +1,105 @@
+"""Which lists train together, step by step: drawn by seed, lists of similar length side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from llmrec_core.contracts import IntArray
+from llmrec_core.specs import TrainingSpec
+from llmrec_core.training.network import MAX_TAILS
+from llmrec_core.training.objectives import Labels
+from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows
+from llmrec_core.training.samples import SampleLists
+
+#: Batches whose lists are sorted together: enough for even lengths, few enough to leave the order random.
+_BUCKET_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``lists``: list numbers; ``n_prompts``, ``n_tokens``: what is in it, padding not counted."""
+
+    lists: IntArray
+    packed: Packed
+    labels: Labels
+    n_prompts: int
+    n_tokens: int
+
+
+class BatchPlan(TorchDataset[Batch]):
+    """The whole training as a list of ready batches: element i is the i-th batch of all epochs.
+
+    One flat sequence makes resuming exact: position is a number, whatever the epochs and fractions of epochs.
+
+    Args:
+        lists: samples; all prompts of a list stay in one batch.
+        tokens: their prompts, in the same order.
+        spec: batch size (in prompts), epochs and bucketing.
+        seed: of the order.
+        pad_id: padding token.
+    """
+
+    def __init__(
+        self, lists: SampleLists, tokens: TokenisedPrompts, spec: TrainingSpec, seed: int, pad_id: int
+    ) -> None:
+        self.tokens = tokens
+        self._pad_id = pad_id
+        self._labels = {task: torch.from_numpy(values) for task, values in lists.labels.items()}
+        n_lists = len(lists.queries)
+        self._starts = np.searchsorted(lists.list_of, np.arange(n_lists + 1))
+        list_size = max(1, int(np.diff(self._starts).max(initial=1)))
+        per_batch = max(1, spec.batch_size // list_size)
+        lengths = np.add.reduceat(tokens.n_tokens, self._starts[:-1]) if n_lists else np.empty(0, np.int64)
+        n_batches = max(1, round(spec.epochs * n_lists / per_batch))
+        rng = np.random.default_rng([seed, 3])
+        self.batches_per_epoch = max(1, -(-n_lists // per_batch))
+        self.schedule: list[IntArray] = []
+        while len(self.schedule) < n_batches:
+            self.schedule += _epoch(lengths, per_batch, rng, spec.bucket_by_length)
+        self.schedule = self.schedule[:n_batches]
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, position: int) -> Batch:
+        return self.collate(self.schedule[position])
+
+    def collate(self, lists: IntArray) -> Batch:
+        """These lists as one batch."""
+        spans = [np.arange(self._starts[i], self._starts[i + 1], dtype=np.int64) for i in lists]
+        prompts = np.concatenate(spans)
+        list_of = np.repeat(np.arange(len(lists), dtype=np.int64), [len(span) for span in spans])
+        packed = pack(self.tokens, prompts, plan_rows(self.tokens, prompts, MAX_TAILS), self._pad_id)
+        chosen = torch.from_numpy(prompts)
+        labels = Labels(
+            {task: values[chosen] for task, values in self._labels.items()}, torch.from_numpy(list_of), len(lists)
+        )
+        return Batch(lists, packed, labels, len(prompts), packed.n_tokens)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the order, the tokens and the labels: equal plans train equally."""
+        digest = hashlib.sha256()
+        for lists in self.schedule:
+            digest.update(lists.tobytes())
+        for array in (self.tokens.heads.flat, self.tokens.tails.flat, self.tokens.head_of, self.tokens.tail_of):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for task in sorted(self._labels):
+            digest.update(task.encode() + self._labels[task].numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _epoch(lengths: IntArray, per_batch: int, rng: np.random.Generator, bucket: bool) -> list[IntArray]:
+    """One pass over all lists in batches of ``per_batch``; the last may be smaller."""
+    order = rng.permutation(len(lengths))
+    if bucket:
+        block = per_batch * _BUCKET_BATCHES
+        parts = [order[start : start + block] for start in range(0, len(order), block)]
+        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
+    # Sorted blocks would show short histories first and long ones last.
+    return [batches[i] for i in rng.permutation(len(batches))] if bucket else batches

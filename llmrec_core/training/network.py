@@ -1,0 +1,156 @@
+"""The network that is trained: a language model without a head, pooling, and one linear head a task."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from llmrec_core.contracts import IntArray
+from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.loading import Backbone
+from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, pooling_weights, row_lengths
+from llmrec_core.training.packing import tree_mask as tree_mask_of
+
+Pooling = Literal["mean", "cls", "last"]
+
+#: Model types whose attention takes a ready mask and whose positions are given from outside, counted from 0.
+#: Others (relative position biases, sliding windows, positions counted from the mask) read each prompt alone.
+_TREE_TYPES = frozenset({"bert", "electra", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
+
+#: Tails in one row while scoring: more save few head tokens, and attention over a row grows with its square.
+MAX_TAILS = 8
+#: Tokens in one scoring batch, padding included.
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
+
+
+def can_share(backbone: Backbone, pooling: Pooling) -> bool:
+    """Whether histories can be read once for many candidates with this model (see ``packing``)."""
+    windowed = backbone.facts.config.get("sliding_window") is not None
+    return backbone.facts.model_type in _TREE_TYPES and pooling != "cls" and not windowed
+
+
+class PromptNetwork(nn.Module):
+    """Scores of packed prompts.
+
+    Args:
+        backbone: its model is used as it is; tuning was applied before.
+        heads: float32 heads.
+        pooling: how the tokens that have read the candidate become one vector.
+        shared: whether prompts are cut into head and tail (see ``packing``).
+        autocast: dtype of matrix products under autocast; None: as the weights are.
+    """
+
+    #: Told to transformers' Trainer: the loss is a mean over the batch and is divided by accumulation steps there.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: TaskHeads,
+        *,
+        pooling: Pooling,
+        shared: bool,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = backbone.model
+        self.heads = heads.to(backbone.device)
+        self.backbone = backbone
+        self.pooling: Pooling = pooling
+        self.shared = shared
+        self.autocast = autocast
+        self.causal = backbone.kind == "decoder"
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def forward(self, packed: Packed) -> dict[str, Tensor]:
+        """Raw outputs of every head, float32 [n_prompts]."""
+        packed = packed.to(self.device)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            hidden = self._hidden(packed)
+        # Summed in float32: in bf16 a mean over twenty tokens already loses a digit.
+        vectors = torch.bmm(pooling_weights(packed, self.pooling), hidden.float())
+        return self.heads(vectors[packed.row, packed.slot])
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        # The mask is made in the dtype of the embeddings, which is what attention adds it to.
+        dtype = self.autocast or self.encoder.dtype
+        if self.shared:
+            mask = tree_mask_of(packed.segment, packed.position_ids, dtype, causal=self.causal)
+            return self.encoder(
+                input_ids=packed.input_ids, attention_mask=mask, position_ids=packed.position_ids
+            ).last_hidden_state
+        return self.encoder(input_ids=packed.input_ids, attention_mask=(packed.segment >= 0).long()).last_hidden_state
+
+    @torch.inference_mode()
+    def predict(self, tokens: TokenisedPrompts, tasks: tuple[str, ...]) -> dict[str, npt.NDArray[np.float32]]:
+        """Raw outputs of the named heads, float32 [n_prompts], in batches of rows of similar length."""
+        training = self.training
+        self.eval()
+        try:
+            prompts = np.arange(len(tokens), dtype=np.int64)
+            rows = plan_rows(tokens, prompts, MAX_TAILS)
+            out = {task: np.empty(len(prompts), np.float32) for task in tasks}
+            for chosen in _batches(row_lengths(tokens, prompts, rows), _BATCH_TOKENS.get(self.device.type, 4096)):
+                batch_rows = [rows[i] for i in chosen]
+                members = np.concatenate(batch_rows)
+                scores = self(_pack_members(tokens, members, batch_rows, self.backbone.pad_id))
+                for task in tasks:
+                    out[task][members] = scores[task].float().cpu().numpy()
+            return out
+        finally:
+            self.train(training)
+
+    @torch.inference_mode()
+    def attention(self, packed: Packed) -> npt.NDArray[np.float32]:
+        """Attention of one row, float32 [n_layers, n_heads, n_tokens, n_tokens]; rows sum to 1.
+
+        Eager attention is switched on for the call: fused kernels do not give their weights away.
+        """
+        config = self.encoder.config
+        before, training = config._attn_implementation, self.training
+        self.eval()
+        self.encoder.set_attn_implementation("eager")
+        try:
+            packed = packed.to(self.device)
+            mask = tree_mask_of(packed.segment, packed.position_ids, self.encoder.dtype, causal=self.causal)
+            extra = {"position_ids": packed.position_ids} if self.shared else {}
+            found = self.encoder(
+                input_ids=packed.input_ids,
+                attention_mask=mask if self.shared else (packed.segment >= 0).long(),
+                output_attentions=True,
+                **extra,
+            ).attentions
+        finally:
+            self.encoder.set_attn_implementation(before)
+            self.train(training)
+        n_tokens = int((packed.segment[0] >= 0).sum())
+        layers = torch.stack([layer[0, :, :n_tokens, :n_tokens].float() for layer in found])
+        # bf16 rows sum to 1 only roughly.
+        return (layers / layers.sum(-1, keepdim=True)).cpu().numpy()
+
+
+def _pack_members(tokens: TokenisedPrompts, members: IntArray, rows: list[IntArray], pad_id: int) -> Packed:
+    """Packs rows that index ``tokens`` directly: they are rewritten to index ``members``."""
+    bounds = np.cumsum([0, *(len(row) for row in rows)])
+    local = [np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds.tolist())]
+    return pack(tokens, members, local, pad_id)
+
+
+def _batches(lengths: IntArray, budget: int) -> list[IntArray]:
+    """Rows in batches of similar length, longest first, each at most ``budget`` tokens with padding (or one row)."""
+    order = np.argsort(-lengths, kind="stable")
+    found = []
+    start = 0
+    while start < len(order):
+        size = max(1, int(budget // (-(-lengths[order[start]] // 8) * 8)))
+        found.append(order[start : start + size])
+        start += size
+    return found

@@ -1,0 +1,79 @@
+"""The losses: click, rating, rank, and any weighted set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known about the prompts of one batch.
+
+    Attributes:
+        values: task -> float32 [n_prompts]; NaN where the task says nothing about a prompt. click: 0 or 1; rating:
+            0-1; rank: 1 for the item that came next in its list, 0 for the others.
+        list_of: int64 [n_prompts], the number of the list that each prompt belongs to, counted from 0.
+        n_lists: lists in the batch.
+    """
+
+    values: Mapping[str, Tensor]
+    list_of: Tensor
+    n_lists: int
+
+    def to(self, device: torch.device) -> Labels:
+        return Labels({t: v.to(device) for t, v in self.values.items()}, self.list_of.to(device), self.n_lists)
+
+    def counts(self) -> dict[str, int]:
+        """What each task's mean runs over: labelled prompts, for rank the lists with a right item."""
+        found = {}
+        for task, values in self.values.items():
+            found[task] = int((values > 0.5).sum() if task == "rank" else (~torch.isnan(values)).sum())
+        return found
+
+
+def weighted_loss(
+    outputs: Mapping[str, Tensor],
+    labels: Labels,
+    weights: Mapping[str, float],
+    counts: Mapping[str, int] | None = None,
+) -> Tensor:
+    """Sum over tasks of weight x mean loss over the task's own labels; a task without labels here adds 0.
+
+    click is binary cross-entropy on logits, rating squared error on the 0-1 scale, rank the softmax cross-entropy
+    over each list (Cao et al., ListNet, ICML 2007, with one right item), averaged over lists.
+
+    Args:
+        outputs: task -> raw head outputs, float32 [n_prompts].
+        weights: task -> weight of its loss.
+        counts: what to divide by, :meth:`Labels.counts` of the whole batch when ``labels`` is one share of it; the
+            losses of all shares then add up to the loss of the whole.
+    """
+    counts = counts or labels.counts()
+    total = torch.zeros((), device=labels.list_of.device)
+    for task, weight in weights.items():
+        total = total + weight * _summed_loss(task, outputs[task], labels) / max(1, counts[task])
+    return total
+
+
+def _summed_loss(task: str, output: Tensor, labels: Labels) -> Tensor:
+    values = labels.values[task]
+    known = ~torch.isnan(values)
+    if task == "click":
+        return F.binary_cross_entropy_with_logits(output[known], values[known], reduction="sum")
+    if task == "rating":
+        return F.mse_loss(output[known], values[known], reduction="sum")
+    return _list_softmax(output[known], values[known], labels.list_of[known], labels.n_lists)
+
+
+def _list_softmax(scores: Tensor, right: Tensor, list_of: Tensor, n_lists: int) -> Tensor:
+    """Sum over lists of -log softmax of the right item within its list; lists may differ in length."""
+    top = torch.full((n_lists,), -torch.inf, device=scores.device).scatter_reduce(0, list_of, scores.detach(), "amax")
+    shifted = scores - top[list_of]
+    total = torch.zeros(n_lists, device=scores.device).index_add(0, list_of, shifted.exp())
+    chosen = right > 0.5
+    return (total[list_of[chosen]].log() - shifted[chosen]).sum()

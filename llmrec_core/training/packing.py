@@ -1,0 +1,234 @@
+"""Token rows for the model: one history read once, with all its candidates behind it.
+
+A prompt is cut where its candidate begins. What stands before (instructions, profile, history) is the *head*, the
+rest its *tail*. Tails of equal heads share one row, and the attention mask is a tree: a head token reads the head, a
+tail token reads the head and its own tail. So eight candidates of a 60-token history cost 60 + 8 x 18 tokens, not
+8 x 78, and a score never depends on which other candidates share the row. Causal decoders compute the same as with
+separate prompts; in encoders the history no longer looks at the candidate (the candidate still looks at it), which
+fine-tuning gets used to. Models that cannot take such a mask read each prompt alone: a row with an empty head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llmrec_core.contracts import IntArray, RenderedPrompt
+from llmrec_core.errors import InputError
+from llmrec_core.models.loading import Backbone
+
+#: Segment of head tokens and of padding; tails of a row count from 1.
+HEAD, PADDING = 0, -1
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different length in one flat int32 array: row i is ``flat[starts[i]:starts[i + 1]]``."""
+
+    flat: npt.NDArray[np.int32]
+    starts: IntArray
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+        flat = np.fromiter((i for row in rows for i in row), np.int32, int(lengths.sum()))
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    @property
+    def lengths(self) -> IntArray:
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
+        return self.flat[self.starts[row] : self.starts[row + 1]]
+
+
+@dataclass(frozen=True)
+class TokenisedPrompts:
+    """Prompts as tokens, each distinct head and tail kept once.
+
+    ``head_of``, ``tail_of``: int64 [n_prompts], rows of ``heads`` and ``tails``.
+    """
+
+    heads: Ragged
+    tails: Ragged
+    head_of: IntArray
+    tail_of: IntArray
+
+    def __len__(self) -> int:
+        return len(self.head_of)
+
+    @property
+    def n_tokens(self) -> IntArray:
+        """Tokens of each prompt by itself, [n_prompts]."""
+        return self.heads.lengths[self.head_of] + self.tails.lengths[self.tail_of]
+
+
+def tokenise(backbone: Backbone, prompts: Sequence[RenderedPrompt], *, shared: bool) -> TokenisedPrompts:
+    """Token ids of ``prompts``; with ``shared`` cut where the candidate begins, else with empty heads.
+
+    The whole text is tokenised before it is cut, so head + tail are always the tokens of the prompt as it stands.
+
+    Raises:
+        InputError: a prompt is empty or longer than the model can read.
+    """
+    distinct: dict[tuple[str, int], int] = {}
+    keys = [(prompt.text, _candidate_start(prompt) if shared else 0) for prompt in prompts]
+    which = np.fromiter((distinct.setdefault(key, len(distinct)) for key in keys), np.int64, len(keys))
+    encode = backbone.tokenizer.encode_batch if shared else backbone.tokenizer.encode_batch_fast
+    encodings = encode([text for text, _ in distinct])
+    heads: dict[tuple[int, ...], int] = {}
+    tails: dict[tuple[int, ...], int] = {}
+    head_of = np.empty(len(distinct), np.int64)
+    tail_of = np.empty(len(distinct), np.int64)
+    for number, ((_, cut), encoding) in enumerate(zip(distinct, encodings, strict=True)):
+        ids = tuple(encoding.ids)
+        if not 1 <= len(ids) <= backbone.max_tokens:
+            raise InputError(
+                f"a prompt has {len(ids)} tokens; the model reads 1 to {backbone.max_tokens}.",
+                where="prompt.max_tokens",
+                fix="Lower prompt.max_tokens, or let the template print something for every user.",
+            )
+        at = head_length(encoding.offsets, cut) if cut else 0
+        head_of[number] = heads.setdefault(ids[:at], len(heads))
+        tail_of[number] = tails.setdefault(ids[at:], len(tails))
+    return TokenisedPrompts(Ragged.of(list(heads)), Ragged.of(list(tails)), head_of[which], tail_of[which])
+
+
+def _candidate_start(prompt: RenderedPrompt) -> int:
+    """Character at which the first candidate field begins; 0 where the prompt shows none."""
+    return min((span.start for span in prompt.spans if span.kind == "candidate"), default=0)
+
+
+def head_length(offsets: Sequence[tuple[int, int]], cut: int) -> int:
+    """Tokens that end at or before character ``cut``; special tokens at the end of the text never count."""
+    for position, (start, end) in enumerate(offsets):
+        if end > cut and end > start:
+            return position
+    # Nothing readable behind the cut: the last token stays as the tail, since a tail is what is pooled.
+    return max(0, len(offsets) - 1)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One batch of rows. All tensors share the first two sizes [n_rows, width]; ``width`` is a multiple of 8.
+
+    Attributes:
+        input_ids, position_ids: int64; a tail's positions go on where its head ended.
+        segment: int16; HEAD, the number of a tail in its row, or PADDING.
+        row, slot: int64 [n_prompts], where each prompt's tail stands (slot counts from 0).
+        n_slots: most tails in one row.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segment: Tensor
+    row: Tensor
+    slot: Tensor
+    n_slots: int
+
+    @property
+    def n_tokens(self) -> int:
+        return int((self.segment >= 0).sum())
+
+    def to(self, device: torch.device) -> Packed:
+        if device.type == "cpu":
+            return self
+        tensors = (self.input_ids, self.position_ids, self.segment, self.row, self.slot)
+        ids, positions, segment, row, slot = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Packed(ids, positions, segment, row, slot, self.n_slots)
+
+
+def plan_rows(tokens: TokenisedPrompts, prompts: IntArray, max_tails: int) -> list[IntArray]:
+    """Which of ``prompts`` share a row: those of one head, at most ``max_tails`` each; without a head none do.
+
+    Returns:
+        index arrays into ``prompts``; together every position once.
+    """
+    heads = tokens.head_of[prompts]
+    order = np.argsort(heads, kind="stable")
+    borders = np.flatnonzero(np.diff(heads[order])) + 1
+    rows: list[IntArray] = []
+    lengths = tokens.heads.lengths
+    for run in np.split(order, borders):
+        if len(run):
+            size = max_tails if lengths[heads[run[0]]] else 1
+            rows += [run[start : start + size] for start in range(0, len(run), size)]
+    return rows
+
+
+def row_lengths(tokens: TokenisedPrompts, prompts: IntArray, rows: Sequence[IntArray]) -> IntArray:
+    """Tokens in each planned row, [n_rows]."""
+    tails = tokens.tails.lengths[tokens.tail_of[prompts]]
+    heads = tokens.heads.lengths[tokens.head_of[prompts]]
+    return np.fromiter((heads[row[0]] + tails[row].sum() for row in rows), np.int64, len(rows))
+
+
+def pack(
+    tokens: TokenisedPrompts, prompts: IntArray, rows: Sequence[IntArray], pad_id: int, width: int | None = None
+) -> Packed:
+    """The planned rows as tensors on the CPU; ``width``: pad to this instead of to the longest row."""
+    lengths = row_lengths(tokens, prompts, rows)
+    wide = -(-int(max(lengths.max(initial=1), width or 0)) // 8) * 8
+    ids = np.full((len(rows), wide), pad_id, np.int64)
+    positions = np.zeros((len(rows), wide), np.int64)
+    segment = np.full((len(rows), wide), PADDING, np.int16)
+    row_of = np.empty(len(prompts), np.int64)
+    slot_of = np.empty(len(prompts), np.int64)
+    for number, row in enumerate(rows):
+        head = tokens.heads[int(tokens.head_of[prompts[row[0]]])]
+        at = len(head)
+        ids[number, :at] = head
+        positions[number, :at] = np.arange(at)
+        segment[number, :at] = HEAD
+        for slot, place in enumerate(row.tolist()):
+            tail = tokens.tails[int(tokens.tail_of[prompts[place]])]
+            end = at + len(tail)
+            ids[number, at:end] = tail
+            positions[number, at:end] = np.arange(len(head), len(head) + len(tail))
+            segment[number, at:end] = slot + 1
+            row_of[place], slot_of[place] = number, slot
+            at = end
+    n_slots = max((len(row) for row in rows), default=0)
+    tensors = [torch.from_numpy(array) for array in (ids, positions, segment, row_of, slot_of)]
+    return Packed(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], n_slots)
+
+
+def tree_mask(segment: Tensor, position_ids: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:
+    """Additive attention mask [n_rows, 1, width, width]: 0 where a token (third size) may read another (fourth).
+
+    Rows of padding tokens are hidden throughout; their softmax is uniform and their states are never used.
+    """
+    reader, read = segment[:, :, None], segment[:, None, :]
+    allowed = (reader == read) | ((read == HEAD) & (reader > HEAD))
+    allowed &= read >= 0
+    if causal:
+        allowed &= position_ids[:, None, :] <= position_ids[:, :, None]
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min / 4).unsqueeze(1)
+
+
+def pooling_weights(packed: Packed, how: str) -> Tensor:
+    """How token states become one vector a tail: float32 [n_rows, n_slots, width], each used row summing to 1.
+
+    "mean": over the tail, that is over the tokens that have read the candidate; "last": its last token; "cls": its
+    first one, which is the prompt's first where heads are empty.
+    """
+    slots = torch.arange(1, packed.n_slots + 1, device=packed.segment.device, dtype=packed.segment.dtype)
+    own = packed.segment[:, None, :] == slots[None, :, None]
+    weights = own.float()
+    if how == "mean":
+        return weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
+    place = packed.position_ids[:, None, :].float()
+    far = torch.full_like(weights, -1.0 if how == "last" else 1e9)
+    place = torch.where(own, place.expand_as(weights), far)
+    chosen = place.argmax(-1) if how == "last" else place.argmin(-1)
+    one = torch.zeros_like(weights).scatter_(-1, chosen[..., None], 1.0)
+    return one * own.any(-1, keepdim=True)

@@ -1,0 +1,91 @@
+"""The metric that early stopping watches, on held-out validation rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from llmrec_core.contracts import IntArray
+from llmrec_core.errors import SpecError
+from llmrec_core.evaluation.validation import validation_metric
+from llmrec_core.specs import RATING_METRICS
+from llmrec_core.training.network import PromptNetwork
+from llmrec_core.training.objectives import Labels, weighted_loss
+from llmrec_core.training.packing import TokenisedPrompts
+from llmrec_core.training.samples import SampleLists
+
+#: Which head ranks when nothing else is said.
+MAIN_TASKS = ("rank", "click", "rating")
+
+
+def main_task(tasks: tuple[str, ...]) -> str:
+    """The head that gives the score: rank before click before rating."""
+    return next(task for task in MAIN_TASKS if task in tasks)
+
+
+class Validation:
+    """Validation prompts, tokenised once.
+
+    Args:
+        metric: name of the watched metric.
+        lists: samples of the validation part.
+        tokens: their prompts.
+        weights: task -> weight of its loss.
+        rating_range: high - low of the rating scale: rmse and mae are reported in the dataset's own units.
+        liked_at: scaled rating (0-1) above which a rated row counts as liked, for click metrics of a rating head.
+
+    Raises:
+        SpecError: the metric needs a head that is not trained.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        lists: SampleLists,
+        tokens: TokenisedPrompts,
+        weights: dict[str, float],
+        rating_range: float = 1.0,
+        liked_at: float = 0.5,
+    ) -> None:
+        self.metric = metric
+        self._tokens = tokens
+        self._weights = weights
+        self._users: IntArray = lists.users[lists.list_of]
+        self._list_of = lists.list_of
+        self._labels = lists.labels
+        tasks = tuple(weights)
+        self._task = "rating" if metric in RATING_METRICS else main_task(tasks)
+        if self._task not in tasks:
+            raise SpecError(
+                f"{metric} needs a rating objective, and the objectives are {', '.join(tasks)}.",
+                where="training.validation_metric",
+                fix="Watch auc or ndcg@10, or add the rating objective.",
+            )
+        # AUC asks what is clicked; a rank head is asked the same where click labels exist.
+        source = "click" if self._task == "rank" and "click" in tasks and metric in ("auc", "gauc") else self._task
+        truth = self._labels[source].astype(np.float64)
+        if self._task == "rating" and metric not in RATING_METRICS:
+            truth = np.where(np.isnan(truth), np.nan, truth > liked_at)
+        self._scale = rating_range if metric in RATING_METRICS else 1.0
+        self._kept = np.flatnonzero(~np.isnan(truth))
+        self._truth = truth[self._kept] * self._scale
+
+    def measure(self, network: PromptNetwork) -> dict[str, float]:
+        """``{"loss": ..., metric: ...}``; the metric is missing where it is not defined on these rows."""
+        outputs = network.predict(self._tokens, tuple(self._weights))
+        labels = Labels(
+            {task: torch.from_numpy(values) for task, values in self._labels.items()},
+            torch.from_numpy(self._list_of),
+            int(self._list_of.max(initial=-1)) + 1,
+        )
+        tensors = {task: torch.from_numpy(values) for task, values in outputs.items()}
+        found = {"loss": float(weighted_loss(tensors, labels, self._weights))}
+        scores = outputs[self._task][self._kept].astype(np.float64)
+        if self.metric in RATING_METRICS:
+            scores = np.clip(scores, 0.0, 1.0) * self._scale
+        value = validation_metric(self.metric, self._truth, scores, self._users[self._kept])
+        if math.isfinite(value):
+            found[self.metric] = value
+        return found
