@@ -1,13 +1,16 @@
 """Text that remembers where it came from: a ``str`` whose parts carry the player that they belong to.
 
 Provenance travels with the value through the template's own operations (filters, ``~``, ``+``, slices), so no marker
-characters ever stand in the text and nothing that a user writes can be mistaken for one.
+characters ever stand in the text and nothing that a user writes can be mistaken for one. What takes longer with more
+marks is charged to the meter of the render that it is part of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import SupportsIndex
+
+from llmrec_core.prompts._meter import charge
 
 #: (kind, ref) of a player, as in :class:`llmrec_core.contracts.Span`.
 Origin = tuple[str, str]
@@ -41,11 +44,13 @@ class Text(str):
         if not isinstance(key, slice):
             position = range(len(self))[key]
             key = slice(position, position + 1)
+        charge(1 + len(self.marks))
         start, stop, step = key.indices(len(self))
         piece = str.__getitem__(self, key)
         if step == 1:
             return Text(piece, _cut(self.marks, start, stop))
         # A strided or reversed piece: mark it letter by letter.
+        charge(len(piece) * len(self.marks))
         origins = [origin_at(self.marks, i) for i in range(start, stop, step)]
         return Text(piece, tuple((i, i + 1, origin) for i, origin in enumerate(origins) if origin is not None))
 
@@ -83,6 +88,7 @@ def concat(parts: Iterable[str]) -> str:
     position = 0
     for piece in pieces:
         if isinstance(piece, Text):
+            charge(len(piece.marks))
             marks.extend((a + position, b + position, origin) for a, b, origin in piece.marks)
         position += len(piece)
     joined = "".join(pieces)
@@ -93,6 +99,7 @@ def mapped(text: str, change: Callable[[str], str]) -> str:
     """``change`` applied to each stretch of one origin alone, so that marks fit even where the length changes."""
     if not isinstance(text, Text):
         return change(text)
+    charge(len(text.marks))
     parts: list[str] = []
     done = 0
     for start, end, origin in text.marks:

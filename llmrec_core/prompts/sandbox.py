@@ -20,13 +20,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from llmrec_core.errors import LLMRecError, TemplateError
+from llmrec_core.prompts import _filters as filters
 from llmrec_core.prompts import _operations as ops
+from llmrec_core.prompts._meter import METER, UNMETERED, Refused
 from llmrec_core.prompts._text import Text, concat
 
 #: Faults that a template can cause at run time; anything else is our own and passes through.
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,
-    ops.Refused,
+    Refused,
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -51,10 +53,10 @@ _NODE_WORDS: Mapping[type[nodes.Node], str] = {
     nodes.FilterBlock: "filter blocks",
     nodes.AssignBlock: "set blocks (write {% set name = value %})",
     nodes.Block: "blocks",
-    nodes.Extends: "extends",
-    nodes.Include: "include",
-    nodes.Import: "import",
-    nodes.FromImport: "import",
+    nodes.Extends: "parents to extend",
+    nodes.Include: "includes",
+    nodes.Import: "imports",
+    nodes.FromImport: "imports",
 }
 
 #: Names that Jinja gives a meaning of its own.
@@ -95,7 +97,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return self._missing(obj, attribute)
             obj.ready[attribute] = found
             return found
-        if type(obj) is LoopContext and attribute in ops.LOOP_FIELDS:
+        if type(obj) is LoopContext and attribute in filters.LOOP_FIELDS:
             return getattr(obj, attribute)
         found = self._method(obj, attribute)
         if found is not None:
@@ -106,7 +108,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             except AttributeError:
                 return self._missing(obj, attribute)
         if type(obj) is LoopContext and attribute == "cycle":
-            return ops.Function(obj.cycle)
+            return filters.Function(obj.cycle)
         if isinstance(obj, dict) and attribute in obj:
             return obj[attribute]
         return self._missing(obj, attribute)
@@ -129,14 +131,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(hint=f"{ops.describe(obj)} has no element of that name")
 
     @staticmethod
-    def _method(obj: Any, name: str) -> ops.Function | None:
+    def _method(obj: Any, name: str) -> filters.Function | None:
         if isinstance(obj, str):
-            run = ops.TEXT_METHODS.get(name)
+            run = filters.TEXT_METHODS.get(name)
         elif isinstance(obj, (ops.Fields, dict)):
-            run = ops.MAPPING_METHODS.get(name)
+            run = filters.MAPPING_METHODS.get(name)
         else:
             return None
-        return None if run is None else ops.Function(run, obj)
+        return None if run is None else filters.Function(run, obj)
 
     def _missing(self, obj: Any, name: str) -> Any:
         ops.require(obj)
@@ -148,15 +150,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(hint=hint, name=name)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(__obj, ops.Function):
-            raise ops.Refused(f"{ops.describe(ops.require(__obj))} cannot be called")
+        if not isinstance(__obj, filters.Function):
+            raise Refused(f"{ops.describe(ops.require(__obj))} cannot be called")
         # Compiled loops and blocks pass these for functions that take the context; ours never do.
         kwargs.pop("_loop_vars", None)
         kwargs.pop("_block_vars", None)
         return __obj(*args, **kwargs)
 
     def is_safe_callable(self, obj: Any) -> bool:
-        return isinstance(obj, ops.Function)
+        return isinstance(obj, filters.Function)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         return ops.binary(operator, left, right)
@@ -183,6 +185,12 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
         node.expr = self._weighed(node.expr)
         for operand in node.ops:
             operand.expr = self._weighed(operand.expr)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = self._weighed(node.node)
         return node
 
     def visit_Test(self, node: nodes.Test) -> nodes.Node:
@@ -222,7 +230,7 @@ class Sandbox:
         limits: see :class:`Limits`.
     """
 
-    _FUNCTIONS: ClassVar[Mapping[str, Callable[..., Any]]] = {"range": ops.bounded_range, "namespace": Namespace}
+    _FUNCTIONS: ClassVar[Mapping[str, Callable[..., Any]]] = {"range": filters.bounded_range, "namespace": Namespace}
 
     def __init__(
         self,
@@ -241,16 +249,16 @@ class Sandbox:
             autoescape=False,
             cache_size=0,
         )
-        env.tests = {name: test for name, test in env.tests.items() if name in ops.TESTS}
+        env.tests = {name: test for name, test in env.tests.items() if name in filters.TESTS}
         env.filters = {
-            **ops.FILTERS,
+            **filters.FILTERS,
             _BUILT: ops.built,
             _JOINED: ops.joined,
             _LOOPED: ops.looped,
             _WEIGHED: ops.weigh,
         }
         offered = {**self._FUNCTIONS, **(functions or {})}
-        env.globals = {name: ops.Function(run) for name, run in offered.items()}
+        env.globals = {name: filters.Function(run) for name, run in offered.items()}
         self._env = env
 
     def compile(self, source: str, where: str = "template") -> Program:
@@ -265,6 +273,14 @@ class Sandbox:
                 where=where,
                 fix="Shorten it.",
             )
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            raise TemplateError(
+                f"character {error.start + 1} is half of a surrogate pair and no character by itself.",
+                where=where,
+                fix="Remove it.",
+            ) from None
         self._start_meter()
         try:
             tree = self._env.parse(source)
@@ -276,12 +292,14 @@ class Sandbox:
             template = jinja2.Template.from_code(self._env, code, self._env.globals)
         except _TEMPLATE_FAULTS as error:
             raise _explained(error, where, getattr(error, "lineno", None)) from None
+        finally:
+            METER.fuel = UNMETERED
         return Program(self, template, where, reads)
 
     def _start_meter(self) -> None:
-        ops.METER.fuel = self.limits.fuel
-        ops.METER.max_text = self.limits.max_text_chars
-        ops.METER.max_list = self.limits.max_list
+        METER.fuel = self.limits.fuel
+        METER.max_text = self.limits.max_text_chars
+        METER.max_list = self.limits.max_list
 
     def _check(self, tree: nodes.Template) -> None:
         """Walks the tree as the author wrote it; iterative, since its depth is the author's choice."""
@@ -313,11 +331,11 @@ class Sandbox:
     def _check_node(self, node: nodes.Node) -> None:
         if not isinstance(node, _ALLOWED_NODES):
             word = _NODE_WORDS.get(type(node), type(node).__name__.lower())
-            raise _fault(f"{word} are not offered here", node)
-        if isinstance(node, nodes.Filter) and node.name not in ops.FILTERS:
-            raise _fault(f"unknown filter {node.name[:40]!r}; known are {', '.join(sorted(ops.FILTERS))}", node)
-        if isinstance(node, nodes.Test) and node.name not in ops.TESTS:
-            raise _fault(f"unknown test {node.name[:40]!r}; known are {', '.join(sorted(ops.TESTS))}", node)
+            raise _fault(f"templates here have no {word}", node)
+        if isinstance(node, nodes.Filter) and node.name not in filters.FILTERS:
+            raise _fault(f"unknown filter {node.name[:40]!r}; known are {', '.join(sorted(filters.FILTERS))}", node)
+        if isinstance(node, nodes.Test) and node.name not in filters.TESTS:
+            raise _fault(f"unknown test {node.name[:40]!r}; known are {', '.join(sorted(filters.TESTS))}", node)
         if isinstance(node, nodes.Name) and node.name in _RESERVED_NAMES:
             raise _fault(f"the name {node.name!r} is not offered here", node)
         if isinstance(node, nodes.Name) and node.ctx != "load" and node.name in self._env.globals:
@@ -333,7 +351,7 @@ class Sandbox:
         called = node.node
         if isinstance(called, nodes.Name) and called.name in self._env.globals:
             return
-        methods = {*ops.TEXT_METHODS, *ops.MAPPING_METHODS, "cycle"}
+        methods = {*filters.TEXT_METHODS, *filters.MAPPING_METHODS, "cycle"}
         if isinstance(called, nodes.Getattr) and called.attr in methods:
             return
         name = called.name if isinstance(called, nodes.Name) else getattr(called, "attr", "this")
@@ -367,11 +385,13 @@ class Program:
                 found.append(piece)
                 total += len(piece)
                 if total > limit:
-                    raise ops.Refused(f"the text grew beyond {limit:,} characters")
+                    raise Refused(f"the text grew beyond {limit:,} characters")
         except LLMRecError:
             raise
         except _TEMPLATE_FAULTS as error:
             raise _explained(error, self._where, self._line(error)) from None
+        finally:
+            METER.fuel = UNMETERED
         return found
 
     def render(self, variables: Mapping[str, Any]) -> Text:
@@ -404,6 +424,8 @@ def _explained(error: BaseException, where: str, line: int | None) -> TemplateEr
         what = "the template needs too much memory"
     elif isinstance(error, ZeroDivisionError):
         what = "a division by zero"
+    elif isinstance(error, OverflowError) or "integer string conversion" in str(error):
+        what = "a number is too large"
     else:
         what = (error.message if isinstance(error, jinja2.TemplateError) else str(error)) or type(error).__name__
         what = " ".join(what.split())[:1000]
