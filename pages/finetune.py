@@ -84,7 +84,7 @@ def model_card(spec: RunSpec, key: str) -> dict[str, Any]:
         "Model",
         options,
         index=options.index(current),
-        key=f"{key}:model",
+        key=f"{key}-model",
         format_func=lambda name: entries[name].title if name in entries else name,
         help="A catalogue model; a local folder or hub:owner/name can be typed",
         accept_new_options=True,
@@ -113,7 +113,7 @@ def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
         "Prompt template",
         options,
         index=options.index(start),
-        key=f"{key}:template",
+        key=f"{key}-template",
         format_func=lambda n: f"{STARTERS[n].title} (starter)" if n in STARTERS else n,
         persist_state="session",
     )
@@ -134,7 +134,7 @@ def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
         selection_mode="multi",
         default=list(weights),
         format_func=_TASKS.__getitem__,
-        key=f"{key}:tasks",
+        key=f"{key}-tasks",
         help="Clicks: who would like it. Ratings: how many stars. The right order: one good item above others. "
         "Several are trained together, as a weighted sum of their losses.",
         wrap=True,
@@ -154,7 +154,7 @@ def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
                 value=float(weights.get(task, 1.0)),
                 step=0.1,
                 format="%g",
-                key=f"{key}:weight:{task}",
+                key=f"{key}-weight-{task}",
                 persist_state="session",
             )
         found.append({"task": task, "weight": weight})
@@ -164,7 +164,7 @@ def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
 def field(fields: dict[str, FormField], path: str, key: str, title: str, changes: dict[str, Any]) -> None:
     """One main option; remembers it in ``changes`` under its path."""
     if path in fields:
-        changes[path] = edit_field(fields.pop(path), f"{key}:{path}", title)
+        changes[path] = edit_field(fields.pop(path), f"{key}-{path}", title)
 
 
 def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
                 default=method_field.value,
                 required=True,
                 format_func=_METHODS.__getitem__,
-                key=f"{key}:method",
+                key=f"{key}-method",
                 help=method_field.help,
                 persist_state="session",
             )
@@ -227,7 +227,7 @@ def expert(fields: dict[str, FormField], key: str) -> dict[str, Any]:
                 columns = st.columns(3)
                 for place, member in enumerate(members):
                     with columns[place % 3]:
-                        changes[member.path] = edit_field(member, f"{key}:{member.path}")
+                        changes[member.path] = edit_field(member, f"{key}-{member.path}")
     return changes
 
 
@@ -259,7 +259,8 @@ def new_run() -> None:
     spec = start_point()
     if spec is None:
         return
-    key = f"ft:{st.session_state.get('clone_of') or spec.preset}"
+    origin = st.session_state.get("clone_of") or spec.preset
+    key = f"ft-{origin}"
     fields = {f.path: f for f in form_fields(spec)}
     changes = main_options(spec, key, fields)
     changes |= expert(fields, key)

@@ -13,7 +13,7 @@ from llmrec_core.runs import Run
 from pages._studio.base import faults_in_words, header, number, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 
-_NAMES = {"model": "Fine-tuned model", "popularity": "Popularity", "item-knn": "Sequential item-kNN"}
+_NAMES = {"popularity": "Popularity", "item-knn": "Sequential item-kNN"}
 
 
 def what_if(run: Run, user: str, dataset: Dataset, real: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -88,28 +88,37 @@ def list_of(
     run: Run, user: str, name: str, answer: dict[str, Any], before: dict[str, int] | None, verdicts: dict[str, str]
 ) -> None:
     """One model's list; the fine-tuned model's carries thumbs."""
-    st.markdown(f"**{plain(_NAMES.get(name, name))}**")
+    st.markdown(f"**{plain(model_title(run, name))}**")
     for item in answer["items"]:
-        with st.container(border=True, gap="xsmall"):
-            mark = ":green[✓] " if item["hit"] else ""
-            st.markdown(f"{mark}{item['rank']}. **{plain(item['title'] or item['item_id'], 90)}**")
-            words = [f"score {number(item['score'])}"]
-            if before is not None:
-                words.append(movement(before.get(item["item_id"]), item["rank"]))
+        with st.container(border=True, gap="xxsmall"):
+            st.markdown(f"{item['rank']}\\. **{plain(item['title'] or item['item_id'], 90)}**")
             with st.container(horizontal=True, gap="xsmall", vertical_alignment="center"):
-                if item["hit"]:
-                    st.badge("held out", color="green", help="The user really chose it next")
-                if item["cold"]:
-                    st.badge("cold", color="blue", help="Nobody chose it in the training data")
-                else:
-                    st.badge(
-                        f"{item['popularity']}×", color="gray", help="How often it was chosen in the training data"
-                    )
+                badges(item)
+                words = [number(item["score"])]
+                if before is not None:
+                    words.append(movement(before.get(item["item_id"]), item["rank"]))
                 st.caption(" · ".join(words), width="content")
-            if name == "model":
-                thumbs(run, user, item, verdicts)
+                if name == "model":
+                    thumbs(run, user, item, verdicts)
     if not answer["items"]:
         st.caption("Nothing left to recommend: the user has seen every item.")
+
+
+def model_title(run: Run, name: str) -> str:
+    """ "model" is called by what it is; floors by their own names."""
+    if name != "model":
+        return _NAMES.get(name, name)
+    family = run.spec.recommender.family
+    return f"{_NAMES[family]} (this run)" if family in _NAMES else "Fine-tuned model"
+
+
+def badges(item: dict[str, Any]) -> None:
+    if item["hit"]:
+        st.badge("held out", icon=":material/check:", color="green", help="The user really chose it next")
+    if item["cold"]:
+        st.badge("cold", color="blue", help="Nobody chose it in the training data")
+    else:
+        st.badge(f"{item['popularity']}×", color="gray", help="How often it was chosen in the training data")
 
 
 def movement(old: int | None, new: int) -> str:
@@ -121,13 +130,9 @@ def movement(old: int | None, new: int) -> str:
 def thumbs(run: Run, user: str, item: dict[str, Any], verdicts: dict[str, str]) -> None:
     key = f"thumb:{run.run_id}:{user}:{item['item_id']}"
     known = {"up": 1, "down": 0}.get(verdicts.get(item["item_id"], ""))
-    with st.container(horizontal=True, vertical_alignment="center"):
-        given = st.feedback("thumbs", key=key, default=known)
-        st.page_link(
-            "pages/explain.py",
-            label="Why?",
-            query_params={"run": run.run_id, "user": user, "item": item["item_id"]},
-        )
+    given = st.feedback("thumbs", key=key, default=known)
+    link = {"run": run.run_id, "user": user, "item": item["item_id"]}
+    st.page_link("pages/explain.py", label="Why?", query_params=link)
     if given is not None and given != known:
         FeedbackStore(workspace()).add(
             run.spec.dataset.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from llmrec_core.data import Dataset, DatasetStore, portrait
+from llmrec_core.data import Dataset, DatasetStore, Portrait, portrait
 from llmrec_core.errors import InputError
 from llmrec_core.figures import portrait_figures, split_figure
 from llmrec_core.specs import SplitSpec
@@ -17,7 +17,7 @@ _TABS = ("Portrait", "Splits", "Tables", "Origin")
 
 
 @st.cache_data(max_entries=6, show_spinner="Drawing the portrait …")
-def _portrait(root: str, name: str, version: int) -> object:
+def _portrait(root: str, name: str, version: int) -> Portrait:
     return portrait(load_dataset(name, version))
 
 
@@ -67,6 +67,12 @@ def facts(dataset: Dataset) -> None:
 
 def show_portrait(dataset: Dataset) -> None:
     found = _portrait(str(workspace().root), dataset.name, dataset.version)
+    words = [f"{found.n_cold_items:,} items without any interaction"]
+    if found.n_repeats:
+        words.append(f"{found.n_repeats:,} repeated pairs of user and item")
+    half = found.history_quantiles["0.5"]
+    words.append(f"half of the users have {half:g} interactions or fewer")
+    st.caption(" · ".join(words))
     figures = list(portrait_figures(found).items())
     for start in range(0, len(figures), 2):
         for column, (name, figure) in zip(st.columns(2), figures[start : start + 2], strict=False):

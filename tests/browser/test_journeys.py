@@ -1,0 +1,163 @@
+"""Whole journeys by clicks in a real browser: the real MiniLM, a reload in mid-training, a kill -9 of the app."""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
+
+#: A run on two shared cores, the model's download included.
+RUN_MS = 300_000
+
+
+def key(page: Page, name: str) -> Locator:
+    """The element of the widget with this key."""
+    return page.locator(f".st-key-{name}")
+
+
+def choose(page: Page, name: str, option: str) -> None:
+    """Picks an option of a selectbox by typing it."""
+    field = key(page, name).locator("input")
+    field.click()
+    field.fill(option)
+    page.get_by_role("option").filter(has_text=option).first.click()
+
+
+def set_number(page: Page, name: str, value: str) -> None:
+    field = key(page, name).locator("input")
+    field.fill(value)
+    field.press("Enter")
+
+
+def wait_idle(page: Page) -> None:
+    """Until the script behind the page has nothing left to do."""
+    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=60_000)
+
+
+def run_in_url(page: Page) -> str:
+    page.wait_for_url(re.compile(r"[?&]run="))
+    found = re.search(r"[?&]run=([\w-]+)", page.url)
+    assert found is not None
+    return found.group(1)
+
+
+def wait_for_training(page: Page) -> None:
+    expect(page.get_by_text(re.compile(r"Training · \d+ of \d+"))).to_be_visible(timeout=RUN_MS)
+
+
+def wait_done(page: Page) -> None:
+    """Until the run of the panel is done; what it says instead when it fails is the message of this test."""
+    ended = page.get_by_test_id("stMarkdownContainer").filter(
+        has_text=re.compile(r"^(done|failed|interrupted|cancelled)$")
+    )
+    expect(ended.first).to_be_visible(timeout=RUN_MS)
+    if ended.first.inner_text().strip() != "done":
+        raise AssertionError(f"the run did not finish: {page.get_by_test_id('stAlert').all_inner_texts()}")
+
+
+def no_faults(page: Page) -> None:
+    """No error box and no stack trace stands on the page."""
+    assert page.get_by_test_id("stException").count() == 0
+    assert page.locator('[data-testid="stAlertContentError"]').all_inner_texts() == []
+
+
+def test_the_whole_journey_on_sample_data(page, studio):
+    page.goto(studio.url)
+    key(page, "main_job").get_by_role("button").click()
+    run_id = run_in_url(page)
+    wait_for_training(page)
+
+    page.reload()
+    assert run_in_url(page) == run_id
+    expect(page.get_by_text(run_id).first).to_be_visible()
+    wait_done(page)
+
+    page.get_by_role("link", name="See the rankings").click()
+    expect(page.get_by_role("heading", name="Rankings")).to_be_visible()
+    expect(page.get_by_text("Fine-tuned model")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("Sequential item-kNN")).to_be_visible()
+    expect(page.get_by_role("link", name="Why?")).to_have_count(10)
+    assert run_id in page.url
+    no_faults(page)
+
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Metrics").click()
+    expect(page.get_by_role("heading", name="Metrics", exact=True)).to_be_visible()
+    expect(page.get_by_text("the best baseline").first).to_be_visible()
+    expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    no_faults(page)
+
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Explain").click()
+    expect(page.get_by_text("Additivity gap")).to_be_visible(timeout=120_000)
+    expect(page.locator(".js-plotly-plot")).to_be_visible()
+    expect(page.get_by_text("The words the model read")).to_be_visible()
+    gap = page.get_by_test_id("stMetric").filter(has_text="Additivity gap").get_by_test_id("stMetricValue").inner_text()
+    assert float(gap) < 1e-4
+    no_faults(page)
+
+
+def movielens_like(folder: Path) -> tuple[Path, Path]:
+    """Ratings and films in the manner of MovieLens, cut from the sample; no name tells which column is the rating."""
+    with open(ROOT / "sample_data" / "interactions.csv", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    users = sorted({row["user_id"] for row in rows})[:120]
+    ratings, films = folder / "ratings.csv", folder / "movies.csv"
+    with open(ratings, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter=";")
+        writer.writerow(["userId", "movieId", "mark", "timestamp"])
+        kept = set(users)
+        writer.writerows(
+            [r["user_id"], r["item_id"], r["rating"], r["timestamp"]] for r in rows if r["user_id"] in kept
+        )
+    with open(ROOT / "sample_data" / "items.csv", encoding="utf-8", newline="") as stream:
+        items = list(csv.DictReader(stream))
+    with open(films, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["movieId", "title", "genres"])
+        writer.writerows([item["item_id"], item["title"], item["category"]] for item in items)
+    return ratings, films
+
+
+def test_an_uploaded_csv_and_a_killed_app(page, studio, tmp_path):
+    page.goto(f"{studio.url}/data")
+    page.locator('input[type="file"]').set_input_files([str(path) for path in movielens_like(tmp_path)])
+    # Nothing in its name says that "mark" is a rating: a person has to.
+    role = page.get_by_test_id("stSelectbox").filter(has_text=re.compile(r"^rating")).first
+    expect(role).to_contain_text("(none)", timeout=60_000)
+    role.locator("input").click()
+    role.locator("input").fill("mark")
+    page.get_by_role("option").filter(has_text="mark").first.click()
+    expect(role).to_contain_text("mark")
+    set_number(page, "import_name", "films")
+    key(page, "import_button").get_by_role("button").click()
+    expect(page.get_by_text("Nothing was refused").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("1 to 5").first).to_be_visible()
+    no_faults(page)
+
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Fine-tune").click()
+    choose(page, "ft_dataset", "films")
+    choose(page, "ft_preset", "Quick look")
+    wait_idle(page)
+    set_number(page, "ft-quick-training-max_samples", "900")
+    set_number(page, "ft-quick-evaluation-max_users", "40")
+    wait_idle(page)
+    key(page, "ft_submit").get_by_role("button").click()
+    run_id = run_in_url(page)
+    wait_for_training(page)
+
+    studio.kill()
+    time.sleep(1)
+    studio.start()
+    page.goto(f"{studio.url}/finetune?run={run_id}")
+    expect(page.get_by_role("heading", name="Fine-tune")).to_be_visible()
+    expect(page.get_by_text(run_id).first).to_be_visible()
+    wait_done(page)
+    page.get_by_role("link", name="Rankings").last.click()
+    expect(page.get_by_text("Fine-tuned model")).to_be_visible(timeout=120_000)
+    no_faults(page)
