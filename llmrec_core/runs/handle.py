@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ class RunHandle:
                 self._files.write_status(status, durable=False)
             except OSError as error:
                 # A full disk may be freed again; the job will meet it too when it matters.
-                print(f"status not written: {error}", flush=True)
+                # Its log lies on the same disk.
+                with suppress(OSError):
+                    print(f"status not written: {error}", flush=True)
             self._closing.wait(min(_STATUS_EVERY_S, self._heartbeat_s))
             self._changed.wait(self._heartbeat_s)
             self._changed.clear()

@@ -222,7 +222,7 @@ class Supervisor:
         code = child.wait() if child is not None else None
         with self.store.queue.transaction() as transaction:
             now = transaction.get(row.run_id)
-            if now is None or now.state != "claimed" or now.worker != row.worker:
+            if now is None or now.state != "claimed":
                 return
             folder = RunFolder(self.workspace.runs / row.run_id)
             if folder.path.is_dir():
@@ -387,9 +387,7 @@ def run_foreground(
     seen, said = 0, ""
     while True:
         try:
-            supervisor.tick()
-            live = any(row.run_id == run_id for row in store.queue.live())
-            status = store.get(run_id).status
+            status, live = _look(supervisor, run_id)
             for event in store.events(run_id, after=seen):
                 seen = event["n"]
                 on_event(event)
@@ -402,6 +400,24 @@ def run_foreground(
             time.sleep(min(0.2, supervisor.timing.poll_s))
         except KeyboardInterrupt:
             _cancel_now(supervisor, run_id)
+
+
+def _look(supervisor: Supervisor, run_id: str) -> tuple[RunStatus, bool]:
+    """Serves the queue once; the run's status, and whether it is live.
+
+    On a full disk the index may not even open. The run's folder still tells how it ends, so nothing is given up while
+    its worker lives.
+    """
+    store = supervisor.store
+    try:
+        supervisor.tick()
+        live = any(row.run_id == run_id for row in store.queue.live())
+        return store.get(run_id).status, live
+    except LLMRecError:
+        status = store.get(run_id).status
+        if status.live and (status.process is None or not processes.is_alive(status.process)):
+            raise
+        return status, status.live
 
 
 def _cancel_now(supervisor: Supervisor, run_id: str) -> None:

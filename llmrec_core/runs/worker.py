@@ -95,7 +95,7 @@ class _Worker:
             before = folder.read_status()
         except LLMRecError as error:
             # Times and the request key are lost with the damaged file; the run itself need not be.
-            print(f"{error}", flush=True)
+            _say(f"{error}")
             before = RunStatus(state="queued")
         self.status = before.model_copy(
             update={
@@ -166,7 +166,9 @@ class _Worker:
                 exit_code=1,
             )
         else:
-            traceback.print_exception(error)
+            if _disk_full(error):
+                self.folder.ballast_path.unlink(missing_ok=True)
+            _say("".join(traceback.format_exception(error)).rstrip())
             ended = self.status.ended(
                 "failed", reason(error), error_kind=type(error).__name__, exit_code=getattr(error, "exit_code", 1)
             )
@@ -181,10 +183,10 @@ class _Worker:
                 self.folder.write_status(status)
                 return
             except OSError as error:
-                print(f"last status not written: {error}", flush=True)
+                _say(f"last status not written: {error}")
                 self.folder.ballast_path.unlink(missing_ok=True)
         # The supervisor finds the process gone, and this line with it.
-        print(f"the run ended as {status.state}: {status.error}", flush=True)
+        _say(f"the run ended as {status.state}: {status.error}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.pid:
@@ -237,6 +239,12 @@ def _confirm(folder: RunFolder) -> ProcessId | None:
     # In a virtual environment on Windows the started program is a launcher, and this process its child.
     mine = {os.getpid(), os.getppid()} if sys.platform == "win32" else {os.getpid()}
     return row.worker if row.worker.pid in mine else None
+
+
+def _say(text: str) -> None:
+    """A line for ``worker.log``; that file lies on the same disk, and a full one must not cost the last word."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 def _prefer_to_die() -> None:

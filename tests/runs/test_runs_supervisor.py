@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from runs.runs_lab import HERE, IMPATIENT, Lab, fake_argv
 
-from llmrec_core.errors import InputError, NotFoundError
+from llmrec_core.errors import InputError, LLMRecError, NotFoundError
 from llmrec_core.runs import (
     RunStore,
     Supervisor,
@@ -92,7 +92,7 @@ def test_a_run_outlives_the_killed_app_and_is_found_by_the_next(lab: Lab) -> Non
     lab.supervisor.start()
     lab.until(lambda: len(lab.store.events(run_id)) > seen + 5, tick=False)
     assert lab.worker(run_id) == worker
-    assert lab.store.get(waiting).status.state == "queued"
+    assert [row.state for row in lab.store.queue.live()] == ["claimed", "queued"]
 
     lab.store.stop(run_id)
     lab.until(lambda: lab.store.get(waiting).status.state == "done", tick=False)
@@ -225,7 +225,12 @@ def test_devices_work_side_by_side_and_nobody_is_overtaken(lab: Lab) -> None:
     younger = lab.submit("nothing", device="cuda:1")
     for _ in range(5):
         lab.supervisor.tick()
-    assert [lab.store.get(r).status.state for r in (first, waiting, younger)] == ["running", "queued", "queued"]
+    assert {row.run_id: row.state for row in lab.store.queue.live()} == {
+        first: "claimed",
+        beside: "claimed",
+        waiting: "queued",
+        younger: "queued",
+    }
     for run_id in (first, beside):
         lab.store.cancel(run_id)
     lab.until(lambda: lab.store.get(younger).status.state == "done")
@@ -247,6 +252,27 @@ def test_the_foreground_waits_its_turn_and_says_for_whom(lab: Lab) -> None:
     assert events[-1]["type"] == "result"
     with pytest.raises(NotFoundError):
         lab.finish("nosuch")
+
+
+def test_the_foreground_follows_its_run_even_when_the_index_cannot_be_opened(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: the worker's own last word is enough."""
+    run_id = lab.started("steps 0.3")
+    worker = lab.worker(run_id)
+
+    def broken(start: bool = True) -> bool:
+        raise LLMRecError("the list of runs cannot be used: disk I/O error.")
+
+    monkeypatch.setattr(lab.supervisor, "tick", broken)
+    monkeypatch.setattr(lab.supervisor, "reconcile", lambda: None)
+    events: list[dict[str, Any]] = []
+    assert lab.finish(run_id, events.append).state == "done"
+    assert events[-1]["type"] == "result"
+    lab.until(lambda: not processes.is_alive(worker), tick=False)
+    with pytest.raises(LLMRecError, match="disk I/O"):
+        lab.finish(lab.submit("nothing"))
+    monkeypatch.undo()
 
 
 def test_ctrl_c_in_the_foreground_cancels_and_a_second_one_does_not_wait(lab: Lab) -> None:

@@ -260,6 +260,23 @@ def test_a_full_disk_does_not_stop_the_heart_or_the_last_word(lab: Lab, monkeypa
     assert status.error.startswith("the disk is full")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("job", ["disk_full", "disk_full_elsewhere"])
+def test_the_last_word_is_written_although_the_log_is_full(lab: Lab, job: str) -> None:
+    """The log lies on the disk that is full; what cannot be printed must not stop what can be written."""
+    run_id = lab.submit(job)
+    with open("/dev/full", "wb") as full, lab.store.queue.transaction() as transaction:
+        child = subprocess.Popen(fake_argv(lab.folder(run_id).path), stdout=full, stderr=full)
+        worker = processes.identify(child.pid)
+        assert worker is not None
+        transaction.claim(run_id, worker, owner=None)
+    child.wait(20)
+    status = lab.folder(run_id).read_status()
+    assert status.state == "failed"
+    assert status.error is not None
+    assert status.error.startswith("the disk is full")
+
+
 def test_only_the_worker_brings_heavy_libraries(tmp_path: Path) -> None:
     code = (
         "import sys, llmrec_core.runs, llmrec_core.runs.worker, llmrec_core.runs.__main__\n"
