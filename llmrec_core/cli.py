@@ -122,7 +122,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
-    report = {
+    report: dict[str, Any] = {
         "llmrec": __version__,
         "python": sys.version.split()[0],
         "packages": packages,
@@ -138,7 +138,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     table.add_row("LLMRec Studio", __version__)
     table.add_row("Python", report["python"])
     for section in ("packages", "device", "matmul", "models"):
-        for key, value in report[section].items():  # type: ignore[attr-defined]
+        for key, value in report[section].items():
             table.add_row(_text(f"{section}: {key}"), _text(value))
     table.add_row("workspace", _text(place.root))
     out.print(table)
