@@ -139,8 +139,12 @@ def detect_encoding(path: Path, told: str | None = None) -> tuple[str, bool, lis
         even, odd = head[0::2].count(0), head[1::2].count(0)
         if max(even, odd) > 0.3 * (len(head) / 2) and min(even, odd) < 0.05 * (len(head) / 2):
             return ("utf-16-le" if odd > even else "utf-16-be"), False, ["no byte order mark: taken as UTF-16"]
-        if 0 in head:
-            raise DataError("the file holds zero bytes: it is not text.", where=path.name, fix="Save it as CSV.")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            zero = data.find(b"\0")
+            if zero >= 0:
+                line = data[:zero].count(b"\n") + 1
+                where = f"{path.name}, line {line}"
+                raise DataError("the file holds zero bytes: it is not text.", where=where, fix="Save it as CSV.")
         stream.seek(0)
         good = bad = 0
         odd_lines: list[bytes] = []
@@ -357,12 +361,9 @@ def read_careful(path: Path, dialect: Dialect, max_rows: int | None = None) -> R
         if dialect.lenient and not _encodable(cells):
             rejects.add(number, f"the line is not valid {dialect.encoding}")
             continue
-        if not any("\0" in cell for cell in cells):
-            rows.append(cells)
-            lines.append(number)
-            n_rows += 1
-        else:
-            rejects.add(number, "the line holds zero bytes")
+        rows.append(cells)
+        lines.append(number)
+        n_rows += 1
         if len(rows) >= _BLOCK_ROWS:
             flush()
         if max_rows is not None and n_rows >= max_rows:

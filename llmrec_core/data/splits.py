@@ -353,7 +353,8 @@ def _cut_in_time(
     sorted_times = np.sort(times)
     n_test, n_valid = _n_held_out(len(order), spec)
     test_start = float(sorted_times[max(0, len(order) - n_test)])
-    valid_start = float(sorted_times[max(0, len(order) - n_test - n_valid)])
+    n_before = int(np.searchsorted(sorted_times, test_start))
+    valid_start = float(sorted_times[max(0, n_before - n_valid)])
     part[order[times >= valid_start]] = _VALID
     part[order[times >= test_start]] = _TEST
     return valid_start, test_start
