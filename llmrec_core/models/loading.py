@@ -282,9 +282,6 @@ def _pad_id(facts: ModelFacts, tokenizer: Tokenizer) -> int:
 
 def _config(facts: ModelFacts, dropout: float) -> PreTrainedConfig:
     values = {key: value for key, value in facts.config.items() if key not in ("model_type", "transformers_version")}
-    for key in _DROPOUT_KEYS:
-        if isinstance(values.get(key), int | float):
-            values[key] = dropout
     config = AutoConfig.for_model(facts.model_type, **values)
     for key in _DROPOUT_KEYS:
         if isinstance(getattr(config, key, None), int | float):

@@ -119,7 +119,9 @@ def test_known_attention_values_pass(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", "null", "[" * 100_000, '{"model_type": "bert", "model_type": "gpt2"}', '{"a": "\udcff"}']
+    "text",
+    ["", "{", "[1]", "null", "[" * 100_000, '{"model_type": "bert", "model_type": "gpt2"}', '{"a": "\udcff"}'],
+    ids=["empty", "cut", "list", "null", "nested", "twice", "not-utf-8"],
 )
 def test_config_that_is_not_an_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -247,6 +249,7 @@ def test_sound_header(tmp_path: Path) -> None:
         safetensors_bytes({"a": tensor(0, 1, [True], "U8")}, bytes(1)),
         safetensors_bytes({"a": "F32"}, bytes(8)),
     ],
+    ids=lambda content: f"{len(content)} bytes",
 )
 def test_damaged_headers(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
