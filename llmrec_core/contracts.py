@@ -114,6 +114,9 @@ class Explanation:
     seed: int
     #: Score of each token for the "words" view: (start, end, value) over prompt.text; attention only.
     token_values: tuple[tuple[int, int, float], ...] = ()
+    #: How far a second scoring of the same query, alone, was off: half precision rounds differently in other batches.
+    #: Values below it say nothing. 0 for attention.
+    score_noise: float = 0.0
 
 
 @dataclass(frozen=True)

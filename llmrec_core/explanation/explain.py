@@ -80,15 +80,16 @@ def explain(
         prompt=game.prompt,
         budget=result.n_scored,
         seed=seed,
+        score_noise=result.score_noise,
     )
 
 
 def explanation_json(explanation: Explanation, dataset: Dataset) -> dict[str, Any]:
     """The explanation as plain JSON data, as ``llmrec explain --json`` prints it.
 
-    The first seven keys are fixed; ``title``, ``sentence``, ``budget``, ``seed``, ``prompt`` and ``token_values``
-    come on top. Each span of ``prompt`` names its player by index (None: of no player). Texts are as users wrote
-    them: escape before showing.
+    The first seven keys are fixed; ``title``, ``sentence``, ``budget``, ``seed``, ``score_noise``, ``prompt`` and
+    ``token_values`` come on top. Each span of ``prompt`` names its player by index (None: of no player). Texts are as
+    users wrote them: escape before showing.
     """
     prompt = explanation.prompt
     spans = [] if prompt is None else prompt.spans
@@ -109,6 +110,7 @@ def explanation_json(explanation: Explanation, dataset: Dataset) -> dict[str, An
         "sentence": sentence(explanation),
         "budget": explanation.budget,
         "seed": explanation.seed,
+        "score_noise": explanation.score_noise,
         "prompt": None
         if prompt is None
         else {
@@ -146,7 +148,8 @@ def _shap_sentence(explanation: Explanation) -> str:
     named = [player for player in players if abs(player.value) >= _NAMED_SHARE * strongest]
     raised = [player for player in named if player.value > 0][:3]
     lowered = [player for player in named if player.value < 0][:2]
-    base = _number(explanation.base_value)
+    # What is nothing beside the score is written as nothing.
+    base = _number(explanation.base_value if abs(explanation.base_value) > 1e-6 * strongest else 0.0)
     parts = [f"Score {_number(explanation.target)}; with none of the reasons below it would be {base}."]
     if raised:
         parts.append(f"Raised most by {_listed(raised)}.")
@@ -154,8 +157,10 @@ def _shap_sentence(explanation: Explanation) -> str:
         parts.append(f"Lowered most by {_listed(lowered)}.")
     others = [player for player in players if player not in raised and player not in lowered]
     if others:
-        noun = "reason adds" if len(others) == 1 else "reasons together add"
-        parts.append(f"The other {len(others)} {noun} {_signed(sum(player.value for player in others))}.")
+        who = "The other reason adds" if len(others) == 1 else f"The other {len(others)} reasons together add"
+        parts.append(f"{who} {_signed(sum(player.value for player in others))}.")
+    if explanation.score_noise > _NAMED_SHARE * strongest:
+        parts.append(f"Differences below {_number(explanation.score_noise)} are rounding.")
     return " ".join(parts)
 
 

@@ -19,6 +19,9 @@ from llmrec_core.explanation.players import Game
 
 #: How far base + values may be from the score, relative to max(1, |score|): what float32 scores leave room for.
 ADDITIVITY_TOLERANCE = 1e-4
+#: How far two scorings of one query may be apart, relative to max(1, |score|): what bfloat16 (8 bits) leaves room for
+#: when batches differ. A model that drops out or draws is further off.
+REPEAT_TOLERANCE = 0.02
 #: Coalitions handed to the recommender at once; it batches them further by itself.
 _BLOCK = 4096
 
@@ -28,13 +31,15 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ShapleyResult:
-    """``values`` [n_players], in units of the score; ``n_scored``: distinct coalitions scored."""
+    """``values`` [n_players], in units of the score; ``n_scored``: distinct coalitions scored; ``score_noise``: how
+    far a second scoring of the full coalition was off."""
 
     values: Values
     base_value: float
     target: float
     additivity_gap: float
     n_scored: int
+    score_noise: float
 
 
 def exact_shapley(value: Callable[[BoolArray], Values], n_players: int) -> tuple[Values, float]:
@@ -80,28 +85,38 @@ def shapley_values(recommender: Recommender, game: Game, task: str | None = None
     """Why ``game.item_idx`` got its score for ``game.query``.
 
     Raises:
-        LLMRecError: a score is not finite, or base + values miss the score by more than
-            :data:`ADDITIVITY_TOLERANCE`: the recommender does not give the same score twice, so no attribution of
-            it can be trusted.
+        LLMRecError: a score is not finite; base + values miss the score by more than
+            :data:`ADDITIVITY_TOLERANCE`; or the recommender does not give the same score twice
+            (:data:`REPEAT_TOLERANCE`), so that no attribution of it can be trusted.
     """
-    scored = 0
+    scored: dict[str, float] = {}
 
     def value(masks: BoolArray) -> Values:
-        nonlocal scored
-        scored += len(masks)
-        return score_coalitions(recommender, game, masks, task)
+        scores = score_coalitions(recommender, game, masks, task)
+        scored["n"] = len(masks)
+        scored["target"] = float(scores[masks.all(axis=1)][0])
+        return scores
 
     values, base_value = exact_shapley(value, len(game.seats))
-    # Scored on its own, not read from the enumeration: otherwise the check below could never fail.
-    target = float(score_coalitions(recommender, game, np.ones((1, len(game.seats)), dtype=bool), task)[0])
+    target = scored["target"]
+    where = f"explanation of item number {game.item_idx}"
     gap = abs(base_value + float(values.sum()) - target)
-    if gap > ADDITIVITY_TOLERANCE * max(1.0, abs(target)):
+    if not gap <= ADDITIVITY_TOLERANCE * max(1.0, abs(target)):
         raise LLMRecError(
             f"the parts of this explanation miss the score by {gap:.2g}.",
-            where=f"explanation of item number {game.item_idx}",
-            fix="The recommender gave different scores for the same query; explain on the CPU in fp32.",
+            where=where,
+            fix="This is a fault of the explainer; please report it with the run's spec.",
         )
-    return ShapleyResult(values, base_value, target, gap, scored)
+    # Scored once more, alone: within one batch everything may agree by accident.
+    again = score_coalitions(recommender, game, np.ones((1, len(game.seats)), dtype=bool), task)
+    noise = abs(float(again[0]) - target)
+    if noise > REPEAT_TOLERANCE * max(1.0, abs(target)):
+        raise LLMRecError(
+            f"the recommender scored the same query {target:.4g} and then {float(again[0]):.4g}.",
+            where=where,
+            fix="Scores that do not repeat cannot be explained; train with precision fp32, or explain another run.",
+        )
+    return ShapleyResult(values, base_value, target, gap, int(scored["n"]), noise)
 
 
 def score_coalitions(recommender: Recommender, game: Game, masks: BoolArray, task: str | None) -> Values:

@@ -115,6 +115,15 @@ def test_sentence_names_the_strongest_and_sums_the_rest():
     )
 
 
+def test_sentence_warns_of_rounding_and_writes_nothing_as_zero():
+    player = Player("history", "0", "Bambi", 0.05)
+    explanation = Explanation("u", "i1", "shap", 0.05, 8e-14, (player,), 0.0, None, 2, 0, score_noise=0.01)
+    assert sentence(explanation) == (
+        "Score 0.05; with none of the reasons below it would be 0. Raised most by “Bambi” in the history (+0.05). "
+        "Differences below 0.01 are rounding."
+    )
+
+
 def test_sentence_without_anything_that_raised_it():
     text = sentence(_explanation(Player("history", "0", "Bambi", -2.0)))
     assert text == (

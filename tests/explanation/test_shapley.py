@@ -81,11 +81,36 @@ def test_each_coalition_is_scored_once_and_in_one_call():
     assert result.additivity_gap <= 1e-4
 
 
-def test_scores_that_change_between_calls_are_refused():
-    drift = iter(range(10_000))
-    recommender = GameRecommender(lambda query: len(query.history) + 0.01 * next(drift))
+class _Unsteady(GameRecommender):
+    """The second call, of the full query alone, is off."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__(lambda query: float(len(query.history)))
+        self.error = error
+
+    def score(self, queries, candidates, *, task=None):
+        return super().score(queries, candidates, task=task) + np.float32(self.error * (self.n_calls - 1))
+
+
+def test_rounding_between_calls_is_reported_and_more_is_refused():
+    game = find_players(_Unsteady(0), catalogue(), query_of(3), 9)
+    assert shapley_values(_Unsteady(0), game).score_noise == 0
+    rounded = shapley_values(_Unsteady(0.01), game)
+    assert rounded.score_noise == pytest.approx(0.01, abs=1e-6)
+    assert rounded.target == 3
+    assert rounded.additivity_gap <= 1e-4
+    with pytest.raises(LLMRecError, match="scored the same query 3 and then 3[.]1"):
+        shapley_values(_Unsteady(0.1), game)
+
+
+def test_values_that_do_not_add_up_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        "llmrec_core.explanation.shapley.exact_shapley",
+        lambda value, n: (value(np.ones((1, n), dtype=bool)).repeat(n), 0.0),
+    )
+    recommender = GameRecommender(lambda query: float(len(query.history)))
     game = find_players(recommender, catalogue(), query_of(3), 9)
-    with pytest.raises(LLMRecError, match="miss the score"):
+    with pytest.raises(LLMRecError, match="miss the score by 6"):
         shapley_values(recommender, game)
 
 
