@@ -16,7 +16,7 @@ from llmrec_core.figures import difference_figure, metrics_figure, training_figu
 from llmrec_core.runs import Run
 from llmrec_core.specs import LOWER_IS_BETTER
 from pages._studio.base import faults_in_words, header, label, plain
-from pages._studio.live import finished_runs, read_events, run_store, run_title
+from pages._studio.live import finished_runs, read_events, run_store, run_title, watched_metric
 from pages._studio.pickers import pick_run
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -206,7 +206,7 @@ def screen() -> None:
     gained_and_lost(run, result, others)
     events = read_events(run.run_id)
     if any(e["type"] in ("train", "validation") for e in events):
-        st.plotly_chart(training_figure(events), key="curve", config={"displaylogo": False})
+        st.plotly_chart(training_figure(events, watched_metric(run, events)), key="curve", config={"displaylogo": False})
     st.subheader("How this was measured", anchor=False)
     st.markdown(plain(result["protocol"], 3000))
 

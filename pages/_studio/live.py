@@ -53,7 +53,8 @@ def run_title(run: Run) -> str:
 
 def state_badge(state: str) -> None:
     colour, icon = _BADGES.get(state, ("gray", ":material/help:"))
-    st.badge(state, icon=icon, color=colour)  # type: ignore[arg-type]
+    with st.container(key=f"run_state_{state}", width="content"):
+        st.badge(state, icon=icon, color=colour)  # type: ignore[arg-type]
 
 
 def finished_runs() -> list[Run]:
@@ -117,9 +118,10 @@ def _panel(run_id: str, controls: bool) -> None:
         _progress(run, events)
         if run.status.error:
             st.error(plain(run.status.error, 2000), icon=":material/error:")
-        _numbers(events)
+        metric = watched_metric(run, events)
+        _numbers(events, metric)
         if any(e["type"] in ("train", "validation") for e in events):
-            st.plotly_chart(training_figure(events), key=f"curve_{run_id}", config={"displaylogo": False})
+            st.plotly_chart(training_figure(events, metric), key=f"curve_{run_id}", config={"displaylogo": False})
         if controls:
             _controls(run)
         with st.expander("Log", icon=":material/notes:"):
@@ -156,7 +158,14 @@ def _progress(run: Run, events: Sequence[Mapping[str, Any]]) -> None:
     st.caption(" → ".join(f"**{s}**" if s == stage else (f"✓ {s}" if s in done else s) for s in _STAGES))
 
 
-def _numbers(events: Sequence[Mapping[str, Any]]) -> None:
+def watched_metric(run: Run, events: Sequence[Mapping[str, Any]]) -> str | None:
+    """The validation metric to draw: the one that early stopping watches, if it was measured."""
+    measured = [name for e in events if e["type"] == "validation" for name in e["metrics"]]
+    wanted = run.spec.training.validation_metric
+    return wanted if wanted in measured else None
+
+
+def _numbers(events: Sequence[Mapping[str, Any]], metric: str | None) -> None:
     trains = [e for e in events if e["type"] == "train"]
     validations = [e for e in events if e["type"] == "validation"]
     if not trains:
@@ -165,8 +174,8 @@ def _numbers(events: Sequence[Mapping[str, Any]]) -> None:
     columns = st.columns(5)
     columns[0].metric("Loss", number(last.get("loss"), 4))
     if validations:
-        name, value = next(iter(validations[-1]["metrics"].items()), ("validation", None))
-        columns[1].metric(f"Validation {name}", number(value, 4))
+        name = metric or next(iter(validations[-1]["metrics"]), "validation")
+        columns[1].metric(f"Validation {name}", number(validations[-1]["metrics"].get(name), 4))
     else:
         columns[1].metric("Validation", "–", help="Not measured yet")
     columns[2].metric("Step", f"{last['step']} / {last['total']}")

@@ -53,12 +53,12 @@ def wait_for_training(page: Page) -> None:
 
 
 def wait_done(page: Page) -> None:
-    """Until the run of the panel is done; what it says instead when it fails is the message of this test."""
-    ended = page.get_by_test_id("stMarkdownContainer").filter(
-        has_text=re.compile(r"^(done|failed|interrupted|cancelled)$")
+    """Until the run of the panel has ended; what it says when it failed is the message of this test."""
+    ended = page.locator(
+        ".st-key-run_state_done, .st-key-run_state_failed, .st-key-run_state_interrupted, .st-key-run_state_cancelled"
     )
-    expect(ended.first).to_be_visible(timeout=RUN_MS)
-    if ended.first.inner_text().strip() != "done":
+    expect(ended).to_be_visible(timeout=RUN_MS)
+    if not key(page, "run_state_done").is_visible():
         raise AssertionError(f"the run did not finish: {page.get_by_test_id('stAlert').all_inner_texts()}")
 
 
