@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmrec_core.contracts import TITLE, Query, RenderedPrompt, Span, SpanKind
@@ -27,6 +28,7 @@ from llmrec_core.prompts._items import (
 )
 from llmrec_core.prompts._operations import Fields
 from llmrec_core.prompts._text import Origin, Text
+from llmrec_core.prompts.sandbox import Program
 from llmrec_core.prompts.templates import prompt_sandbox, template_source
 from llmrec_core.prompts.tokens import Counter
 from llmrec_core.specs import PromptSpec
@@ -156,7 +158,7 @@ class PromptRenderer:
         self.counter = counter
         self.source = template_source(spec) if source is None else source
         self._where = "template" if spec.source is not None else f"template {spec.template!r}"
-        self._program = prompt_sandbox().compile(self.source, self._where)
+        self._program = _compiled(self.source, self._where)
         fields = spec.item_fields or tuple(f for f in dataset.category_fields if f in dataset.items.columns)
         _check_columns("item_fields", spec.item_fields, dataset.items.columns)
         _check_columns("profile_fields", spec.profile_fields, [c for c in dataset.users.columns if c != "user_id"])
@@ -383,18 +385,19 @@ class PromptRenderer:
         letter, fields = self._costs(full)
         try:
             shown, counts = self._measure(full_entry)
-            _, least = self._measure(bare_entry)
+            shown_bare, least = self._measure(bare_entry)
         except TemplateError:
             # The template may need what only real queries have (a context, a rating); then the search only guesses.
             return _Around(prompt=10, entry=4, least=-_NEVER, fields=True)
         uses_fields = "y" in shown
         entry = counts[3] - counts[2]
-        least_entry = min(least[2] - least[1], least[3] - least[2])
+        least_entry = min(least[2] - least[1], least[3] - least[2], entry)
+        # A template that leaves out some entries, or some titles, has no least.
+        steady = "x" in shown and "x" in shown_bare and least_entry >= letter
         return _Around(
             prompt=counts[2] - 2 * entry - sum(self._costs(self._shelf.of_idx(0))),
             entry=entry - letter - (fields if uses_fields else 0),
-            # A template that leaves some entries out has no least; it shows by a bare entry that adds nothing.
-            least=least_entry - letter if least_entry >= letter else -_NEVER,
+            least=least_entry - letter if steady else -_NEVER,
             fields=uses_fields,
         )
 
@@ -412,6 +415,12 @@ _KINDS: Mapping[str, SpanKind] = {
     "context": "context",
     "candidate": "candidate",
 }
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str, where: str) -> Program:
+    """Compiling takes as long as a hundred prompts, and screens build renderers again and again."""
+    return prompt_sandbox().compile(source, where)
 
 
 def _stretches(pieces: Sequence[str]) -> Iterator[tuple[Origin, str]]:
