@@ -61,6 +61,7 @@ PRESETS: dict[str, Preset] = {
                 "split": _FIVE_CORE,
                 "objectives": [{"task": "rating"}],
                 "training": {"validation_metric": "rmse"},
+                "evaluation": {"primary_metric": "rmse"},
             },
         ),
         Preset(

@@ -1,4 +1,9 @@
-"""Most popular first: the score of an item is how many training rows name it, for every user alike."""
+"""Most popular first: the score of an item is how many training rows name it, for every user alike.
+
+Where the data has ratings it also predicts them, as the mean plus damped offsets of the item and of the user (the bias
+model of LensKit and of Koren et al., "Matrix factorization techniques for recommender systems", 2009): the floor under
+RMSE and MAE.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from llmrec_core.baselines._storage import catalogue_hash, read_parts, write_parts
 from llmrec_core.contracts import (
@@ -26,15 +32,24 @@ if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
 
 
+#: Ratings that an offset must be outweighed by: the offset of one single rating counts 1 / (1 + DAMPING) of itself.
+DAMPING = 5.0
+
+
 class PopularityRecommender(Recommender):
-    """Counts of training interactions. Items without any score 0; the query is not looked at."""
+    """Counts of training interactions. Items without any score 0; the query is looked at for ratings alone."""
 
     family: ClassVar[str] = "popularity"
 
     def __init__(self, spec: PopularitySpec | None = None) -> None:
         self.spec: PopularitySpec = spec or PopularitySpec()
         self._counts: IntArray | None = None
+        #: Damped mean offset of each item's ratings, float64 [n_items]; NaN throughout where there are no ratings.
+        self._item_offset: npt.NDArray[np.float64] = np.empty(0)
+        #: Mean, lowest and highest training rating.
+        self._ratings: npt.NDArray[np.float64] = np.full(3, np.nan)
         self._catalogue = ""
+        self._item_index: dict[str, int] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -46,8 +61,18 @@ class PopularityRecommender(Recommender):
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         items = split.dataset.interactions["item_idx"].to_numpy()[split.train]
-        self._counts = np.bincount(items, minlength=split.dataset.n_items).astype(np.int64)
+        n_items = split.dataset.n_items
+        self._counts = np.bincount(items, minlength=n_items).astype(np.int64)
         self._catalogue = catalogue_hash(split.dataset.item_ids)
+        self._item_index = split.dataset.item_index
+        ratings = split.dataset.interactions["rating"].to_numpy(np.float64)[split.train]
+        rated = ~np.isnan(ratings)
+        self._item_offset = np.full(n_items, np.nan)
+        if rated.any():
+            low, high = split.dataset.rating_scale or (ratings[rated].min(), ratings[rated].max())
+            self._ratings = np.array([ratings[rated].mean(), low, high])
+            sums = np.bincount(items[rated], ratings[rated] - self._ratings[0], minlength=n_items)
+            self._item_offset = sums / (np.bincount(items[rated], minlength=n_items) + DAMPING)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
         counts = self._fitted()
@@ -57,13 +82,32 @@ class PopularityRecommender(Recommender):
         padded = np.append(counts.astype(np.float32), np.float32(-np.inf))
         return padded[items]
 
+    def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
+        """mean + item offset + user offset, cut to the scale; the user's offset comes from the query's history."""
+        items = check_candidates(candidates, len(queries), len(self._fitted()))
+        mean, low, high = self._ratings
+        if np.isnan(mean):
+            return None
+        users = np.array([self._user_offset(query) for query in queries])
+        offsets = np.append(self._item_offset, -np.inf)[items]
+        found = np.clip(mean + offsets + users[:, None], low, high)
+        return np.where(np.isneginf(offsets), -np.inf, found).astype(np.float32)
+
+    def _user_offset(self, query: Query) -> float:
+        offsets = [
+            entry.rating - self._ratings[0] - self._item_offset[self._item_index[entry.item_id]]
+            for entry in query.history
+            if entry.rating is not None and entry.item_id in self._item_index
+        ]
+        return float(sum(offsets)) / (len(offsets) + DAMPING)
+
     def save(self, folder: Path) -> None:
         write_parts(
             folder,
             family=self.family,
             spec=self.spec,
             catalogue_sha256=self._catalogue,
-            arrays={"counts": self._fitted()},
+            arrays={"counts": self._fitted(), "item_offset": self._item_offset, "ratings": self._ratings},
         )
 
     @classmethod
@@ -74,13 +118,16 @@ class PopularityRecommender(Recommender):
             family=cls.family,
             spec_type=PopularitySpec,
             catalogue_sha256=catalogue,
-            arrays={"counts": "int64"},
+            arrays={"counts": "int64", "item_offset": "float64", "ratings": "float64"},
         )
-        counts = arrays["counts"]
+        counts, offset, ratings = arrays["counts"], arrays["item_offset"], arrays["ratings"]
         if counts.shape != (dataset.n_items,) or (counts < 0).any():
             raise ModelError("its counts do not fit the catalogue.", where=str(folder), fix="Train it again.")
+        if offset.shape != counts.shape or ratings.shape != (3,):
+            raise ModelError("its rating offsets do not fit the catalogue.", where=str(folder), fix="Train it again.")
         loaded = cls(spec)
-        loaded._counts, loaded._catalogue = counts, catalogue
+        loaded._counts, loaded._item_offset, loaded._ratings = counts, offset, ratings
+        loaded._catalogue, loaded._item_index = catalogue, dataset.item_index
         return loaded
 
     def _fitted(self) -> IntArray:
