@@ -142,8 +142,8 @@ def detect_encoding(path: Path, told: str | None = None) -> tuple[str, bool, lis
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             zero = data.find(b"\0")
             if zero >= 0:
-                line = data[:zero].count(b"\n") + 1
-                where = f"{path.name}, line {line}"
+                number = data[:zero].count(b"\n") + 1
+                where = f"{path.name}, line {number}"
                 raise DataError("the file holds zero bytes: it is not text.", where=where, fix="Save it as CSV.")
         stream.seek(0)
         good = bad = 0
