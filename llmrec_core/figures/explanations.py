@@ -6,6 +6,7 @@ Both take the plain data that ``llmrec explain --json`` prints (or an :class:`Ex
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -36,6 +37,8 @@ _KINDS = {
 }
 #: Strongest tint of a word. At this opacity black text on white and white text on black keep a contrast above 7:1.
 MAX_TINT = 0.35
+#: Below this share of the strongest value there is only rounding.
+_NOTHING = 1e-6
 
 
 def waterfall_figure(explanation: Explanation | Mapping[str, Any]) -> go.Figure:
@@ -51,27 +54,42 @@ def waterfall_figure(explanation: Explanation | Mapping[str, Any]) -> go.Figure:
     if data["method"] == "attention":
         return _share_bars(players, finite(data["additivity_gap"]), title)
     values = [finite(player["value"]) for player in players]
+    base, target = finite(data["base_value"]), finite(data["target"])
+    strongest = _strongest(values)
     labels = ["with none of these", *[escape(player["text"], 44) for player in players], "score"]
     figure = go.Figure(
         go.Waterfall(
             orientation="h",
+            base=None if math.isnan(base) else base,
             # Rows are addressed by number: two players may well carry the same words.
-            y=list(range(len(labels))),
-            x=[finite(data["base_value"]), *values, finite(data["target"])],
-            measure=["absolute", *["relative"] * len(values), "total"],
-            text=[number(data["base_value"], 3), *[_signed(value) for value in values], number(data["target"], 3)],
+            y=list(range(1, len(labels) - 1)),
+            x=values,
+            measure=["relative"] * len(values),
+            text=[_signed(value, strongest) for value in values],
             textposition="outside",
             cliponaxis=False,
-            hovertext=[
-                hover({"score with none of these present": number(data["base_value"])}),
-                *[_player_hover(player) for player in players],
-                hover({"score": number(data["target"])}),
-            ],
+            hovertext=[_player_hover(player, strongest) for player in players],
             hoverinfo="text",
             increasing={"marker": {"color": FOR}},
             decreasing={"marker": {"color": AGAINST}},
-            totals={"marker": {"color": GREY}},
             connector={"line": {"color": rgba(GREY, 0.6), "width": 1, "dash": "dot"}},
+        )
+    )
+    # Points, not bars from zero: a score has no natural zero, and the axis need not show it.
+    figure.add_trace(
+        go.Scatter(
+            x=[base, target],
+            y=[0, len(labels) - 1],
+            mode="markers+text",
+            marker={"symbol": "diamond", "size": 12, "color": GREY},
+            text=[f"  {_amount(base, strongest)}", f"  {_amount(target, strongest)}"],
+            textposition="middle right",
+            cliponaxis=False,
+            hovertext=[
+                hover({"score with none of these present": number(base)}),
+                hover({"score": number(target)}),
+            ],
+            hoverinfo="text",
         )
     )
     finish(figure, title, x="score (model's own units)", height=120 + 30 * len(labels), legend=False)
@@ -83,17 +101,17 @@ def waterfall_figure(explanation: Explanation | Mapping[str, Any]) -> go.Figure:
         showgrid=False,
         zeroline=False,
     )
-    figure.update_xaxes(range=_waterfall_range(finite(data["base_value"]), values, finite(data["target"])))
+    figure.update_xaxes(range=_waterfall_range(base, values, target), zeroline=False)
     return figure
 
 
 def _waterfall_range(base: float, values: Sequence[float], target: float) -> list[float] | None:
-    """The span of all running sums with room for labels; bars start where they are told, zero need not show."""
+    """The span of all running sums with room for labels."""
     sums = [base, target]
     for value in values:
         base += value
         sums.append(base)
-    if any(s != s for s in sums):
+    if any(math.isnan(value) for value in sums):
         return None
     low, high = min(sums), max(sums)
     room = 0.18 * (high - low) or 0.5 * max(abs(high), 1.0)
@@ -102,7 +120,7 @@ def _waterfall_range(base: float, values: Sequence[float], target: float) -> lis
 
 def _share_bars(players: Sequence[Mapping[str, Any]], outside: float, title: str) -> go.Figure:
     values = [100 * finite(player["value"]) for player in players] + [100 * outside]
-    labels = [escape(player["text"], 44) for player in players] + ["words of no player"]
+    labels = [escape(player["text"], 44) for player in players] + ["template and special tokens"]
     figure = go.Figure(
         go.Bar(
             orientation="h",
@@ -112,8 +130,8 @@ def _share_bars(players: Sequence[Mapping[str, Any]], outside: float, title: str
             textposition="outside",
             cliponaxis=False,
             marker={"color": [FOR] * len(players) + [GREY]},
-            hovertext=[_player_hover(player) for player in players]
-            + [hover({"share of attention outside all players": f"{number(values[-1], 3)} %"})],
+            hovertext=[_player_hover(player, 1.0) for player in players]
+            + [hover({"share of attention on words of no player": f"{number(values[-1], 3)} %"})],
             hoverinfo="text",
         )
     )
@@ -148,10 +166,17 @@ def words_html(explanation: Explanation | Mapping[str, Any]) -> str:
         return _message("This recommender reads no text, so there are no words to show.")
     values = [finite(player["value"]) for player in data["players"]]
     share = data["method"] == "attention"
+    segments = _segments(len(prompt["text"]), prompt.get("spans", []), len(values))
+    # A player often has several spans (title, genre, rating): its number stands behind the last.
+    last = {owner: index for index, (_, _, owner) in enumerate(segments)}
     pieces = []
-    for start, end, owner in _segments(len(prompt["text"]), prompt.get("spans", []), len(values)):
+    for index, (start, end, owner) in enumerate(segments):
         words = _literal(prompt["text"][start:end])
-        pieces.append(words if owner is None else _tinted(words, owner, data["players"][owner], values, share))
+        if owner is None:
+            pieces.append(words)
+        else:
+            tinted, label = _tinted(words, data["players"][owner], values[owner], _strongest(values), share)
+            pieces.append(tinted + (_label(label) if index == last[owner] else ""))
     return _frame("".join(pieces), "share of the attention" if share else "change of the score", share)
 
 
@@ -234,18 +259,17 @@ def _segments(length: int, spans: Sequence[Mapping[str, Any]], n_players: int) -
     return cut
 
 
-def _tinted(words: str, owner: int, player: Mapping[str, Any], values: Sequence[float], share: bool) -> str:
-    value = values[owner]
-    strongest = max((abs(v) for v in values if v == v), default=0.0)
-    strength = abs(value) / strongest if strongest > 0 and value == value else 0.0
-    against = value < 0
-    colour = AGAINST if against else FOR
-    label = f"{100 * value:.1f} %" if share else _signed(value)
+def _tinted(words: str, player: Mapping[str, Any], value: float, strongest: float, share: bool) -> tuple[str, str]:
+    """(the words in their tint, the label of the value)."""
+    label = f"{100 * value:.1f} %" if share else _signed(value, strongest)
     tip = html.escape(f"{_KINDS.get(str(player['kind']), '')}: {plain(player['text'], 200)}, {label}")
-    return (
-        f'<span title="{tip}" style="background:{rgba(colour, MAX_TINT * strength)};border-bottom:2px '
-        f'{"dashed" if against else "solid"} {colour};border-radius:2px;padding:0 2px">{words}</span>{_label(label)}'
-    )
+    if not abs(value) > _NOTHING * strongest:
+        style = f"border-bottom:2px dotted {GREY}"
+    else:
+        colour, line = (AGAINST, "dashed") if value < 0 else (FOR, "solid")
+        tint = rgba(colour, MAX_TINT * abs(value) / strongest)
+        style = f"background:{tint};border-bottom:2px {line} {colour};border-radius:2px"
+    return f'<span title="{tip}" style="{style};padding:0 2px">{words}</span>', label
 
 
 def _label(text: str) -> str:
@@ -282,10 +306,19 @@ def _message(text: str) -> str:
     return f'<p style="color:inherit">{html.escape(text)}</p>'
 
 
-def _player_hover(player: Mapping[str, Any]) -> str:
+def _player_hover(player: Mapping[str, Any], strongest: float) -> str:
     kind = _KINDS.get(str(player["kind"]), str(player["kind"]))
-    return hover({kind: player["text"], "value": _signed(finite(player["value"]))})
+    return hover({kind: player["text"], "value": _signed(finite(player["value"]), strongest)})
 
 
-def _signed(value: float) -> str:
-    return ("+" if value >= 0 else "") + number(value, 3)
+def _strongest(values: Sequence[float]) -> float:
+    return max((abs(value) for value in values if not math.isnan(value)), default=0.0)
+
+
+def _amount(value: float, strongest: float) -> str:
+    """Three digits; what is nothing beside the strongest value is 0, not 1.7e-17."""
+    return "0" if abs(value) <= _NOTHING * strongest else number(value, 3)
+
+
+def _signed(value: float, strongest: float) -> str:
+    return ("+" if value > _NOTHING * strongest else "") + _amount(value, strongest)

@@ -89,6 +89,8 @@ def long_tail_figure(data: Mapping[str, Any]) -> go.Figure:
     )
     title = f"Long tail: {number(share, 2)} % of items hold {number(held, 2)} % of interactions"
     finish(figure, title, "items, most popular first (%)", "interactions held (%)", _HEIGHT, legend=True)
+    figure.update_yaxes(range=[0, 104])
+    figure.update_xaxes(range=[0, 100])
     figure.update_layout(legend={"yanchor": "bottom", "y": 0.05, "xanchor": "right", "x": 0.98})
     return figure
 
@@ -191,7 +193,11 @@ def _histogram_figure(
     step = max(1, -(-len(labels) // 12))
     shown = list(range(0, len(labels), step))
     figure.update_xaxes(
-        tickmode="array", tickvals=shown, ticktext=text_list((labels[i] for i in shown), 20), showgrid=False
+        tickmode="array",
+        tickvals=shown,
+        ticktext=text_list((labels[i] for i in shown), 20),
+        showgrid=False,
+        zeroline=False,
     )
     figure.update_yaxes(rangemode="tozero")
     return figure

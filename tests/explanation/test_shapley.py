@@ -99,7 +99,7 @@ def test_rounding_between_calls_is_reported_and_more_is_refused():
     assert rounded.score_noise == pytest.approx(0.01, abs=1e-6)
     assert rounded.target == 3
     assert rounded.additivity_gap <= 1e-4
-    with pytest.raises(LLMRecError, match="scored the same query 3 and then 3[.]1"):
+    with pytest.raises(LLMRecError, match=r"scored the same query 3 and then 3\.1"):
         shapley_values(_Unsteady(0.1), game)
 
 

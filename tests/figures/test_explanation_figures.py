@@ -69,17 +69,18 @@ def _parsed(html):
 
 def test_waterfall_goes_from_base_over_players_to_the_score():
     figure = waterfall_figure(_explanation())
-    (trace,) = figure.data
-    assert list(trace.measure) == ["absolute", "relative", "relative", "relative", "total"]
-    assert list(trace.x) == [1.0, 0.5, -0.25, 0.0, 1.25]
-    assert list(trace.text) == ["1", "+0.5", "−0.25", "+0", "1.25"]
+    steps, ends = figure.data
+    assert (steps.base, list(steps.x), list(steps.y)) == (1.0, [0.5, -0.25, 0.0], [1, 2, 3])
+    assert list(steps.text) == ["+0.5", "−0.25", "0"]
+    assert (list(ends.x), list(ends.y)) == ([1.0, 1.25], [0, 4])
+    assert [text.strip() for text in ends.text] == ["1", "1.25"]
     assert_harmless(figure)
 
 
 def test_two_players_with_the_same_words_keep_two_rows():
     players = (Player("history", "0", "Alien", 0.1), Player("history", "1", "Alien", 0.2))
     figure = waterfall_figure(_explanation(players=players, prompt=None))
-    assert list(figure.data[0].y) == [0, 1, 2, 3]
+    assert list(figure.data[0].y) == [1, 2]
     assert list(figure.layout.yaxis.ticktext) == ["with none of these", "Alien", "Alien", "score"]
 
 
@@ -102,10 +103,9 @@ def test_words_show_the_prompt_literally_with_signed_numbers():
     assert parsed.tags <= {"div", "span", "sup"}
     assert parsed.names <= {"style", "title", "dir"}
     assert parsed.text.endswith(TEXT)
-    assert parsed.labels == ["+0.5", "−0.25", "+0"]
-    # Solid for, dashed against; once each in the legend.
-    assert page.count("2px solid") == 3
-    assert page.count("2px dashed") == 2
+    assert parsed.labels == ["+0.5", "−0.25", "0"]
+    # Solid for, dashed against, once each in the legend; dotted for what moved nothing.
+    assert (page.count("2px solid"), page.count("2px dashed"), page.count("2px dotted")) == (2, 2, 1)
     assert "speaks against it" in parsed.text
 
 
@@ -136,6 +136,14 @@ def test_damaged_spans_lose_no_text():
     )
     page = words_html(_explanation(prompt=RenderedPrompt(TEXT, spans, 12)))
     assert _parsed(page).text.endswith(TEXT)
+
+
+def test_a_player_of_several_spans_is_labelled_once_and_rounding_is_zero():
+    players = (Player("history", "3", "Alien, rated 5", 0.7), Player("candidate", "title", "title: Alien", 1.7e-17))
+    spans = (Span(0, 5, "history", "3"), _span("24", "history", "3"), _span("Alien", "candidate", "title"))
+    explanation = _explanation(players=players, prompt=RenderedPrompt(TEXT, spans, 12))
+    assert _parsed(words_html(explanation)).labels == ["+0.7", "0"]
+    assert list(waterfall_figure(explanation).data[0].text) == ["+0.7", "0"]
 
 
 def test_groups_are_found_by_their_range():
