@@ -72,6 +72,7 @@ _USERISH = frozenset(
         "城市",
     ]
 )
+_EVENTFUL = frozenset(("name", "displayname", "type", "class", "tag", "tags", "department"))
 _USER_FILE = re.compile(r"(?i)user|member|customer|client|profile|用户|会员|顾客|客户")
 _ITEM_FILE = re.compile(r"(?i)item|movie|film|product|book|game|song|track|catalog|商品|物品|电影|图书|产品")
 
@@ -164,6 +165,11 @@ def guess(
     general = [(role, column) for kind, role, column in corrections.roles if kind is None]
     _apply(roles, general, present)
     kind = _kind(file_name, roles, columns)
+    if kind == "interactions":
+        # Beside a user these say something about the event (a purchase, a buyer's name), not about the item.
+        for role in ("title", "category"):
+            if role in roles and plain(roles[role]) in _EVENTFUL and (role, roles[role]) not in general:
+                del roles[role]
     told = corrections.option("kind", file_name)
     for option in KINDS:
         special = [(role, column) for k, role, column in corrections.roles if k == option]

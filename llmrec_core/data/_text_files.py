@@ -125,8 +125,10 @@ def detect_encoding(path: Path, told: str | None = None) -> tuple[str, bool, lis
     """
     if told:
         try:
+            # Codecs such as rot13 exist, but are not encodings of text; this call knows the difference.
+            b"a".decode(told, "replace")
             return codecs.lookup(told).name, False, []
-        except LookupError:
+        except (LookupError, UnicodeError):
             raise DataError(f"unknown encoding {told[:40]!r}.", where=path.name, fix="Try utf-8 or gb18030.") from None
     with path.open("rb") as stream:
         head = stream.read(_SAMPLE_BYTES)
@@ -204,6 +206,10 @@ def sniff(path: Path, encoding: str | None = None, separator: str | None = None,
     if not filled:
         raise DataError("the file has no rows.", where=path.name, fix="Choose a file with a header and rows.")
     separator = _unescape(separator) if separator else _guess_separator([line for _, line in filled])
+    if separator is not None and set(separator) & set('"\r\n'):
+        raise DataError(
+            "a quote or a line end cannot separate columns.", where=path.name, fix="Use comma, tab, ; or |."
+        )
     if separator is None:
         raise DataError(
             "only one column was found.",

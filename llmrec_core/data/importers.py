@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
-from llmrec_core.data._roles import ROLES, Corrections, Kind, field_names, guess, parse_mapping
+from llmrec_core.data._roles import ROLES, ROLES_OF, Corrections, Kind, field_names, guess, parse_mapping
 from llmrec_core.data._sources import Source, open_source
 from llmrec_core.data._text_files import MAX_LISTED_REJECTS, RawTable, Rejects
 from llmrec_core.data._values import parse_numbers, parse_times
@@ -350,7 +350,7 @@ def _check(raw: RawTable, kind: Kind, roles: dict[str, str], known: dict[str, se
         if role in roles:
             columns[role] = _tidy(cells_of(roles[role]), role)
     others = [c for c in table.column_names if c not in roles.values()]
-    reserved = [*ROLES, "user_idx", "item_idx"]
+    reserved = [*ROLES, "user_idx", "item_idx"] if kind == "interactions" else ROLES_OF[kind]
     named, name_notes = field_names(others, reserved)
     notes += name_notes
     for column in others:

@@ -327,6 +327,10 @@ def test_a_dict_of_corrections_and_taking_a_role_away(workspace: Workspace, tmp_
         (["kind:other.csv=items"], "no such file"),
         (["kind:d.csv=films"], "unknown kind"),
         (["encoding:d.csv=klingon"], "unknown encoding"),
+        (["encoding:d.csv=rot13"], "unknown encoding"),
+        (["encoding:d.csv=utf-16"], "not valid utf-16"),
+        (['separator:d.csv="'], "cannot separate"),
+        (["header:d.csv=maybe"], "yes or no"),
     ],
 )
 def test_wrong_corrections_are_refused(workspace: Workspace, tmp_path: Path, mapping: list[str], words: str) -> None:
@@ -358,6 +362,37 @@ def test_guess_shows_what_was_taken(tmp_path: Path) -> None:
 def test_a_film_rating_that_is_no_number_is_not_the_rating(tmp_path: Path) -> None:
     guess = guess_roles(put(tmp_path, "d.csv", "user_id,item_id,rating,stars\nu1,a,PG-13,4\nu2,b,R,5\n"))
     assert guess.roles["rating"] == "stars"
+
+
+def test_what_describes_the_event_stays_with_it(workspace: Workspace, tmp_path: Path) -> None:
+    path = put(tmp_path, "d.csv", "user,item,type,name\nu1,a,view,Ann\nu1,b,buy,Ann\n")
+    dataset = load(workspace, import_files(workspace, [path], "d"))
+    assert dataset.interactions["type"].tolist() == ["view", "buy"]
+    assert dataset.items["title"].tolist() == ["a", "b"]
+    told = load(workspace, import_files(workspace, [path], "told", ["category=type"]))
+    assert told.items["category"].tolist() == ["view", "buy"]
+
+
+def test_an_average_rating_of_items_keeps_its_name(workspace: Workspace, tmp_path: Path) -> None:
+    items = put(tmp_path, "items.csv", "item_id,title,rating,date\na,A,4.1,1999\n")
+    dataset = load(workspace, import_files(workspace, [put(tmp_path, "d.csv", ROWS), items], "d"))
+    assert dataset.items["rating"].tolist() == ["4.1", ""]
+    assert dataset.items["date"].tolist() == ["1999", ""]
+
+
+def test_a_missing_file_and_a_folder_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        import_files(workspace, [tmp_path / "nowhere.csv"], "d")
+    with pytest.raises(DataError, match="folder"):
+        import_files(workspace, [tmp_path], "d")
+    with pytest.raises(DataError, match="no file"):
+        import_files(workspace, [], "d")
+
+
+def test_layout_can_be_told(workspace: Workspace, tmp_path: Path) -> None:
+    path = put(tmp_path, "a=b.csv", "u1^a^5\nu1^b^3\n")
+    mapping = ["separator:a=b.csv=^", "header:a=b.csv=no", "user_id=column_1", "item_id=column_2", "rating=column_3"]
+    assert triples(load(workspace, import_files(workspace, [path], "d", mapping))) == EXPECTED[:2]
 
 
 def test_titles_inside_interactions_become_items(workspace: Workspace, tmp_path: Path) -> None:
