@@ -170,7 +170,7 @@ class Supervisor:
             claimed = [row for row in rows if row.state == "claimed"]
             for clock in (self._wishes, self._deaths, self._beats):
                 clock.keep_only({row.run_id for row in claimed})
-            self._silent = {}
+            self._silent = {row.run_id: self._silent.get(row.run_id, 0.0) for row in claimed}
             for row in claimed:
                 if row.worker is not None and processes.is_alive(row.worker):
                     self._watch(row, row.worker)
