@@ -206,7 +206,9 @@ def screen() -> None:
     gained_and_lost(run, result, others)
     events = read_events(run.run_id)
     if any(e["type"] in ("train", "validation") for e in events):
-        st.plotly_chart(training_figure(events, watched_metric(run, events)), key="curve", config={"displaylogo": False})
+        st.plotly_chart(
+            training_figure(events, watched_metric(run, events)), key="curve", config={"displaylogo": False}
+        )
     st.subheader("How this was measured", anchor=False)
     st.markdown(plain(result["protocol"], 3000))
 

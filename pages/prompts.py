@@ -81,8 +81,8 @@ def versions(store: TemplateStore, name: str) -> None:
     with st.expander(f"Versions ({len(known)})", icon=":material/history:"):
         numbers = [v.version for v in known][::-1]
         left, right = st.columns(2)
-        old = left.selectbox("From", numbers, index=min(1, len(numbers) - 1), key="diff_old")
-        new = right.selectbox("To", numbers, key="diff_new")
+        old = left.selectbox("From", numbers, index=min(1, len(numbers) - 1), key=f"diff_old_{name}_{len(known)}")
+        new = right.selectbox("To", numbers, key=f"diff_new_{name}_{len(known)}")
         changes = store.diff(name, old, new)
         if changes:
             st.code(changes, language="diff", wrap_lines=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from real_models import real_model
 
 ROOT = Path(__file__).resolve().parents[2]
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -80,12 +81,9 @@ class Studio:
 
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[Studio]:
-    """A running Studio with an empty workspace; models come from ``LLMREC_TEST_MODELS`` where that is set."""
+    """A running Studio with a workspace that holds the real MiniLM and nothing else."""
     workspace = tmp_path / "workspace"
-    workspace.mkdir()
-    seeded = os.environ.get("LLMREC_TEST_MODELS")
-    if seeded:
-        shutil.copytree(seeded, workspace / "models")
+    shutil.copytree(real_model("minilm"), workspace / "models" / "minilm")
     app = Studio(workspace, tmp_path / "server.log")
     app.start()
     yield app

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
+from page_helpers import ROOT
 from streamlit.testing.v1 import AppTest
 
 from llmrec_core.workspace import Workspace
-
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    # `streamlit run app.py` puts the folder of app.py there; AppTest does not.
-    sys.path.insert(0, str(ROOT))
 
 Open = Callable[..., AppTest]
 
@@ -86,19 +81,3 @@ def studio(finished_workspace, monkeypatch) -> Open:
         return open_page(page, finished_workspace[0], monkeypatch, **query)
 
     return opened
-
-
-def texts(app: AppTest) -> str:
-    """Everything a person can read in plain elements, joined."""
-    kinds = (
-        app.title,
-        app.subheader,
-        app.markdown,
-        app.caption,
-        app.info,
-        app.warning,
-        app.error,
-        app.success,
-        app.text,
-    )
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
