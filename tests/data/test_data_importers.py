@@ -201,6 +201,19 @@ def test_a_stray_quote_does_not_eat_the_rows_below(workspace: Workspace, tmp_pat
     assert len(dataset.interactions) == 4
 
 
+@pytest.mark.parametrize(
+    ("cell", "kept", "refused"),
+    [('"Weird" Al', '"Weird" Al', []), ('12" disk', '12" disk', []), ('"open', None, [3]), ('open"', 'open"', [])],
+)
+def test_one_odd_quote_in_a_clean_file(
+    workspace: Workspace, tmp_path: Path, cell: str, kept: str | None, refused: list[int]
+) -> None:
+    path = put(tmp_path, "d.csv", f"user_id,item_id,note\nu1,a,x\nu2,b,{cell}\nu3,c,y\nu4,d,z\n")
+    report = import_files(workspace, [path], "d")
+    assert [r["line"] for r in report.rejects] == refused
+    assert load(workspace, report).interactions["note"].tolist() == ["x", *([] if kept is None else [kept]), "y", "z"]
+
+
 def test_a_decimal_comma_is_read_and_a_mixed_column_refuses_it(workspace: Workspace, tmp_path: Path) -> None:
     path = put(tmp_path, "d.csv", "user_id;item_id;rating\nu1;a;3,5\nu1;b;4\nu2;a;0,5\n")
     assert load(workspace, import_files(workspace, [path], "d")).interactions["rating"].tolist() == [3.5, 4.0, 0.5]
