@@ -23,7 +23,7 @@ Pooling = Literal["mean", "cls", "last"]
 _TREE_TYPES = frozenset({"bert", "electra", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 
 #: Tails in one row while scoring: more save few head tokens, and attention over a row grows with its square.
-MAX_TAILS = 8
+MAX_TAILS = 10
 #: Tokens in one scoring batch, padding included.
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
 

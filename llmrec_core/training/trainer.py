@@ -117,6 +117,7 @@ class _Trainer(HuggingFaceTrainer):
         self._parts = 1
         self._step_lists: list[Any] = []
         self._step_loss = 0.0
+        self._redo = False
         self._adam: MasterWeightAdamW = make_optimizer(network, spec)
         self._clock = _Clock()
         if network.device.type == "cuda":
@@ -181,9 +182,8 @@ class _Trainer(HuggingFaceTrainer):
             # Outside the handler: its traceback would keep the memory that is to be freed.
             self._halve()
         self._clock.count(batch)
+        self._step_loss += loss / self.current_gradient_accumulation_steps
         return torch.tensor(loss, device=self.args.device)
-
-    _redo = False
 
     def _backward(self, batch: Batch) -> float:
         """Adds the gradients of one batch, in as many parts as memory asks for; its mean loss."""
@@ -224,9 +224,8 @@ class _Trainer(HuggingFaceTrainer):
         """Called when an optimizer step is whole: events, validation, checkpoint, stopping."""
         step, total = self.state.global_step, self.state.max_steps
         self._step_lists.clear()
-        loss = float(self._tr_loss) - self._step_loss
-        self._step_loss = float(self._tr_loss)
-        self.losses.append(loss)
+        self.losses.append(self._step_loss)
+        self._step_loss = 0.0
         asked = self.ctx.should_stop()
         if asked == "cancel":
             raise RunCancelledError("the run was cancelled.")
