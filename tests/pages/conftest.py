@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from page_helpers import ROOT
+from page_helpers import open_page
 from streamlit.testing.v1 import AppTest
 
 from llmrec_core.workspace import Workspace
@@ -20,21 +20,6 @@ def fresh_caches() -> None:
     """Every test stands for a server of its own."""
     st.cache_resource.clear()
     st.cache_data.clear()
-
-
-def open_page(page: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
-    """The whole app, opened on one of its pages with these query parameters."""
-    monkeypatch.setenv("LLMREC_WORKSPACE", str(workspace))
-    # Runs are made by the fixtures; a background thread would outlive the test.
-    monkeypatch.setattr("llmrec_core.runs.Supervisor.start", lambda self: None)
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
-    app.run()
-    for name, value in query.items():
-        app.query_params[name] = value
-    if page != "home":
-        app.switch_page(f"pages/{page}.py")
-    app.run()
-    return app
 
 
 @pytest.fixture

@@ -1,0 +1,198 @@
+"""The screens on sample data with a finished run of a light recommender: every control does something."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import yaml
+from page_helpers import open_page, texts
+
+from llmrec_core.feedback import FeedbackStore
+from llmrec_core.runs import RunStore
+from llmrec_core.specs import parse_run_spec
+from llmrec_core.workspace import Workspace
+
+
+@pytest.mark.parametrize("page", ["home", "data", "prompts", "finetune", "rankings", "metrics", "explain", "settings"])
+def test_shows_without_a_fault_and_escapes_the_run_name(studio, page):
+    app = studio(page)
+    assert not app.exception
+    assert not app.error
+    # The run is called "light <b>run</b>": wherever Markdown shows it, its brackets are escaped.
+    assert "<b>" not in texts(app).replace("\\<b\\>", "")
+
+
+def test_rankings_follow_an_edited_history(studio, finished_workspace):
+    app = studio("rankings", user="u002")
+    assert app.selectbox(key="rankings_user").value == "u002"
+    before = [m.value for m in app.markdown]
+    assert any("Popularity" in text for text in before)
+    newest_first = app.dataframe[0].value
+    assert newest_first["when"].is_monotonic_decreasing
+    app.selectbox(key="whatif_item").select("f001").run()
+    app.button(key="whatif_add").click().run()
+    assert not app.exception
+    assert "what\\-if" in texts(app) or "what-if" in texts(app)
+    app.button(key="whatif_reset").click().run()
+    assert "what-if" not in texts(app)
+
+
+def test_thumbs_are_kept_as_data(studio, finished_workspace):
+    app = studio("rankings", user="u003")
+    thumbs = [w for w in app.feedback if w.key.startswith("thumb:")]
+    assert len(thumbs) == 10
+    thumbs[0].set_value(1).run()
+    assert not app.exception
+    item = thumbs[0].key.rsplit(":", 1)[1]
+    assert FeedbackStore(Workspace.open(finished_workspace[0])).latest("sample", "u003") == {item: "up"}
+
+
+def test_metrics_say_the_verdict_and_compare_users(studio, finished_workspace):
+    root, run_id = finished_workspace
+    app = studio("metrics")
+    result = RunStore(Workspace.open(root)).result(run_id)
+    shown = app.success if result["beats_floor"] else app.warning
+    assert "popularity" in shown[0].value
+    gained, lost, equal = (
+        int(m.value) for m in app.metric if m.label in ("Users better off", "Users worse off", "No difference")
+    )
+    assert gained + lost + equal == 60
+    assert "Leave" in texts(app)
+
+
+def test_an_explanation_adds_up(studio):
+    app = studio("explain", user="u004")
+    assert not app.exception
+    gap = next(m for m in app.metric if m.label == "Additivity gap")
+    assert float(gap.value) < 1e-4
+    assert "Score" in app.info[0].value
+    app.selectbox(key="explain_method").select("attention").run()
+    assert not app.exception
+    assert "attention" in app.error[0].value
+
+
+def test_an_unknown_user_in_a_link_is_shown_as_text(studio):
+    app = studio("rankings", user="<img src=x>")
+    assert not app.exception
+    assert "\\<img src\\=x\\>" in app.warning[0].value
+
+
+def test_the_form_makes_a_spec_a_file_and_a_command(studio):
+    app = studio("finetune")
+    app.selectbox(key="ft_preset").select("quick").run()
+    app.number_input(key="ft-quick-training.max_samples").set_value(500).run()
+    assert not app.exception
+    text = next(c.value for c in app.code if c.value.startswith("kind:"))
+    spec = parse_run_spec(yaml.safe_load(text))
+    assert spec.training.max_samples == 500
+    command = next(c.value for c in app.code if c.value.startswith("llmrec train"))
+    assert command == "llmrec train --preset quick --dataset sample --set training.max_samples=500"
+
+
+def test_no_objective_is_refused_at_the_form(studio):
+    app = studio("finetune")
+    tasks = next(w for w in app.pills if w.key.endswith("-tasks"))
+    tasks.set_value([]).run()
+    assert "nothing to learn" in app.error[0].value
+    assert app.button(key="ft_submit").disabled
+
+
+def test_an_impossible_value_is_told_with_its_field(studio):
+    app = studio("finetune")
+    app.text_input(key="ft-bert-click-device").set_value("toaster").run()
+    assert not app.exception
+    assert "device" in app.error[0].value
+    assert app.button(key="ft_submit").disabled
+
+
+@pytest.fixture
+def own_studio(finished_workspace, tmp_path, monkeypatch):
+    """Opens a page on a copy of the workspace that the test may change; also gives its run store."""
+    root = tmp_path / "copy"
+    shutil.copytree(finished_workspace[0], root)
+    return lambda page, **query: open_page(page, root, monkeypatch, **query), RunStore(Workspace.open(root))
+
+
+def test_submitting_queues_one_run_and_cancel_ends_it(own_studio):
+    opened, store = own_studio
+    app = opened("finetune")
+    app.selectbox(key="ft_preset").select("quick").run()
+    app.button(key="ft_submit").click().run()
+    assert not app.exception
+    queued = store.active()
+    assert len(queued) == 1
+    assert app.query_params["run"] in (queued[0].run_id, [queued[0].run_id])
+    app.button(key="run_cancel").click().run()
+    app.run()
+    assert store.get(queued[0].run_id).status.state == "cancelled"
+    assert app.button(key="run_resume")
+    app.button(key="run_resume").click().run()
+    assert not app.exception
+    assert len(store.active()) == 1
+    assert store.active()[0].spec.parent_run == queued[0].run_id
+
+
+def test_a_clone_starts_from_the_settings_of_a_run(own_studio, finished_workspace):
+    opened, _ = own_studio
+    run_id = finished_workspace[1]
+    app = opened("finetune", run=run_id)
+    app.button(key="run_clone").click().run()
+    assert not app.exception
+    text = next(c.value for c in app.code if c.value.startswith("kind:"))
+    assert yaml.safe_load(text)["recommender"]["family"] == "item-knn"
+    assert yaml.safe_load(text)["evaluation"]["max_users"] == 60
+
+
+def test_a_run_and_a_dataset_are_deleted(own_studio, finished_workspace):
+    opened, store = own_studio
+    app = opened("finetune", run=finished_workspace[1])
+    app.button(key="run_delete").click().run()
+    assert not app.exception
+    assert store.list() == []
+    app = opened("data")
+    app.tabs[0]
+    app.session_state["data_tab"] = "Origin"
+    app.run()
+    app.button(key="dataset_delete").click().run()
+    assert not app.exception
+    assert "No dataset yet" in texts(app)
+
+
+def test_home_submits_the_main_job_once(own_studio):
+    opened, store = own_studio
+    app = opened("home")
+    app.button(key="main_job").click().run()
+    assert not app.exception
+    assert [run.spec.preset for run in store.active()] == ["quick"]
+    assert app.button(key="main_job").disabled
+
+
+def test_upload_correct_import(own_studio):
+    opened, _ = own_studio
+    app = opened("data")
+    csv = "who;what;mark\n" + "".join(f"u{i % 7};i{i % 11};{i % 5 + 1}\n" for i in range(80)) + ";i1;3\n"
+    app.file_uploader[0].set_value(("votes.csv", csv.encode(), "text/csv")).run()
+    assert not app.exception
+    key = next(w.key for w in app.selectbox if w.key and w.key.startswith("role:interactions:user_id"))
+    app.selectbox(key=key).select("who").run()
+    for role, column in (("item_id", "what"), ("rating", "mark")):
+        key = next(w.key for w in app.selectbox if w.key and w.key.startswith(f"role:interactions:{role}"))
+        app.selectbox(key=key).select(column).run()
+    app.text_input(key="import_name").set_value("votes").run()
+    app.button(key="import_button").click().run()
+    assert not app.exception
+    assert not app.error
+    assert "80 of 81 rows taken" in texts(app)
+    assert "1 rows were refused" in texts(app)
+    assert app.selectbox(key="data_dataset").value == "votes"
+
+
+def test_a_file_without_users_is_refused_and_nothing_is_imported(own_studio):
+    opened, _ = own_studio
+    app = opened("data")
+    app.file_uploader[0].set_value(("odd.csv", b"colour,size\nred,1\nblue,2\n", "text/csv")).run()
+    app.button(key="import_button").click().run()
+    assert not app.exception
+    assert app.error
+    assert "odd" not in app.selectbox(key="data_dataset").options
