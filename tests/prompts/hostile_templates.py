@@ -16,6 +16,7 @@ def each(n: int, body: str) -> str:
     return f"{{% for i in range({n}) %}}{body}{{% endfor %}}"
 
 
+# Few enough passes to be allowed: what is refused is the size of what each pass does.
 LONG = NS + "{% set a = 'a' * 60000 %}{% set b = 'a' * 59999 ~ 'b' %}{% set c = 'a' * 29999 ~ 'b' %}"
 NUMBERS = "{% set l = range(1000)|list %}"
 
@@ -76,10 +77,10 @@ HOSTILE: dict[str, str] = {
     "manymarks": NS
     + each(14, "{% set ns.s = ns.s ~ ns.s %}")
     + each(999, "{% set a = ns.s[1:] %}{% set b = ns.s[::-1] %}"),
-    "bigslice": LONG + each(999, each(30, "{% set d = a[::-1] %}")),
-    "bigcmp": LONG + each(999, each(30, "{% set d = a == b %}")),
-    "incl": LONG + each(999, each(10, "{% if c in a %}{% endif %}")),
-    "strip": LONG + each(999, each(30, "{% if a.strip('a') %}{% endif %}")),
+    "bigslice": LONG + each(999, each(4, "{% set d = a[::-1] %}")),
+    "bigcmp": LONG + each(999, each(4, "{% set d = a == b %}")),
+    "incl": LONG + each(999, each(4, "{% if c in a %}{% endif %}")),
+    "strip": LONG + each(999, each(4, "{% if a.strip('a') %}{% endif %}")),
     "replace": NS + "{% set a='a'*60000 %}{{ a|replace('a', a) }}",
     "split": NS + "{% set a='a '*30000 %}{{ a.split()|length }}",
     "static": "{% for i in range(999) %}" + "x" * 19000 + "{% endfor %}",
@@ -91,8 +92,8 @@ HOSTILE: dict[str, str] = {
     "dictsort": "{{ {1:2}|dictsort }}",
     "star": "{{ range(*[1]) }}",
     "cond": "{% for i in range(999) if range(1000)|sum %}{% endfor %}",
-    "listindex": NUMBERS + each(999, each(50, "{% if 5000 in l %}{% endif %}")),
-    "listslice": NUMBERS + each(999, each(50, "{% set q = l[::-1] %}")),
+    "listindex": NUMBERS + each(999, each(4, "{% if 5000 in l %}{% endif %}")),
+    "listslice": NUMBERS + each(999, each(4, "{% set q = l[::-1] %}")),
     "cycle": "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
     "recur": "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "nsself": "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns.a == ns }}{{ ns }}",

@@ -61,6 +61,7 @@ def test_hostile_templates_are_refused_in_time_and_memory() -> None:
         ("{{ x.format() }}", ["'format'", "cannot be called"]),
         ("{{ [1] }}", ["a list", "join"]),
         ("{{ x + 1 }}", ["'+'", "a text and a number", "~"]),
+        ("{% for a in x %}" * 4 + "{% endfor %}" * 4, ["line 1", "more than 3 deep"]),
         ("x" * 20_001, ["20,001", "20,000"]),
         ("{{ 'a' * 99999 }}", ["64,000"]),
     ],
