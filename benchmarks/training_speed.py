@@ -1,0 +1,253 @@
+"""Training samples per second: our path against the textbook recipe, on the same prompts, in one run.
+
+Textbook: every prompt alone, padded to 128 tokens, float32, batches of 16, default (sdpa) attention, all weights
+trained including embeddings, plain AdamW, dropout 0.1. Ours: what ``llmrec train`` does. Windows of a few steps
+alternate between the two, so that other load on the machine meets both; the ratio is the median of the windows' ratios.
+Afterwards both are trained on the same number of samples and compared by AUC on held-out prompts.
+
+    python benchmarks/training_speed.py --workspace DIR [--dataset ml-100k] [--samples 3000]
+
+writes ``benchmarks/results/training_speed.json`` and prints the table of ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmrec_core.contracts import FitContext, RenderedPrompt
+from llmrec_core.data import Dataset, DatasetStore, make_split
+from llmrec_core.evaluation.metrics import auc
+from llmrec_core.models.catalogue import fetch_model
+from llmrec_core.models.device import device_facts, resolve_device, resolve_precision
+from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.loading import load_backbone
+from llmrec_core.models.tuning import apply_tuning
+from llmrec_core.presets import preset_spec
+from llmrec_core.prompts import PromptRenderer, TokenCounter
+from llmrec_core.specs import RunSpec
+from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.network import PromptNetwork
+from llmrec_core.training.objectives import weighted_loss
+from llmrec_core.training.optimizer import make_optimizer
+from llmrec_core.training.packing import tokenise
+from llmrec_core.training.samples import SampleLists, training_lists, validation_lists
+from llmrec_core.training.trainer import train
+from llmrec_core.workspace import Workspace
+
+RESULT = Path(__file__).parent / "results" / "training_speed.json"
+WIDTH, TEXTBOOK_BATCH = 128, 16
+Step = Callable[[], int]
+
+
+@dataclass
+class Samples:
+    lists: SampleLists
+    prompts: list[RenderedPrompt]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.lists.labels["click"]
+
+
+class Textbook:
+    """The recipe of most tutorials, written out."""
+
+    def __init__(self, folder: Path, samples: Samples, n_steps: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.backbone = load_backbone(folder, dropout=0.1, attention="sdpa")
+        self.head = nn.Linear(self.backbone.hidden_size, 1)
+        self.head.weight.data.normal_(0, 0.02)
+        self.head.bias.data.zero_()
+        self.ids, self.mask = self._padded(samples.prompts)
+        self.labels = torch.from_numpy(samples.labels)
+        parameters = [*self.backbone.model.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min((step + 1) / (0.06 * n_steps + 1), max(0.0, (n_steps - step) / n_steps))
+        )
+        self.order = np.random.default_rng(seed).permutation(len(samples.prompts))
+        self.at = 0
+
+    def _padded(self, prompts: list[RenderedPrompt]) -> tuple[Tensor, Tensor]:
+        rows = self.backbone.encode([prompt.text for prompt in prompts])
+        batch = self.backbone.pad(rows)
+        missing = WIDTH - batch["input_ids"].shape[1]
+        if missing < 0:
+            raise SystemExit(f"a prompt has more than {WIDTH} tokens; lower prompt.max_tokens")
+        ids = nn.functional.pad(batch["input_ids"], (0, missing), value=self.backbone.pad_id)
+        return ids, nn.functional.pad(batch["attention_mask"], (0, missing))
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.backbone.pooled(ids, mask, "mean")).squeeze(-1)
+
+    def step(self) -> int:
+        if self.at >= len(self.order):
+            self.at = 0
+        chosen = torch.from_numpy(self.order[self.at : self.at + TEXTBOOK_BATCH])
+        self.at += TEXTBOOK_BATCH
+        self.backbone.model.train()
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            self.logits(self.ids[chosen], self.mask[chosen]), self.labels[chosen]
+        )
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return len(chosen)
+
+    @torch.inference_mode()
+    def score(self, prompts: list[RenderedPrompt]) -> np.ndarray:
+        self.backbone.model.eval()
+        ids, mask = self._padded(prompts)
+        return torch.cat([self.logits(i, m) for i, m in zip(ids.split(32), mask.split(32), strict=True)]).numpy()
+
+
+def our_network(folder: Path, run: RunSpec) -> PromptNetwork:
+    choice = resolve_precision(run.training.precision, torch.device("cpu"))
+    backbone = load_backbone(folder, dtype=choice.dtype, dropout=run.training.dropout)
+    apply_tuning(backbone.model, run.recommender.ranker.tuning, seed=run.seed)  # type: ignore[union-attr]
+    heads = TaskHeads(backbone.hidden_size, ("click",), seed=run.seed)
+    return PromptNetwork(backbone, heads, pooling=backbone.default_pooling, shared=True)
+
+
+def our_windows(network: PromptNetwork, plan: BatchPlan, run: RunSpec) -> Iterator[int]:
+    """Our training step, handing out its number of samples each time.
+
+    Batches, network, loss, clipping and optimizer are those of ``train``; what the Trainer adds around them (events,
+    validation) shows in ``samples_per_s_whole_training``.
+    """
+    optimizer = make_optimizer(network, run.training)
+    network.train()
+    position = 0
+    while True:
+        batch = plan[position % len(plan)]
+        weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), run.training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        position += 1
+        yield batch.n_prompts
+
+
+def timed(step: Step, at_least: int) -> float:
+    """Samples a second over steps that cover at least so many samples."""
+    started, done = time.perf_counter(), 0
+    while done < at_least:
+        done += step()
+    return done / (time.perf_counter() - started)
+
+
+def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> dict[str, object]:
+    run = preset_spec("bert-click", dataset.name, {"training.max_samples": n_samples, "prompt.max_tokens": WIDTH})
+    split = make_split(dataset, run.split)
+    renderer = PromptRenderer(run.prompt, dataset, TokenCounter.from_folder(folder))
+    lists, held_lists = (
+        training_lists(split, run, run.seed),
+        validation_lists(
+            split,
+            run.model_copy(update={"training": run.training.model_copy(update={"validation_samples": 2000})}),
+            run.seed,
+        ),
+    )
+    samples = Samples(lists, renderer.render_many(lists.pairs()))
+    held = Samples(held_lists, renderer.render_many(held_lists.pairs()))
+    network = our_network(folder, run)
+    tokens = tokenise(network.backbone, samples.prompts, shared=True)
+    plan = BatchPlan(lists, tokens, run.training, run.seed, network.backbone.pad_id)
+    n_steps = -(-len(samples.prompts) // TEXTBOOK_BATCH)
+
+    # Speed: fresh models, windows in turn, the first of each thrown away.
+    textbook = Textbook(folder, samples, n_steps, run.seed)
+    loop = our_windows(network, plan, run)
+
+    def ours_step() -> int:
+        return next(loop)
+
+    windows = []
+    for number in range(n_windows + 1):
+        pair = timed(textbook.step, 3 * TEXTBOOK_BATCH), timed(ours_step, 3 * run.training.batch_size)
+        if number:
+            windows.append(pair)
+            print(f"window {number}: textbook {pair[0]:.1f}, ours {pair[1]:.1f} samples/s", flush=True)
+    ratios = [ours / book for book, ours in windows]
+
+    # Quality: both from the pretrained weights, the same samples once.
+    textbook = Textbook(folder, samples, n_steps, run.seed)
+    for _ in range(n_steps):
+        textbook.step()
+    network = our_network(folder, run)
+    started = time.perf_counter()
+    train(network, plan, None, {"click": 1.0}, run.training, FitContext(seed=run.seed))
+    whole = len(samples.prompts) / (time.perf_counter() - started)
+    truth = held.labels
+    ours_scores = network.predict(tokenise(network.backbone, held.prompts, shared=True), ("click",))["click"]
+    facts = device_facts(str(resolve_device("cpu")))
+    return {
+        "what": "training samples per second, one process, alternating windows; AUC after the same samples",
+        "dataset": dataset.name,
+        "model": folder.name,
+        "n_training_samples": len(samples.prompts),
+        "n_held_out_samples": len(held.prompts),
+        "tokens_per_prompt": round(float(tokens.n_tokens.mean()), 1),
+        "textbook": {
+            "recipe": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
+            "samples_per_s": round(statistics.median(book for book, _ in windows), 2),
+            "auc": round(auc(truth, textbook.score(held.prompts)), 4),
+        },
+        "ours": {
+            "recipe": f"shared histories, {facts.precision}, batch {run.training.batch_size}, eager, frozen embeddings",
+            "samples_per_s": round(statistics.median(ours for _, ours in windows), 2),
+            "samples_per_s_whole_training": round(whole, 2),
+            "auc": round(auc(truth, ours_scores), 4),
+        },
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_of_each_window": [round(ratio, 2) for ratio in ratios],
+        "target_ratio": 4.0,
+        "machine": {
+            "processor": facts.name,
+            "threads": facts.n_threads,
+            "precision": facts.precision_reason,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def table(result: dict[str, object]) -> str:
+    rows = ["| recipe | samples/s | AUC |", "|---|---|---|"]
+    for name in ("textbook", "ours"):
+        part = result[name]
+        assert isinstance(part, dict)
+        rows.append(f"| {name}: {part['recipe']} | {part['samples_per_s']} | {part['auc']} |")
+    return "\n".join([*rows, f"| **ratio** | **{result['ratio']}** | |"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workspace", required=True)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--windows", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    workspace = Workspace.open(given.workspace)
+    dataset = DatasetStore(workspace).load(given.dataset)
+    result = measure(dataset, fetch_model(workspace, "minilm"), given.samples, given.windows)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
