@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
@@ -28,6 +29,7 @@ from pages._studio.uploads import forget_uploads, keep_uploads
 _KIND_WORDS = {"interactions": "interactions (who chose what)", "items": "items (the catalogue)", "users": "users"}
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar |", "::": "double colon ::", " ": "space"}
 _NONE = "(none)"
+Kind = Literal["interactions", "items", "users"]
 
 
 def ready_made() -> None:
@@ -139,7 +141,7 @@ def correct(path: Path) -> list[str]:
     return entries
 
 
-def layout(path: Path, guess: ImportGuess, columns: list[Any], key: str) -> list[str]:
+def layout(path: Path, guess: ImportGuess, columns: Sequence[Any], key: str) -> list[str]:
     """Encoding, separator and header of a text file; formats that carry their own have nothing to correct."""
     if guess.encoding is None:
         columns[0].text_input("Encoding", "part of the format", disabled=True, key=f"encoding:{key}")
@@ -167,7 +169,7 @@ def layout(path: Path, guess: ImportGuess, columns: list[Any], key: str) -> list
     return entries
 
 
-def roles(guess: ImportGuess, kind: str, key: str) -> list[str]:
+def roles(guess: ImportGuess, kind: Kind, key: str) -> list[str]:
     """A selectbox for each role; only changes become entries."""
     entries = []
     wanted = ROLES_OF[kind]

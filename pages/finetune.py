@@ -127,7 +127,7 @@ def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
 
 
 def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
-    weights = {o.task: o.weight for o in spec.objectives}
+    weights: dict[str, float] = {o.task: o.weight for o in spec.objectives}
     chosen = st.pills(
         "Learn to predict",
         list(_TASKS),

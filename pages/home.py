@@ -10,7 +10,7 @@ from llmrec_core.models.catalogue import list_models
 from llmrec_core.presets import PRESETS, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
 from pages._studio.base import faults_in_words, header, plain, show_error, workspace
-from pages._studio.live import LIVE, finished_runs, live_panel, run_store
+from pages._studio.live import LIVE, finished_runs, live_panel, run_store, state_badge
 
 SAMPLE = "sample"
 
@@ -36,14 +36,14 @@ def main_job() -> None:
     runs = [run for run in run_store().list() if run.spec.name == "First look"]
     live = [run for run in runs if run.status.state in LIVE]
     linked = st.query_params.get("run")
-    shown = next((run for run in runs if run.run_id == linked), live[0] if live else None)
+    shown = next((run for run in runs if run.run_id == linked), next(iter(live or runs), None))
     with st.container(border=True):
         left, right = st.columns([3, 2], vertical_alignment="center")
         left.subheader("See the whole journey once", anchor=False)
         left.write(
-            "Fine-tunes MiniLM on the bundled sample catalogue, ranks items for every test user, measures the result "
-            "against two simple recommenders, and explains each ranking. About a minute on two processor cores; the "
-            "first time the model (some 90 MB) is fetched as well."
+            "Fine-tunes MiniLM on the bundled sample catalogue, ranks for its users, measures the result against two "
+            "simple recommenders and explains it. About a minute on two idle cores; the first time the model "
+            "(91 MB) is fetched as well."
         )
         with right:
             if st.button(
@@ -57,22 +57,32 @@ def main_job() -> None:
                 start_main_job()
         if shown is None:
             return
-        live_panel(shown.run_id, controls=False)
         if shown.status.state == "done":
-            with faults_in_words():
-                st.info(plain(run_store().result(shown.run_id)["verdict"], 800), icon=":material/flag:")
-            with st.container(horizontal=True):
-                target = {"run": shown.run_id}
-                st.page_link(
-                    "pages/rankings.py",
-                    label="See the rankings",
-                    icon=":material/format_list_numbered:",
-                    query_params=target,
-                )
-                st.page_link(
-                    "pages/metrics.py", label="Read the metrics", icon=":material/monitoring:", query_params=target
-                )
-                st.page_link("pages/explain.py", label="Ask why", icon=":material/psychology_alt:", query_params=target)
+            outcome(shown.run_id)
+            with st.expander("How the training went", icon=":material/show_chart:"):
+                live_panel(shown.run_id, controls=False, head=False)
+        else:
+            live_panel(shown.run_id, controls=False)
+            st.page_link(
+                "pages/finetune.py",
+                label="Open on Fine-tune, to stop, cancel or resume it",
+                icon=":material/open_in_new:",
+                query_params={"run": shown.run_id},
+            )
+
+
+def outcome(run_id: str) -> None:
+    """What came of it, in a sentence, and where to look next."""
+    state_badge("done")
+    with faults_in_words():
+        st.info(plain(run_store().result(run_id)["verdict"], 800), icon=":material/flag:")
+    with st.container(horizontal=True):
+        for page, title, icon in (
+            ("pages/rankings.py", "See the rankings", ":material/format_list_numbered:"),
+            ("pages/metrics.py", "Read the metrics", ":material/monitoring:"),
+            ("pages/explain.py", "Ask why", ":material/psychology_alt:"),
+        ):
+            st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
 
 
 def card(step: int, title: str, text: str, state: str, ready: bool, page: str, action: str) -> None:

@@ -100,21 +100,22 @@ def read_events(run_id: str) -> list[dict[str, Any]]:
     return known
 
 
-def live_panel(run_id: str, *, controls: bool = True) -> None:
+def live_panel(run_id: str, *, controls: bool = True, head: bool = True) -> None:
     """The panel of one run; polls while it is queued or running."""
     live = run_store().get(run_id).status.state in LIVE
     st.session_state["panel_live"] = live
-    st.fragment(_panel, run_every=_POLL_S if live else None)(run_id, controls)
+    st.fragment(_panel, run_every=_POLL_S if live else None)(run_id, controls, head)
 
 
-def _panel(run_id: str, controls: bool) -> None:
+def _panel(run_id: str, controls: bool, head: bool) -> None:
     with faults_in_words():
         run = run_store().get(run_id)
         live = run.status.state in LIVE
         if st.session_state.get("panel_live") and not live:
             st.rerun()
         events = read_events(run_id)
-        _head(run)
+        if head:
+            _head(run)
         _progress(run, events)
         if run.status.error:
             st.error(plain(run.status.error, 2000), icon=":material/error:")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 import streamlit as st
@@ -72,20 +72,16 @@ def _walk(spec: Spec, prefix: str) -> Iterator[FormField]:
 def _leaf(path: str, info: FieldInfo, value: Any) -> FormField | None:
     inner, optional = _without_none(info.annotation)
     low, high = _bounds(info, inner)
-    common = {"path": path, "help": info.description or "", "optional": optional}
+    field = FormField(path, info.description or "", value, "text", optional=optional)
     if get_origin(inner) is Literal:
-        return FormField(value=value, kind="choice", choices=tuple(get_args(inner)), **common)
+        return replace(field, kind="choice", choices=tuple(get_args(inner)))
     if inner is bool:
-        return FormField(value=value, kind="switch", **common)
-    if inner is int:
-        return FormField(value=value, kind="int", low=low, high=high, **common)
-    if inner is float:
-        return FormField(value=value, kind="float", low=low, high=high, **common)
-    if inner is str:
-        return FormField(value=value, kind="text", **common)
+        return replace(field, kind="switch")
+    if inner in (int, float):
+        return replace(field, kind="int" if inner is int else "float", low=low, high=high)
     if get_origin(inner) is tuple:
-        return FormField(value=value, kind="list", **common)
-    return None
+        return replace(field, kind="list")
+    return field if inner is str else None
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
@@ -142,20 +138,16 @@ def edit_field(field: FormField, key: str, title: str | None = None) -> Any:
 
 def _number(field: FormField, key: str, title: str) -> int | float | None:
     cast: type[int] | type[float] = int if field.kind == "int" else float
-    bounds = {
+    # Streamlit wants all numbers of a field to be of one type; its overloads cannot say "the same one".
+    options: dict[str, Any] = {
+        "value": None if field.value is None else cast(field.value),
         "min_value": None if field.low is None else cast(field.low),
         "max_value": None if field.high is None else cast(field.high),
+        "step": 1 if field.kind == "int" else _step(field.value),
+        "format": "%d" if field.kind == "int" else "%g",
     }
     value: int | float | None = st.number_input(
-        title,
-        value=None if field.value is None else cast(field.value),
-        step=1 if field.kind == "int" else _step(field.value),
-        format="%d" if field.kind == "int" else "%g",
-        placeholder="empty",
-        key=key,
-        help=field.help,
-        persist_state="session",
-        **bounds,
+        title, placeholder="empty", key=key, help=field.help, persist_state="session", **options
     )
     if value is None and not field.optional:
         return field.value
