@@ -195,8 +195,8 @@ def _print_report(report: Any, as_json: bool) -> None:
         out.print(f"  {_text(column)}: {_text(role)}")
     for warning in document["warnings"]:
         err.print(f"[yellow]Note[/]: {_text(warning)}")
-    if document["rows_rejected"]:
-        err.print(f"[yellow]{document['rows_rejected']:,} rows refused[/]; the first ones:")
+    if document["rejects"]:
+        err.print(f"[yellow]{max(document['rows_rejected'], len(document['rejects'])):,} rows refused[/]; the first:")
         for reject in document["rejects"][:10]:
             err.print(f"  {_text(reject['file'])}, line {reject['line']}: {_text(reject['reason'])}")
 
@@ -291,7 +291,7 @@ def prompt_preview(
     """Render a template on a real user and candidate: the text, its tokens, what fell off the end."""
     from llmrec_core.data import DatasetStore, make_split
     from llmrec_core.models.catalogue import fetch_model, model_folder
-    from llmrec_core.prompts import PromptRenderer, TemplateStore, TokenCounter
+    from llmrec_core.prompts import PromptRenderer, TemplateStore, TokenCounter, template_source
     from llmrec_core.specs import PromptSpec, SplitSpec
 
     place = _workspace(workspace)
@@ -304,7 +304,7 @@ def prompt_preview(
         raw = {"template": "file", "source": path.read_text(encoding="utf-8")}
     base = RunSpec(dataset=DatasetRef(name=dataset), prompt=PromptSpec.model_validate(raw))
     spec = override_spec(base, {f"prompt.{k}": v for k, v in map(parse_assignment, assignments or [])}).prompt
-    source = spec.source if spec.source is not None else TemplateStore(place).get(spec.template)
+    source = template_source(spec, TemplateStore(place))
     folder = model_folder(place, model) or fetch_model(place, model)
     renderer = PromptRenderer(spec, loaded, TokenCounter.from_folder(folder), source)
     loaded.user_idx(user)  # an unknown user is an error here, not an empty history

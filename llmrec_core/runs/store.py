@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_core.errors import InputError, LLMRecError, NotFoundError, RunCancelledError, RunFailedError
+from llmrec_core.prompts import TemplateStore, template_source
 from llmrec_core.runs.events import read_events
 from llmrec_core.runs.folder import RESUMABLE, Run, RunFolder, RunStatus
 from llmrec_core.runs.processes import is_alive
@@ -217,7 +218,7 @@ class RunStore:
         return RunFolder(path)
 
     def _checked(self, spec: RunSpec) -> RunSpec:
-        """``spec`` with a concrete dataset version, once everything it refers to is there."""
+        """``spec`` with a concrete dataset version and template text, once everything it refers to is there."""
         if spec.parent_run is not None:
             parent = self.get(spec.parent_run)
             if spec.kind == "evaluate" and parent.status.state != "done":
@@ -226,7 +227,14 @@ class RunStore:
                     where="parent_run",
                     fix="Wait for it, or resume it.",
                 )
-        return spec.model_copy(update={"dataset": self._resolve(self.workspace, spec.dataset)})
+        # The template's text goes into the spec: a saved template may get new versions while the run waits.
+        source = template_source(spec.prompt, TemplateStore(self.workspace))
+        return spec.model_copy(
+            update={
+                "dataset": self._resolve(self.workspace, spec.dataset),
+                "prompt": spec.prompt.model_copy(update={"source": source}),
+            }
+        )
 
     def _submit(self, spec: RunSpec, request_key: str | None, twin_of: str | None = None) -> str:
         runs = self.workspace.runs

@@ -28,7 +28,7 @@ ALLOWED = {
     "recommenders": {"data", "prompts", "models", "training", "baselines", "evaluation"},
     "explanation": {"data", "prompts", "models", "training", "recommenders"},
     "figures": {"data"},
-    "runs": {"data"},
+    "runs": {"data", "prompts"},
     "serving": {"data", "explanation", "recommenders", "runs", "models"},
 }
 #: Modules that join rooms, beyond what their room may do.

@@ -13,6 +13,7 @@ import pytest
 from runs.runs_lab import HERE, Lab
 
 from llmrec_core.errors import InputError, LLMRecError, NotFoundError, RunCancelledError, RunFailedError, SpecError
+from llmrec_core.prompts import STARTERS
 from llmrec_core.runs.folder import RunStatus
 from llmrec_core.runs.store import RunStore
 from llmrec_core.specs import DatasetRef, RunSpec
@@ -42,7 +43,10 @@ def test_a_submitted_run_is_queued_with_its_spec_and_a_concrete_version(lab: Lab
     run_id = lab.store.submit(lab.spec("one"))
     assert re.fullmatch(r"\d{8}-\d{6}-[a-z2-9]{5}", run_id)
     run = lab.store.get(run_id)
-    assert run.spec == lab.spec("one").model_copy(update={"dataset": DatasetRef(name="films", version=1)})
+    asked = lab.spec("one")
+    prompt = asked.prompt.model_copy(update={"source": STARTERS[asked.prompt.template].source})
+    pinned = {"dataset": DatasetRef(name="films", version=1), "prompt": prompt}
+    assert run.spec == asked.model_copy(update=pinned), "version and template text are pinned when it is submitted"
     assert (run.status.state, run.status.live, run.problem) == ("queued", True, "")
     assert {p.name for p in run.folder.iterdir()} == {"spec.json", "status.json", "checkpoints", "artifacts"}
     assert lab.store.events(run_id) == []
