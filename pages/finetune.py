@@ -27,7 +27,7 @@ from pages._studio.base import (
     show_error,
     workspace,
 )
-from pages._studio.live import live_panel, open_run, run_line, run_store, run_title
+from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
 from pages._studio.pickers import model_facts
 from pages._studio.spec_form import FormField, edit_field, form_fields
 
@@ -308,15 +308,9 @@ def one_run(run_id: str) -> None:
     except LLMRecError as error:
         show_error(error)
         return
+    if run.status.state == "done" and run.spec.kind == "train":
+        outcome(run_id)
     live_panel(run_id)
-    if run.status.state == "done":
-        with st.container(horizontal=True):
-            for page, title, icon in (
-                ("pages/rankings.py", "Rankings", ":material/format_list_numbered:"),
-                ("pages/metrics.py", "Metrics", ":material/monitoring:"),
-                ("pages/explain.py", "Explain", ":material/psychology_alt:"),
-            ):
-                st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
     with st.expander("Settings of this run", icon=":material/description:"):
         st.code(
             yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

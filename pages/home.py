@@ -9,8 +9,8 @@ from llmrec_core.errors import LLMRecError
 from llmrec_core.models.catalogue import list_models
 from llmrec_core.presets import PRESETS, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
-from pages._studio.base import faults_in_words, header, plain, show_error, workspace
-from pages._studio.live import LIVE, finished_runs, live_panel, run_store, state_badge
+from pages._studio.base import header, plain, show_error, workspace
+from pages._studio.live import LIVE, finished_runs, live_panel, outcome, run_store, state_badge
 
 SAMPLE = "sample"
 
@@ -58,6 +58,7 @@ def main_job() -> None:
         if shown is None:
             return
         if shown.status.state == "done":
+            state_badge("done")
             outcome(shown.run_id)
             with st.expander("How the training went", icon=":material/show_chart:"):
                 live_panel(shown.run_id, controls=False, head=False)
@@ -69,20 +70,6 @@ def main_job() -> None:
                 icon=":material/open_in_new:",
                 query_params={"run": shown.run_id},
             )
-
-
-def outcome(run_id: str) -> None:
-    """What came of it, in a sentence, and where to look next."""
-    state_badge("done")
-    with faults_in_words():
-        st.info(plain(run_store().result(run_id)["verdict"], 800), icon=":material/flag:")
-    with st.container(horizontal=True):
-        for page, title, icon in (
-            ("pages/rankings.py", "See the rankings", ":material/format_list_numbered:"),
-            ("pages/metrics.py", "Read the metrics", ":material/monitoring:"),
-            ("pages/explain.py", "Ask why", ":material/psychology_alt:"),
-        ):
-            st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
 
 
 def card(step: int, title: str, text: str, state: str, ready: bool, page: str, action: str) -> None:

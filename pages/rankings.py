@@ -10,7 +10,7 @@ import streamlit as st
 from llmrec_core.data import Dataset
 from llmrec_core.feedback import FeedbackStore
 from llmrec_core.runs import Run
-from pages._studio.base import faults_in_words, header, number, plain, workspace
+from pages._studio.base import faults_in_words, header, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 
 _NAMES = {"popularity": "Popularity", "item-knn": "Sequential item-kNN"}
@@ -38,10 +38,10 @@ def what_if(run: Run, user: str, dataset: Dataset, real: list[dict[str, Any]]) -
             disabled=["title", "when"],
             height=min(560, 38 + 35 * len(entries)),
             column_config={
-                "keep": st.column_config.CheckboxColumn("Keep", width=52, help="Untick to see the ranking without it"),
-                "title": st.column_config.TextColumn("Item", width="medium"),
-                "rating": st.column_config.NumberColumn("Rating", width=60, format="%g"),
-                "when": st.column_config.DateColumn("When", width=90),
+                "keep": st.column_config.CheckboxColumn("In", width=44, help="Untick to see the ranking without it"),
+                "title": st.column_config.TextColumn("Item", width=150),
+                "rating": st.column_config.NumberColumn("★", width=54, format="%g"),
+                "when": st.column_config.DateColumn("When", width=72, format="MMM YYYY"),
             },
         ).iloc[::-1]
     else:
@@ -91,10 +91,14 @@ def list_of(
     st.markdown(f"**{plain(model_title(run, name))}**")
     for item in answer["items"]:
         with st.container(border=True, gap="xxsmall"):
-            st.markdown(f"{item['rank']}\\. **{plain(item['title'] or item['item_id'], 90)}**")
+            with st.container(horizontal=True, wrap=False, gap="xsmall", vertical_alignment="top"):
+                st.markdown(f"{item['rank']}\\. **{plain(item['title'] or item['item_id'], 90)}**", width="stretch")
+                if name == "model":
+                    link = {"run": run.run_id, "user": user, "item": item["item_id"]}
+                    st.page_link("pages/explain.py", label="Why?", query_params=link)
             with st.container(horizontal=True, gap="xsmall", vertical_alignment="center"):
                 badges(item)
-                words = [number(item["score"])]
+                words = [f"{item['score']:.3g}"]
                 if before is not None:
                     words.append(movement(before.get(item["item_id"]), item["rank"]))
                 st.caption(" · ".join(words), width="content")
@@ -131,8 +135,6 @@ def thumbs(run: Run, user: str, item: dict[str, Any], verdicts: dict[str, str]) 
     key = f"thumb:{run.run_id}:{user}:{item['item_id']}"
     known = {"up": 1, "down": 0}.get(verdicts.get(item["item_id"], ""))
     given = st.feedback("thumbs", key=key, default=known)
-    link = {"run": run.run_id, "user": user, "item": item["item_id"]}
-    st.page_link("pages/explain.py", label="Why?", query_params=link)
     if given is not None and given != known:
         FeedbackStore(workspace()).add(
             run.spec.dataset.name,
@@ -163,7 +165,7 @@ def screen() -> None:
     with st.spinner("Ranking; the first time the model is loaded …"):
         real = {name: ask("recommend", run_id=run.run_id, user_id=user, k=k, model=name) for name in names}
     base = real["model"]
-    history_side, lists_side = st.columns([4, 8], gap="medium")
+    history_side, lists_side = st.columns([9, 15], gap="medium")
     with history_side:
         held_out = ", ".join(plain(h["title"] or h["item_id"], 60) for h in base["held_out"])
         st.caption(f"Held out for the test: {held_out or 'nothing for this user'}")

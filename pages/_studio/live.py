@@ -11,6 +11,7 @@ from typing import Any
 import streamlit as st
 
 from llmrec_core.errors import LLMRecError
+from llmrec_core.evaluation.report import metric_title
 from llmrec_core.figures import training_figure
 from llmrec_core.runs import Run, RunStore, supervisor_for
 from llmrec_core.workspace import Workspace
@@ -129,6 +130,19 @@ def _panel(run_id: str, controls: bool, head: bool) -> None:
             st.code(run_store().log(run_id, lines=60) or "Nothing written yet.", language=None, wrap_lines=True)
 
 
+def outcome(run_id: str) -> None:
+    """What came of it, in a sentence, and where to look next."""
+    with faults_in_words():
+        st.info(plain(run_store().result(run_id)["verdict"], 800), icon=":material/flag:")
+    with st.container(horizontal=True):
+        for page, title, icon in (
+            ("pages/rankings.py", "See the rankings", ":material/format_list_numbered:"),
+            ("pages/metrics.py", "Read the metrics", ":material/monitoring:"),
+            ("pages/explain.py", "Ask why", ":material/psychology_alt:"),
+        ):
+            st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
+
+
 def _head(run: Run) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.subheader(plain(run.spec.name or run.spec.preset or "Run"), anchor=False, width="content")
@@ -176,7 +190,8 @@ def _numbers(events: Sequence[Mapping[str, Any]], metric: str | None) -> None:
     columns[0].metric("Loss", number(last.get("loss"), 4))
     if validations:
         name = metric or next(iter(validations[-1]["metrics"]), "validation")
-        columns[1].metric(f"Validation {name}", number(validations[-1]["metrics"].get(name), 4))
+        title = metric_title(name) if name == metric else name
+        columns[1].metric(f"Validation {title}", number(validations[-1]["metrics"].get(name), 4))
     else:
         columns[1].metric("Validation", "–", help="Not measured yet")
     columns[2].metric("Step", f"{last['step']} / {last['total']}")
@@ -250,6 +265,6 @@ def run_line(run: Run) -> dict[str, Any]:
         "name": label(run.spec.name or run.spec.preset or ""),
         "dataset": label(run.spec.dataset.name),
         "state": status.state,
-        "stage": status.stage or "",
+        "stage": (status.stage or "") if status.live else "",
         "started": ago(status.started_at or status.submitted_at),
     }
