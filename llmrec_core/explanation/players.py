@@ -235,6 +235,8 @@ def _field_seats(dataset: Dataset, query: Query, item_idx: int, prompt: Rendered
         for span in prompt.spans:
             if span.kind != kind or (kind, span.ref) in seats:
                 continue
+            if kind == "candidate" and span.ref in query.hidden_fields:
+                continue  # hidden from the start: "unknown" is no reason
             if kind == "candidate":
                 value = dataset.item_text(item_idx, span.ref) or str(dataset.item_ids[item_idx])
             else:

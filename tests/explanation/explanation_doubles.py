@@ -141,8 +141,8 @@ class TextGameRecommender(GameRecommender):
             add("history", str(position), self.dataset.item_text(index, "title"))
         text += " | "
         for name in ("title", "genre"):
-            if name not in query.hidden_fields:
-                add("candidate", name, self.dataset.item_text(item_idx, name))
+            hidden = name in query.hidden_fields
+            add("candidate", name, "unknown" if hidden else self.dataset.item_text(item_idx, name))
         return RenderedPrompt(text, tuple(spans), len(text.split()), dropped_history=first)
 
     def attention(self, query: Query, item_idx: int) -> tuple[RenderedPrompt, IntArray, FloatArray, FloatArray]:

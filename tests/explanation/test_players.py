@@ -91,6 +91,14 @@ def test_fields_are_merged_when_there_are_too_many():
     assert [seat.ref for seat in tightest.seats][2] == "scene,device"
 
 
+def test_fields_hidden_from_the_start_do_not_play():
+    dataset = catalogue()
+    recommender = TextGameRecommender(_constant, dataset, n_shown=1)
+    game = find_players(recommender, dataset, query_of(1, hidden_fields=frozenset({"title"})), 10)
+    assert [seat.ref for seat in game.seats] == ["0", "genre"]
+    assert game.coalition([True, False]).hidden_fields == {"title", "genre"}
+
+
 def test_every_coalition_is_a_different_query():
     dataset = catalogue()
     recommender = TextGameRecommender(_constant, dataset, n_shown=3)
