@@ -181,10 +181,11 @@ class Candidate(Record):
         self._fields = concat(parts)
 
     def _text(self, column: str) -> str:
-        if column in self._hidden:
-            # Not marked: nothing of the item is in it.
-            return UNKNOWN
         value = self._item.title if column == TITLE else self._item.text(column)
+        if column in self._hidden:
+            # Marked like the value it stands for: models cut a prompt where its candidate begins, and hiding a field
+            # must not move that place.
+            value = UNKNOWN
         return Text.of(clip(value, self._limits.get(column, len(value))), ("candidate", column))
 
     def lookup(self, name: str) -> Any:

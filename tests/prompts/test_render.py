@@ -140,7 +140,11 @@ def test_hidden_candidate_fields_read_unknown() -> None:
     prompt = renderer(source, item_fields=("category", "maker")).render(query, DATA.item_idx("a"))
     # The history may hold the same item; there its fields stay.
     assert prompt.text.startswith("unknown Drama, Sea, unknown Lantern Bay,Ode Films;")
-    assert [p for p in pieces(prompt) if p[0] == "candidate"] == [("candidate", "category", "Drama, Sea")]
+    assert [p for p in pieces(prompt) if p[0] == "candidate"] == [
+        ("candidate", "title", "unknown"),
+        ("candidate", "category", "Drama, Sea"),
+        ("candidate", "maker", "unknown"),
+    ]
     # The plain query afterwards is not served from what was prepared for the hidden one.
     assert renderer(source).render(replace(query, hidden_fields=frozenset()), 0).text.startswith("Lantern Bay Drama")
 
@@ -319,10 +323,10 @@ def test_spans_and_budget_hold_for_anything(
         if span.kind == "history":
             assert int(span.ref) in offered[prompt.dropped_history :]
         elif span.kind == "candidate":
-            assert span.ref not in hidden
-            if span.ref == "title" and "title" not in prompt.clipped_fields:
+            if span.ref in hidden:
+                assert piece == "unknown" or span.ref in prompt.clipped_fields
+            elif span.ref == "title" and "title" not in prompt.clipped_fields:
                 assert piece == (" ".join(titles[0].split()) or "i0")
         elif not prompt.clipped_fields:
             assert piece == " ".join((age if span.kind == "profile" else scene).split())
-    if "title" not in hidden:
-        assert any(span.kind == "candidate" and span.ref == "title" for span in prompt.spans)
+    assert any(span.kind == "candidate" and span.ref == "title" for span in prompt.spans)
