@@ -61,7 +61,7 @@ class PromptSpec(Spec):
         (), description="item columns shown beside the title; empty means the category columns of the dataset"
     )
     profile_fields: tuple[str, ...] = Field((), description="user columns shown in the prompt")
-    max_tokens: int = Field(96, ge=16, le=4096, description="token budget of one prompt; oldest history goes first")
+    max_tokens: int = Field(128, ge=16, le=4096, description="token budget of one prompt; oldest history goes first")
     max_history: int = Field(8, ge=0, le=200, description="most recent interactions offered to the template")
     max_field_chars: int = Field(200, ge=8, le=5000, description="longer field values are clipped to this length")
     show_ratings: bool = Field(True, description="offer the history's ratings to the template")
@@ -88,28 +88,28 @@ class ObjectiveSpec(Spec):
 
 
 class TrainingSpec(Spec):
-    max_samples: int | None = Field(6000, ge=1, description="training prompts drawn by seed; empty means all")
+    max_samples: int | None = Field(8000, ge=1, description="training prompts drawn by seed; empty means all")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training prompts")
     batch_size: int = Field(64, ge=1, description="prompts a step before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed before one optimizer step")
-    learning_rate: float = Field(1e-4, gt=0, lt=1, description="peak learning rate of AdamW")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate of AdamW")
     head_learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of the task heads")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay (not on biases and norms)")
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of steps with a rising learning rate")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the encoder and before the heads")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     negatives_per_positive: int = Field(
-        2, ge=0, le=100, description="unseen items drawn beside each interaction, labelled as not clicked"
+        3, ge=0, le=100, description="unseen items drawn beside each interaction, labelled as not clicked"
     )
     hard_negatives: float = Field(
-        0.5, ge=0, le=1, description="share of the negatives taken from the retriever's best items (two-stage only)"
+        0.34, ge=0, le=1, description="share of the negatives taken from the retriever's best items (two-stage only)"
     )
     rank_candidates: int = Field(8, ge=2, le=100, description="items a list holds in the rank objective")
     like_threshold: float | None = Field(
         None, description="ratings above it count as clicked; empty means the middle of the rating scale"
     )
     validation_metric: str = Field("auc", description="metric watched by early stopping")
-    validation_every: int = Field(20, ge=1, description="optimizer steps between two validations")
+    validation_every: int = Field(25, ge=1, description="optimizer steps between two validations")
     validation_samples: int = Field(512, ge=16, description="validation prompts used while training")
     early_stopping_patience: int = Field(4, ge=0, description="validations without gain before stopping; 0: never stop")
     precision: Literal["auto", "bf16", "fp32"] = Field(

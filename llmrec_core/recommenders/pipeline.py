@@ -109,6 +109,11 @@ class PipelineRecommender(Recommender):
         """Scores the candidates of validation users once, then tries every weight on those scores."""
         k = _cut_off(self.run)
         held_out = split.queries("valid", max_users=self.spec.fusion_users, seed=ctx.seed)
+        if not len(held_out):
+            weight = 0.5 if self.spec.model_weight is None else self.spec.model_weight
+            self.fusion = Fusion(weight, 0.0, 1.0, 0.0, 1.0)
+            ctx.emit("log", level="warning", message=f"no validation user has a new item: model weight {weight:g}.")
+            return
         items = _table(
             [r.items for r in self.retriever.top_k(held_out.queries, self.spec.n_candidates, held_out.exclude)]
         )

@@ -103,8 +103,8 @@ def tokenise(backbone: Backbone, prompts: Sequence[RenderedPrompt], *, shared: b
 
 
 def _candidate_start(prompt: RenderedPrompt) -> int:
-    """Character at which the first candidate field begins; 0 where the prompt shows none."""
-    return min((span.start for span in prompt.spans if span.kind == "candidate"), default=0)
+    """Character at which the first candidate field begins; where the prompt shows none, the end of its text."""
+    return min((span.start for span in prompt.spans if span.kind == "candidate"), default=len(prompt.text))
 
 
 def head_length(offsets: Sequence[tuple[int, int]], cut: int) -> int:

@@ -7,6 +7,7 @@ What would write pickles, print, or reach for services is replaced here.
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def train(
         RunFailedError: out of memory even with the smallest parts, a loss that is not finite, or a full disk.
         ModelError: ``ctx.resume_from`` holds checkpoints of another training.
     """
-    with _own_generators(ctx.seed), _quiet_transformers():
+    with _own_generators(ctx.seed, network.device), _quiet_transformers():
         trainer = _Trainer(network, plan, validation, weights, spec, ctx)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
@@ -124,7 +125,7 @@ class _Trainer(HuggingFaceTrainer):
             # accelerate places on the current CUDA device.
             torch.cuda.set_device(network.device)
         arguments = TrainingArguments(
-            output_dir=str(ctx.checkpoint_dir or "unused"),
+            output_dir=str(ctx.checkpoint_dir or tempfile.gettempdir()),
             per_device_train_batch_size=1,
             gradient_accumulation_steps=spec.gradient_accumulation_steps,
             num_train_epochs=1,
@@ -442,10 +443,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _own_generators(seed: int) -> Iterator[None]:
+def _own_generators(seed: int, device: torch.device) -> Iterator[None]:
     """Global generators seeded for the training and put back afterwards: a fit leaves no trace in its process."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ import torch
 from llmrec_core.contracts import IntArray
 from llmrec_core.errors import SpecError
 from llmrec_core.evaluation.validation import validation_metric
-from llmrec_core.specs import RATING_METRICS
+from llmrec_core.specs import CLICK_METRICS, RATING_METRICS
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import Labels, weighted_loss
 from llmrec_core.training.packing import TokenisedPrompts
@@ -56,16 +56,17 @@ class Validation:
         self._list_of = lists.list_of
         self._labels = lists.labels
         tasks = tuple(weights)
+        # Each metric is read from the head that was made for it: AUC asks what is clicked, not what came next.
         self._task = "rating" if metric in RATING_METRICS else main_task(tasks)
+        if metric in CLICK_METRICS and "click" in tasks:
+            self._task = "click"
         if self._task not in tasks:
             raise SpecError(
                 f"{metric} needs a rating objective, and the objectives are {', '.join(tasks)}.",
                 where="training.validation_metric",
                 fix="Watch auc or ndcg@10, or add the rating objective.",
             )
-        # AUC asks what is clicked; a rank head is asked the same where click labels exist.
-        source = "click" if self._task == "rank" and "click" in tasks and metric in ("auc", "gauc") else self._task
-        truth = self._labels[source].astype(np.float64)
+        truth = self._labels[self._task].astype(np.float64)
         if self._task == "rating" and metric not in RATING_METRICS:
             truth = np.where(np.isnan(truth), np.nan, truth > liked_at)
         self._scale = rating_range if metric in RATING_METRICS else 1.0

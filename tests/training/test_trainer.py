@@ -233,7 +233,7 @@ def test_frozen_weights_are_untouched(models, split, tuning, moved):
 
 def test_several_heads_learn_together(models, split):
     objectives = [{"task": "click"}, {"task": "rating", "weight": 0.5}, {"task": "rank", "weight": 0.2}]
-    run = planted_run(models, objectives=objectives, rank_candidates=3, max_samples=900)
+    run = planted_run(models, objectives=objectives, rank_candidates=3, max_samples=900, validation_metric="rmse")
     recommender = fit(run, split, models)
     assert recommender.capabilities.tasks == {"click", "rating", "rank"}
     rows = split.labelled("test")
@@ -315,3 +315,18 @@ def test_an_interrupted_save_leaves_the_older_checkpoint(models, split, tmp_path
     events = Events()
     fit(run, split, models, resume=tmp_path, events=events)
     assert "Going on from checkpoint-4" in events.messages
+
+
+def test_the_losses_of_a_seeded_training_stay_what_they_are(models, split):
+    """Golden: whatever changes these numbers changes every result, and belongs into the changelog."""
+    objectives = [{"task": "click"}, {"task": "rating", "weight": 0.5}, {"task": "rank", "weight": 0.2}]
+    run = planted_run(models, objectives=objectives, rank_candidates=3, max_samples=96, validation_every=2)
+    expected = [1.11979, 1.04195, 0.99972, 0.96178, 0.89277, 0.86338]
+    np.testing.assert_allclose(fit(run, split, models).outcome.losses, expected, rtol=2e-3)
+
+
+def test_auc_is_read_from_the_click_head(models, split):
+    """Here everything is equally likely to come next, so a rank head would say nothing."""
+    objectives = [{"task": "click"}, {"task": "rank", "weight": 0.01}]
+    run = planted_run(models, objectives=objectives, rank_candidates=2, max_samples=640)
+    assert fit(run, split, models).outcome.best_value > 0.9
