@@ -180,7 +180,7 @@ def screen() -> None:
                     for name in names
                 }
         verdicts = FeedbackStore(workspace()).latest(dataset.name, user)
-        for column, name in zip(st.columns(len(names)), names, strict=True):
+        for column, name in zip(st.columns([6] + [5] * (len(names) - 1)), names, strict=True):
             with column:
                 before = {i["item_id"]: i["rank"] for i in real[name]["items"]} if history is not None else None
                 list_of(run, user, name, shown[name], before, verdicts)

@@ -20,6 +20,7 @@ from pages._studio.base import ago, duration, faults_in_words, label, number, pl
 LIVE = ("queued", "running")
 _POLL_S = 1.5
 _STAGES = ("data", "baselines", "tokenizing", "training", "fusion", "saving", "evaluating")
+_STAGE_WORDS = {"tokenizing": "prompts"}
 _BADGES = {
     "queued": ("gray", ":material/schedule:"),
     "running": ("blue", ":material/autorenew:"),
@@ -66,15 +67,20 @@ def finished_runs() -> list[Run]:
 def live_strip() -> None:
     """In the sidebar: what runs now, on every screen."""
     live = [run for run in run_store().list() if run.status.state in LIVE]
-    st.session_state["live_ids"] = sorted(run.run_id for run in live)
+    st.session_state["live_states"] = states_of(live)
     with st.sidebar:
         st.fragment(_strip, run_every=2.0 if live else None)()
 
 
+def states_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(run id, state) of each, in a fixed order."""
+    return sorted((run.run_id, run.status.state) for run in runs)
+
+
 def _strip() -> None:
     live = [run for run in run_store().list() if run.status.state in LIVE]
-    if sorted(run.run_id for run in live) != st.session_state.get("live_ids"):
-        # Something ended or began: the screens show other things now, and polling may stop.
+    if states_of(live) != st.session_state.get("live_states"):
+        # Something was taken up or ended: the screens show other things now, and polling may stop.
         st.rerun()
     for run in live[:5]:
         with st.container(border=True):
@@ -119,7 +125,10 @@ def _panel(run_id: str, controls: bool, head: bool) -> None:
             _head(run)
         _progress(run, events)
         if run.status.error:
-            st.error(plain(run.status.error, 2000), icon=":material/error:")
+            if run.status.state == "failed":
+                st.error(plain(run.status.error, 2000), icon=":material/error:")
+            else:
+                st.info(plain(run.status.error, 2000), icon=":material/info:")
         metric = watched_metric(run, events)
         _numbers(events, metric)
         if any(e["type"] in ("train", "validation") for e in events):
@@ -162,15 +171,15 @@ def _progress(run: Run, events: Sequence[Mapping[str, Any]]) -> None:
             stage, step, total, eta = event["stage"], 0, 0, None
         elif event["type"] in ("progress", "train"):
             step, total, eta = event.get("step", 0), event.get("total", 0), event.get("eta_s")
-    words = stage if stage != "tokenizing" else "preparing prompts"
-    text = f"**{words.capitalize()}**"
+    text = f"**{_STAGE_WORDS.get(stage, stage).capitalize()}**"
     if total:
         text += f" · {step} of {total}"
     if eta is not None:
         text += f" · about {duration(eta)} left"
     st.progress(min(1.0, step / total) if total else 0.0, text=text)
     done = _STAGES[: _STAGES.index(stage)] if stage in _STAGES else ()
-    st.caption(" → ".join(f"**{s}**" if s == stage else (f"✓ {s}" if s in done else s) for s in _STAGES))
+    words = {s: _STAGE_WORDS.get(s, s) for s in _STAGES}
+    st.caption(" → ".join(f"**{w}**" if s == stage else (f"✓ {w}" if s in done else w) for s, w in words.items()))
 
 
 def watched_metric(run: Run, events: Sequence[Mapping[str, Any]]) -> str | None:
