@@ -161,6 +161,7 @@ class FitContext:
             what is there.
         checkpoint_dir: where checkpoints go; None: no checkpoints.
         resume_from: a parent's checkpoint folder to go on from.
+        floors: fitted baselines by name; their value of the validation metric is reported beside the model's.
     """
 
     workspace_models: Path | None = None
@@ -170,6 +171,7 @@ class FitContext:
     should_stop: Callable[[], Literal["cancel", "stop"] | None] = lambda: None
     checkpoint_dir: Path | None = None
     resume_from: Path | None = None
+    floors: Mapping[str, Recommender] = field(default_factory=dict)
 
 
 class Recommender(ABC):

@@ -124,9 +124,11 @@ class CrossEncoderRecommender(Recommender):
             held_out,
             tokenise(backbone, self._renderer.render_many(held_out.pairs()), shared=network.shared),
             cast(dict[str, float], weights),
-            rating_range=high - low,
+            rating_scale=(low, high),
             liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),
         )
+        for name, floor in ctx.floors.items():
+            ctx.emit("baseline", name=name, metrics=validation.measure_floor(floor))
         plan = BatchPlan(lists, tokens, self.run.training, ctx.seed, backbone.pad_id)
         counts = parameter_counts(network)
         ctx.emit(

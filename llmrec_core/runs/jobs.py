@@ -6,6 +6,7 @@ This is the one place where computing meets storage; it runs inside a worker pro
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from llmrec_core.contracts import FitContext, Recommender
@@ -113,7 +114,7 @@ def _fit_all(spec: RunSpec, run: RunHandle, split: Split, context: FitContext) -
         run.emit("progress", stage="baselines", step=step, total=len(spec.baselines), eta_s=None)
         _check_cancel(run)
     model = registry.build(spec, spec.recommender)
-    model.fit(split, context)
+    model.fit(split, replace(context, floors=floors))
     _check_cancel(run)
     run.emit("stage", stage="saving")
     _save(model, run, "recommender")

@@ -136,13 +136,11 @@ def _lists(
     users = table["user_idx"].to_numpy(np.int64)[rows]
     positives = table["item_idx"].to_numpy(np.int64)[rows]
     ratings = table["rating"].to_numpy(np.float32)[rows]
-    limit = max(spec.prompt.max_history, 1)
     queries = []
-    # The retriever looks further back than the prompt does.
-    reach = None if pool is not None else limit
     for row, user in zip(rows.tolist(), users.tolist(), strict=True):
+        # The whole history, as at the test: templates may count it, and retrievers look further back than a prompt.
         user_id = str(dataset.user_ids[user])
-        queries.append(Query(user_id, split.history_before(row, reach), dataset.profile(user_id)))
+        queries.append(Query(user_id, split.history_before(row), dataset.profile(user_id)))
     n_lists = len(rows)
     negatives = _random_negatives(split, users, positives, n_negatives, rng)
     n_hard = round(spec.training.hard_negatives * n_negatives) if pool is not None else 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from llmrec_core.contracts import IntArray
+from llmrec_core.contracts import IntArray, Recommender
 from llmrec_core.errors import SpecError
 from llmrec_core.evaluation.validation import validation_metric
 from llmrec_core.specs import CLICK_METRICS, RATING_METRICS
@@ -33,7 +34,7 @@ class Validation:
         lists: samples of the validation part.
         tokens: their prompts.
         weights: task -> weight of its loss.
-        rating_range: high - low of the rating scale: rmse and mae are reported in the dataset's own units.
+        rating_scale: (low, high) of the ratings: rmse and mae are reported in the dataset's own units.
         liked_at: scaled rating (0-1) above which a rated row counts as liked, for click metrics of a rating head.
 
     Raises:
@@ -46,12 +47,13 @@ class Validation:
         lists: SampleLists,
         tokens: TokenisedPrompts,
         weights: dict[str, float],
-        rating_range: float = 1.0,
+        rating_scale: tuple[float, float] = (0.0, 1.0),
         liked_at: float = 0.5,
     ) -> None:
         self.metric = metric
         self._tokens = tokens
         self._weights = weights
+        self._lists = lists
         self._users: IntArray = lists.users[lists.list_of]
         self._list_of = lists.list_of
         self._labels = lists.labels
@@ -69,7 +71,8 @@ class Validation:
         truth = self._labels[self._task].astype(np.float64)
         if self._task == "rating" and metric not in RATING_METRICS:
             truth = np.where(np.isnan(truth), np.nan, truth > liked_at)
-        self._scale = rating_range if metric in RATING_METRICS else 1.0
+        self._rating_low, high = rating_scale
+        self._scale = high - self._rating_low if metric in RATING_METRICS else 1.0
         self._kept = np.flatnonzero(~np.isnan(truth))
         self._truth = truth[self._kept] * self._scale
 
@@ -86,7 +89,24 @@ class Validation:
         scores = outputs[self._task][self._kept].astype(np.float64)
         if self.metric in RATING_METRICS:
             scores = np.clip(scores, 0.0, 1.0) * self._scale
+        return found | self._value(scores)
+
+    def measure_floor(self, floor: Recommender) -> dict[str, float]:
+        """``{metric: ...}`` of a fitted baseline on the same rows; empty where it cannot answer."""
+        size = np.bincount(self._list_of)
+        column = np.arange(len(self._list_of)) - np.repeat(np.cumsum(size) - size, size)
+        items = np.full((len(size), int(size.max(initial=0))), -1, np.int64)
+        items[self._list_of, column] = self._lists.items
+        if self.metric in RATING_METRICS:
+            answers = floor.predict_ratings(self._lists.queries, items)
+            if answers is None:
+                return {}
+            # Truths are counted from the low end of the scale, as the model's outputs are.
+            answers = answers - self._rating_low
+        else:
+            answers = floor.score(self._lists.queries, items)
+        return self._value(answers[self._list_of, column][self._kept].astype(np.float64))
+
+    def _value(self, scores: npt.NDArray[np.float64]) -> dict[str, float]:
         value = validation_metric(self.metric, self._truth, scores, self._users[self._kept])
-        if math.isfinite(value):
-            found[self.metric] = value
-        return found
+        return {self.metric: value} if math.isfinite(value) else {}

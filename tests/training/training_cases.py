@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tiny_models import write_tiny_bert
 
-from llmrec_core.contracts import FitContext
+from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.registry import build
@@ -97,6 +97,7 @@ def fit(
     checkpoints: Path | None = None,
     resume: Path | None = None,
     should_stop: Callable[[], Any] = lambda: None,
+    floors: Mapping[str, Recommender] | None = None,
 ) -> CrossEncoderRecommender:
     recommender = build(run, run.recommender)
     assert isinstance(recommender, CrossEncoderRecommender)
@@ -105,7 +106,7 @@ def fit(
         split,
         FitContext(
             workspace_models=models, device="cpu", seed=run.seed, emit=events.emit, should_stop=should_stop,
-            checkpoint_dir=checkpoints, resume_from=resume,
+            checkpoint_dir=checkpoints, resume_from=resume, floors=floors or {},
         ),
     )  # fmt: skip
     return recommender
