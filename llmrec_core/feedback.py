@@ -49,9 +49,13 @@ class FeedbackStore:
         entry = Feedback(dataset, run_id, model, user_id, item_id, rank, verdict, time.time())
         path = self._path(dataset)
         self._root.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n"
         # One short write in append mode: lines of two sessions never mix.
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        with open(path, "ab+") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - 1))
+            # A line torn by a crash is ended here, else it would swallow this one too.
+            torn = stream.read(1) not in (b"", b"\n")
+            stream.write(b"\n" + line if torn else line)
         return entry
 
     def list(self, dataset: str) -> list[Feedback]:

@@ -144,7 +144,7 @@ def test_an_uploaded_csv_and_a_killed_app(page, studio, tmp_path):
     choose(page, "ft_dataset", "films")
     choose(page, "ft_preset", "Quick look")
     wait_idle(page)
-    set_number(page, "ft-quick-training-max_samples", "900")
+    set_number(page, "ft-quick-training-max_samples", "600")
     set_number(page, "ft-quick-evaluation-max_users", "40")
     wait_idle(page)
     key(page, "ft_submit").get_by_role("button").click()

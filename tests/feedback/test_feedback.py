@@ -27,6 +27,8 @@ def test_a_torn_line_is_left_out(tmp_path):
     with open(tmp_path / "feedback" / "d.jsonl", "a") as stream:
         stream.write('{"dataset": "d", "run')
     assert [f.item_id for f in store.list("d")] == ["a"]
+    _add(store, "b", "down")
+    assert [f.item_id for f in store.list("d")] == ["a", "b"]
 
 
 def test_unsafe_dataset_names_are_refused(tmp_path):
