@@ -66,6 +66,14 @@ def models() -> None:
         fetch(wanted)
 
 
+def fact_row(name: str, value: object) -> dict[str, str]:
+    """One fact for people: bytes as MB or GB, nothing as a dash."""
+    if name.endswith("_bytes"):
+        number = value if isinstance(value, int | float) else None
+        return {"fact": name.removesuffix("_bytes").replace("_", " "), "value": size(number)}
+    return {"fact": name.replace("_", " "), "value": "–" if value is None else label(value, 200)}
+
+
 def machine() -> None:
     st.subheader("This machine", anchor=False)
     client = serving_client(workspace())
@@ -86,7 +94,7 @@ def machine() -> None:
             st.badge("model process not running", color="gray")
     facts = st.session_state.get("facts_found")
     if facts:
-        rows = [{"fact": k.replace("_", " "), "value": str(v)} for k, v in facts.items()]
+        rows = [fact_row(name, value) for name, value in facts.items()]
         st.dataframe(pd.DataFrame(rows), hide_index=True)
 
 

@@ -196,3 +196,15 @@ def test_a_file_without_users_is_refused_and_nothing_is_imported(own_studio):
     assert not app.exception
     assert app.error
     assert "odd" not in app.selectbox(key="data_dataset").options
+
+
+def test_settings_tell_the_devices_and_free_the_memory(studio, finished_workspace):
+    app = studio("settings")
+    app.button(key="facts").click().run()
+    assert not app.exception
+    assert not app.error
+    facts = next(d.value for d in app.dataframe if "fact" in d.value)
+    assert len(facts) >= 3
+    app.button(key="stop_serving").click().run()
+    assert not app.exception
+    assert app.button(key="stop_serving").disabled
