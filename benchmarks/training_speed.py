@@ -156,7 +156,7 @@ def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> d
         training_lists(split, run, run.seed),
         validation_lists(
             split,
-            run.model_copy(update={"training": run.training.model_copy(update={"validation_samples": 2000})}),
+            run.model_copy(update={"training": run.training.model_copy(update={"validation_samples": 4000})}),
             run.seed,
         ),
     )

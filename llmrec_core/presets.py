@@ -38,8 +38,14 @@ PRESETS: dict[str, Preset] = {
             {
                 "split": _FIVE_CORE,
                 "recommender": {"family": "pipeline", "n_candidates": 10, "fusion_users": 60},
-                "prompt": {"max_history": 6, "max_tokens": 80},
-                "training": {"max_samples": 1200, "validation_every": 6, "validation_samples": 192},
+                "prompt": {"max_history": 6, "max_tokens": 112},
+                "training": {
+                    "max_samples": 1600,
+                    "batch_size": 16,
+                    "learning_rate": 3e-4,
+                    "validation_every": 20,
+                    "validation_samples": 192,
+                },
                 "evaluation": {"max_users": 120, "click_negatives": 2},
             },
         ),

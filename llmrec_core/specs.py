@@ -90,7 +90,7 @@ class ObjectiveSpec(Spec):
 class TrainingSpec(Spec):
     max_samples: int | None = Field(8000, ge=1, description="training prompts drawn by seed; empty means all")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training prompts")
-    batch_size: int = Field(64, ge=1, description="prompts a step before accumulation")
+    batch_size: int = Field(32, ge=1, description="prompts a step before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed before one optimizer step")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate of AdamW")
     head_learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of the task heads")
@@ -109,7 +109,7 @@ class TrainingSpec(Spec):
         None, description="ratings above it count as clicked; empty means the middle of the rating scale"
     )
     validation_metric: str = Field("auc", description="metric watched by early stopping")
-    validation_every: int = Field(25, ge=1, description="optimizer steps between two validations")
+    validation_every: int = Field(50, ge=1, description="optimizer steps between two validations")
     validation_samples: int = Field(512, ge=16, description="validation prompts used while training")
     early_stopping_patience: int = Field(4, ge=0, description="validations without gain before stopping; 0: never stop")
     precision: Literal["auto", "bf16", "fp32"] = Field(

@@ -167,10 +167,14 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
 def screen() -> None:
     left, right = st.columns(2)
     with left:
-        run = pick_run("metrics", "measure")
+        run = pick_run("metrics", "measure", evaluations=True)
     if run is None:
         return
-    candidates = {r.run_id: r for r in finished_runs() if r.run_id != run.run_id and r.spec.dataset == run.spec.dataset}
+    candidates = {
+        r.run_id: r
+        for r in finished_runs(evaluations=True)
+        if r.run_id != run.run_id and r.spec.dataset == run.spec.dataset
+    }
     with right:
         chosen = st.multiselect(
             "Compare with other runs on this dataset",

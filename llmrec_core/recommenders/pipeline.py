@@ -38,6 +38,7 @@ from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import catalogue_sha256, check_head, write_head
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.specs import BaselineSpec, PipelineSpec, RunSpec
+from llmrec_core.training.validation import main_task
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -158,11 +159,11 @@ class PipelineRecommender(Recommender):
         return (scores / np.where(best > 0, best, 1.0)[:, None]).astype(np.float32)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
-        """Fused scores; with ``task`` the model's head alone."""
+        """Fused scores; with a ``task`` other than the model's main one, that head alone."""
         fusion = self._fitted()
         check_task(task, self.capabilities.tasks)
         items = check_candidates(candidates, len(queries), self.n_items)
-        if task is not None:
+        if task is not None and task != main_task(self.ranker.tasks):
             return self.ranker.score(queries, items, task=task)
         return fusion.fuse(self.ranker.score(queries, items), self._relative(queries, items))
 

@@ -50,6 +50,8 @@ def start_supervisor(space: Workspace) -> None:
 def run_title(run: Run) -> str:
     """How a run is called in lists: its name or preset, the dataset, its id."""
     name = run.spec.name or run.spec.preset or run.spec.recommender.family
+    if run.spec.kind == "evaluate":
+        name += " · measured again"
     return label(f"{name} · {run.spec.dataset.name} · {run.run_id}", 110)
 
 
@@ -59,9 +61,13 @@ def state_badge(state: str) -> None:
         st.badge(state, icon=icon, color=colour)  # type: ignore[arg-type]
 
 
-def finished_runs() -> list[Run]:
-    """Trained runs whose artifacts can be ranked, measured and explained; newest first."""
-    return [r for r in run_store().list() if r.status.state == "done" and r.spec.kind == "train"]
+def finished_runs(*, evaluations: bool = False) -> list[Run]:
+    """Trained runs whose artifacts can be ranked, measured and explained; newest first.
+
+    ``evaluations``: also later evaluations of such runs, which hold figures but no model of their own.
+    """
+    kinds = {"train", "evaluate"} if evaluations else {"train"}
+    return [r for r in run_store().list() if r.status.state == "done" and r.spec.kind in kinds]
 
 
 def live_strip() -> None:

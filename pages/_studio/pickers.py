@@ -41,9 +41,9 @@ def load_split(dataset: Dataset, spec: SplitSpec) -> Split:
     return _split(str(workspace().root), dataset.name, dataset.version, spec.model_dump_json())
 
 
-def pick_run(page: str, what: str) -> Run | None:
+def pick_run(page: str, what: str, *, evaluations: bool = False) -> Run | None:
     """The finished run to look at, in ``?run=``; an empty state where there is none."""
-    runs = {run.run_id: run for run in finished_runs()}
+    runs = {run.run_id: run for run in finished_runs(evaluations=evaluations)}
     if not runs:
         empty_state(
             f"**Nothing to {what} yet.** A finished run is needed: start one on Home with sample data, or on Fine-tune "

@@ -97,7 +97,15 @@ def test_the_core_knows_no_streamlit():
 
 @pytest.mark.parametrize(
     "pattern",
-    ["pickle.load", "joblib.load", "torch.load(", "trust_remote_code=True", "shell=True", "yaml.load(", "allow_pickle=True"],
+    [
+        "pickle.load",
+        "joblib.load",
+        "torch.load(",
+        "trust_remote_code=True",
+        "shell=True",
+        "yaml.load(",
+        "allow_pickle=True",
+    ],
 )
 def test_nothing_unsafe_is_called(pattern):
     sources = [*CORE.rglob("*.py"), *(ROOT / "pages").rglob("*.py"), ROOT / "app.py"]
