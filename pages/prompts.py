@@ -156,11 +156,16 @@ def options(dataset: Dataset, name: str, source: str) -> PromptSpec:
     with st.expander("What the template is offered", icon=":material/tune:"):
         left, right = st.columns(2)
         fields = [f for f in dataset.meta.item_fields if f != "title"]
+        usual = PromptSpec()
         return PromptSpec(
             template=name,
             source=source,
-            max_tokens=left.slider("Token budget", 16, 512, 96, key="prompt_tokens", persist_state="session"),
-            max_history=right.slider("History items offered", 0, 50, 8, key="prompt_history", persist_state="session"),
+            max_tokens=left.slider(
+                "Token budget", 16, 512, usual.max_tokens, key="prompt_tokens", persist_state="session"
+            ),
+            max_history=right.slider(
+                "History items offered", 0, 50, usual.max_history, key="prompt_history", persist_state="session"
+            ),
             item_fields=tuple(
                 left.multiselect("Item fields", fields, default=list(dataset.category_fields), key="prompt_item_fields")
             ),

@@ -5,6 +5,7 @@ This is the one place where computing meets storage; it runs inside a worker pro
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from typing import Any
@@ -62,6 +63,9 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         like_threshold=spec.training.like_threshold,
     )
     _save_metrics(result, run)
+    # A run that got here is never resumed; optimizer states are twice the size of the model.
+    for checkpoint in run.checkpoint_dir.iterdir():
+        shutil.rmtree(checkpoint)
     return {
         "run_id": run.run_id,
         "state": "done",

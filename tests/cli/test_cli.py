@@ -74,6 +74,12 @@ def test_train_document(trained):
     assert "Leave-one-out" in trained["protocol"]
 
 
+def test_a_finished_run_keeps_no_checkpoints(llmrec, trained):
+    folder = llmrec.workspace / "runs" / trained["run_id"]
+    assert list((folder / "checkpoints").iterdir()) == []
+    assert (folder / "artifacts" / "recommender").is_dir()
+
+
 def test_recommend_document_is_deterministic_and_unseen(llmrec, trained):
     run = trained["run_id"]
     first = llmrec("recommend", run, "--user", "u01", "-k", 5, "--json").json
