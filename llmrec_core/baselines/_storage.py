@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,19 +17,11 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from llmrec_core.errors import ModelError
-from llmrec_core.specs import Spec, canonical_json
+from llmrec_core.saved import FIX, FORMAT, HEAD_FILE, read_head
+from llmrec_core.specs import Spec
 from llmrec_core.workspace import write_json_atomic
 
 SpecT = TypeVar("SpecT", bound=Spec)
-
-HEAD_FILE = "recommender.json"
-FORMAT = 1
-_FIX = "Run the training again, or choose another run."
-
-
-def catalogue_hash(item_ids: Sequence[str] | npt.NDArray[Any]) -> str:
-    """SHA-256 (hex) of the ordered item ids: equal hashes mean that ``item_idx`` names the same items."""
-    return hashlib.sha256(canonical_json([str(item) for item in item_ids]).encode()).hexdigest()
 
 
 def write_parts(
@@ -62,13 +53,13 @@ def read_parts(
     Raises:
         ModelError: a part is missing or damaged, of another family, or of another catalogue.
     """
-    head = _read_head(folder)
+    head = read_head(folder)
     if head.get("format") != FORMAT or head.get("family") != family:
-        raise ModelError(f"this is not a saved {family!r} recommender.", where=str(folder / HEAD_FILE), fix=_FIX)
+        raise ModelError(f"this is not a saved {family!r} recommender.", where=str(folder / HEAD_FILE), fix=FIX)
     try:
         spec = spec_type.model_validate(head.get("spec"))
     except ValidationError:
-        raise ModelError("its spec cannot be read.", where=str(folder / HEAD_FILE), fix=_FIX) from None
+        raise ModelError("its spec cannot be read.", where=str(folder / HEAD_FILE), fix=FIX) from None
     if head.get("catalogue_sha256") != catalogue_sha256:
         raise ModelError(
             "it was fitted on another catalogue than this dataset's.",
@@ -83,30 +74,17 @@ def read_parts(
     return spec, found
 
 
-def _read_head(folder: Path) -> dict[str, Any]:
-    path = folder / HEAD_FILE
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"it cannot be read: {error.strerror or error}.", where=str(path), fix=_FIX) from None
-    except (ValueError, RecursionError):
-        raise ModelError("it is not valid JSON.", where=str(path), fix=_FIX) from None
-    if not isinstance(head, dict):
-        raise ModelError("it is not a JSON object.", where=str(path), fix=_FIX)
-    return head
-
-
 def _read_array(path: Path, part: Any, dtype: str) -> npt.NDArray[Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"it cannot be read: {error.strerror or error}.", where=str(path), fix=_FIX) from None
+        raise ModelError(f"it cannot be read: {error.strerror or error}.", where=str(path), fix=FIX) from None
     if not isinstance(part, dict) or hashlib.sha256(data).hexdigest() != part.get("sha256"):
-        raise ModelError("the file is damaged: its hash is not the saved one.", where=str(path), fix=_FIX)
+        raise ModelError("the file is damaged: its hash is not the saved one.", where=str(path), fix=FIX)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ModelError(f"it is not a NumPy array: {error}.", where=str(path), fix=_FIX) from None
+        raise ModelError(f"it is not a NumPy array: {error}.", where=str(path), fix=FIX) from None
     if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype):
-        raise ModelError(f"it does not hold {dtype} numbers.", where=str(path), fix=_FIX)
+        raise ModelError(f"it does not hold {dtype} numbers.", where=str(path), fix=FIX)
     return array

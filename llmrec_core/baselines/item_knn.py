@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import scipy.sparse as sp
 
-from llmrec_core.baselines._storage import catalogue_hash, read_parts, write_parts
+from llmrec_core.baselines._storage import read_parts, write_parts
 from llmrec_core.contracts import (
     Capabilities,
     FitContext,
@@ -32,6 +32,7 @@ from llmrec_core.contracts import (
     check_task,
 )
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
+from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import ItemKNNSpec
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class ItemKNNRecommender(Recommender):
         self._similarity = visits.astype(np.float32)
         self._counts = np.bincount(items, minlength=dataset.n_items).astype(np.int64)
         self._item_index = dict(dataset.item_index)
-        self._catalogue = catalogue_hash(dataset.item_ids)
+        self._catalogue = catalogue_sha256(dataset.item_ids)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
         similarity = self._fitted()
@@ -138,7 +139,7 @@ class ItemKNNRecommender(Recommender):
 
     @classmethod
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> ItemKNNRecommender:
-        catalogue = catalogue_hash(dataset.item_ids)
+        catalogue = catalogue_sha256(dataset.item_ids)
         spec, arrays = read_parts(
             folder,
             family=cls.family,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from llmrec_core.baselines._storage import catalogue_hash, read_parts, write_parts
+from llmrec_core.baselines._storage import read_parts, write_parts
 from llmrec_core.contracts import (
     Capabilities,
     FitContext,
@@ -26,6 +26,7 @@ from llmrec_core.contracts import (
     check_task,
 )
 from llmrec_core.errors import InputError, ModelError
+from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import PopularitySpec
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class PopularityRecommender(Recommender):
         items = split.dataset.interactions["item_idx"].to_numpy()[split.train]
         n_items = split.dataset.n_items
         self._counts = np.bincount(items, minlength=n_items).astype(np.int64)
-        self._catalogue = catalogue_hash(split.dataset.item_ids)
+        self._catalogue = catalogue_sha256(split.dataset.item_ids)
         self._item_index = split.dataset.item_index
         ratings = split.dataset.interactions["rating"].to_numpy(np.float64)[split.train]
         rated = ~np.isnan(ratings)
@@ -112,7 +113,7 @@ class PopularityRecommender(Recommender):
 
     @classmethod
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> PopularityRecommender:
-        catalogue = catalogue_hash(dataset.item_ids)
+        catalogue = catalogue_sha256(dataset.item_ids)
         spec, arrays = read_parts(
             folder,
             family=cls.family,

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmrec_core.errors import ModelError
-from llmrec_core.specs import canonical_json
+from llmrec_core.saved import FIX, FORMAT, HEAD_FILE, catalogue_sha256, read_head
 from llmrec_core.workspace import write_json_atomic
-
-HEAD_FILE = "recommender.json"
-FORMAT = 1
-_FIX = "Run the training again, or choose another run."
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def catalogue_sha256(item_ids: Any) -> str:
-    """SHA-256 (hex) of the ordered item ids: equal hashes mean that ``item_idx`` names the same items."""
-    return hashlib.sha256(canonical_json([str(item) for item in item_ids]).encode()).hexdigest()
 
 
 def write_head(folder: Path, family: str, values: Mapping[str, Any]) -> None:
@@ -38,24 +28,6 @@ def write_head(folder: Path, family: str, values: Mapping[str, Any]) -> None:
     write_json_atomic(folder / HEAD_FILE, {"format": FORMAT, "family": family, **values, "files": files})
 
 
-def read_head(folder: Path) -> dict[str, Any]:
-    """The head of any saved recommender, baselines included.
-
-    Raises:
-        ModelError: it is missing or is no JSON object with a family.
-    """
-    path = folder / HEAD_FILE
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"it cannot be read: {error.strerror or error}.", where=str(path), fix=_FIX) from None
-    except (ValueError, RecursionError):
-        raise ModelError("it is not valid JSON.", where=str(path), fix=_FIX) from None
-    if not isinstance(head, dict) or not isinstance(head.get("family"), str):
-        raise ModelError("it is not the head of a saved recommender.", where=str(path), fix=_FIX)
-    return head
-
-
 def check_head(folder: Path, family: str, item_ids: Any) -> dict[str, Any]:
     """The head of a text recommender, with every file hashed again.
 
@@ -65,7 +37,7 @@ def check_head(folder: Path, family: str, item_ids: Any) -> dict[str, Any]:
     head = read_head(folder)
     where = str(folder / HEAD_FILE)
     if head.get("format") != FORMAT or head["family"] != family or not isinstance(head.get("files"), dict):
-        raise ModelError(f"this is not a saved {family!r} recommender.", where=where, fix=_FIX)
+        raise ModelError(f"this is not a saved {family!r} recommender.", where=where, fix=FIX)
     if head.get("catalogue_sha256") != catalogue_sha256(item_ids):
         raise ModelError(
             "it was fitted on another catalogue than this dataset's.",
@@ -76,7 +48,7 @@ def check_head(folder: Path, family: str, item_ids: Any) -> dict[str, Any]:
     for name, digest in head["files"].items():
         path = (folder / str(name)).resolve()
         if not path.is_relative_to(root) or not path.is_file():
-            raise ModelError(f"the file {str(name)[:80]!r} is missing.", where=str(folder), fix=_FIX)
+            raise ModelError(f"the file {str(name)[:80]!r} is missing.", where=str(folder), fix=FIX)
         if sha256_of(path) != digest:
-            raise ModelError("the file is damaged: its hash is not the saved one.", where=str(path), fix=_FIX)
+            raise ModelError("the file is damaged: its hash is not the saved one.", where=str(path), fix=FIX)
     return head

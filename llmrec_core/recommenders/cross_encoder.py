@@ -39,7 +39,8 @@ from llmrec_core.models.tuning import (
     trainable_state,
 )
 from llmrec_core.prompts import PromptRenderer, TokenCounter
-from llmrec_core.recommenders._storage import catalogue_sha256, check_head, sha256_of, write_head
+from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
+from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, RunSpec, Task
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import Pooling, PromptNetwork, can_share

@@ -35,8 +35,9 @@ from llmrec_core.contracts import (
 )
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
-from llmrec_core.recommenders._storage import catalogue_sha256, check_head, write_head
+from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import BaselineSpec, PipelineSpec, RunSpec
 from llmrec_core.training.validation import main_task
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import ModelError
-from llmrec_core.recommenders._storage import HEAD_FILE, read_head
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender, make_baseline
+from llmrec_core.saved import HEAD_FILE, read_head
 from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "llmrec_core"
 
 #: What each room may import besides itself; every room may import BASE.
-BASE = {"errors", "specs", "contracts", "workspace"}
+BASE = {"errors", "specs", "contracts", "workspace", "saved"}
 ALLOWED = {
     "errors": set(),
     "specs": set(),
     "workspace": set(),
     "contracts": {"data"},
     "presets": set(),
+    "saved": set(),
     "feedback": {"data"},
     "data": set(),
     "prompts": {"data"},
