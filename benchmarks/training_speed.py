@@ -113,11 +113,11 @@ class Textbook:
         return torch.cat([self.logits(i, m) for i, m in zip(ids.split(32), mask.split(32), strict=True)]).numpy()
 
 
-def our_network(folder: Path, run: RunSpec) -> PromptNetwork:
+def our_network(folder: Path, run: RunSpec, seed: int = 0) -> PromptNetwork:
     choice = resolve_precision(run.training.precision, torch.device("cpu"))
     backbone = load_backbone(folder, dtype=choice.dtype, dropout=run.training.dropout)
-    apply_tuning(backbone.model, run.recommender.ranker.tuning, seed=run.seed)  # type: ignore[union-attr]
-    heads = TaskHeads(backbone.hidden_size, ("click",), seed=run.seed)
+    apply_tuning(backbone.model, run.recommender.ranker.tuning, seed=seed)  # type: ignore[union-attr]
+    heads = TaskHeads(backbone.hidden_size, ("click",), seed=seed)
     return PromptNetwork(backbone, heads, pooling=backbone.default_pooling, shared=True)
 
 
@@ -148,7 +148,30 @@ def timed(step: Step, at_least: int) -> float:
     return done / (time.perf_counter() - started)
 
 
-def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> dict[str, object]:
+def auc_difference(truth: np.ndarray, users: np.ndarray, found: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """Mean over seeds of AUC(ours) - AUC(textbook), with a 95 % bootstrap interval over held-out users."""
+
+    def mean_gap(rows: np.ndarray) -> float:
+        gaps = [
+            auc(truth[rows], ours[rows]) - auc(truth[rows], book[rows])
+            for ours, book in zip(found["ours"], found["textbook"], strict=True)
+        ]
+        return float(np.mean(gaps))
+
+    order = np.argsort(users, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
+    rng = np.random.default_rng(0)
+    draws = [
+        mean_gap(np.concatenate([groups[g] for g in rng.integers(len(groups), size=len(groups))])) for _ in range(300)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    gap = mean_gap(np.arange(len(truth)))
+    return {"mean": round(gap, 4), "ci_low": round(float(low), 4), "ci_high": round(float(high), 4)}
+
+
+def measure(
+    dataset: Dataset, folder: Path, n_samples: int, n_windows: int, n_held_out: int, seeds: range
+) -> dict[str, object]:
     run = preset_spec("bert-click", dataset.name, {"training.max_samples": n_samples, "prompt.max_tokens": WIDTH})
     split = make_split(dataset, run.split)
     renderer = PromptRenderer(run.prompt, dataset, TokenCounter.from_folder(folder))
@@ -156,7 +179,7 @@ def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> d
         training_lists(split, run, run.seed),
         validation_lists(
             split,
-            run.model_copy(update={"training": run.training.model_copy(update={"validation_samples": 4000})}),
+            run.model_copy(update={"training": run.training.model_copy(update={"validation_samples": n_held_out})}),
             run.seed,
         ),
     )
@@ -182,16 +205,27 @@ def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> d
             print(f"window {number}: textbook {pair[0]:.1f}, ours {pair[1]:.1f} samples/s", flush=True)
     ratios = [ours / book for book, ours in windows]
 
-    # Quality: both from the pretrained weights, the same samples once.
-    textbook = Textbook(folder, samples, n_steps, run.seed)
-    for _ in range(n_steps):
-        textbook.step()
-    network = our_network(folder, run)
-    started = time.perf_counter()
-    train(network, plan, None, {"click": 1.0}, run.training, FitContext(seed=run.seed))
-    whole = len(samples.prompts) / (time.perf_counter() - started)
-    truth = held.labels
-    ours_scores = network.predict(tokenise(network.backbone, held.prompts, shared=True), ("click",))["click"]
+    # Quality: both from the pretrained weights, the same samples once, several seeds; AUC by held-out user resamples.
+    truth, users = held.labels, held_lists.users[held_lists.list_of]
+    found: dict[str, list[np.ndarray]] = {"textbook": [], "ours": []}
+    seconds = {"textbook": 0.0, "ours": 0.0}
+    held_tokens = tokenise(network.backbone, held.prompts, shared=True)
+    for seed in seeds:
+        started = time.perf_counter()
+        textbook = Textbook(folder, samples, n_steps, seed)
+        for _ in range(n_steps):
+            textbook.step()
+        seconds["textbook"] += time.perf_counter() - started
+        found["textbook"].append(textbook.score(held.prompts))
+        network = our_network(folder, run, seed)
+        plan = BatchPlan(lists, tokens, run.training, seed, network.backbone.pad_id)
+        started = time.perf_counter()
+        train(network, plan, None, {"click": 1.0}, run.training, FitContext(seed=seed))
+        seconds["ours"] += time.perf_counter() - started
+        found["ours"].append(network.predict(held_tokens, ("click",))["click"])
+        print(f"seed {seed}: " + ", ".join(f"{n} AUC {auc(truth, v[-1]):.4f}" for n, v in found.items()), flush=True)
+    difference = auc_difference(truth, users, found)
+    whole = {name: len(samples.prompts) * len(seeds) / spent for name, spent in seconds.items()}
     facts = device_facts(str(resolve_device("cpu")))
     return {
         "what": "training samples per second, one process, alternating windows; AUC after the same samples",
@@ -203,17 +237,19 @@ def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> d
         "textbook": {
             "recipe": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
             "samples_per_s": round(statistics.median(book for book, _ in windows), 2),
-            "auc": round(auc(truth, textbook.score(held.prompts)), 4),
+            "samples_per_s_whole_training": round(whole["textbook"], 2),
+            "auc_by_seed": [round(float(auc(truth, scores)), 4) for scores in found["textbook"]],
         },
         "ours": {
             "recipe": f"shared histories, {facts.precision}, batch {run.training.batch_size}, eager, frozen embeddings",
             "samples_per_s": round(statistics.median(ours for _, ours in windows), 2),
-            "samples_per_s_whole_training": round(whole, 2),
-            "auc": round(auc(truth, ours_scores), 4),
+            "samples_per_s_whole_training": round(whole["ours"], 2),
+            "auc_by_seed": [round(float(auc(truth, scores)), 4) for scores in found["ours"]],
         },
         "ratio": round(statistics.median(ratios), 2),
         "ratio_of_each_window": [round(ratio, 2) for ratio in ratios],
         "target_ratio": 4.0,
+        "auc_ours_minus_textbook": difference,
         "machine": {
             "processor": facts.name,
             "threads": facts.n_threads,
@@ -225,12 +261,16 @@ def measure(dataset: Dataset, folder: Path, n_samples: int, n_windows: int) -> d
 
 
 def table(result: dict[str, object]) -> str:
-    rows = ["| recipe | samples/s | AUC |", "|---|---|---|"]
+    rows = ["| recipe | samples/s | held-out AUC by seed |", "|---|---|---|"]
     for name in ("textbook", "ours"):
         part = result[name]
         assert isinstance(part, dict)
-        rows.append(f"| {name}: {part['recipe']} | {part['samples_per_s']} | {part['auc']} |")
-    return "\n".join([*rows, f"| **ratio** | **{result['ratio']}** | |"])
+        aucs = ", ".join(f"{value:.3f}" for value in part["auc_by_seed"])
+        rows.append(f"| {name}: {part['recipe']} | {part['samples_per_s']} | {aucs} |")
+    gap = result["auc_ours_minus_textbook"]
+    assert isinstance(gap, dict)
+    interval = f"{gap['mean']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
+    return "\n".join([*rows, f"| **ratio; AUC difference** | **{result['ratio']}** | {interval} |"])
 
 
 def main() -> None:
@@ -239,11 +279,15 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--windows", type=int, default=7)
+    parser.add_argument("--held-out", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     workspace = Workspace.open(given.workspace)
     dataset = DatasetStore(workspace).load(given.dataset)
-    result = measure(dataset, fetch_model(workspace, "minilm"), given.samples, given.windows)
+    result = measure(
+        dataset, fetch_model(workspace, "minilm"), given.samples, given.windows, given.held_out, range(given.seeds)
+    )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(result))
