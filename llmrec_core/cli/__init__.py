@@ -1,0 +1,15 @@
+"""``llmrec``: the same specs and actions as the pages.
+
+Progress goes to stderr; with ``--json`` stdout carries exactly one JSON document. Exit codes: 0 done, 2 the input
+was refused, 3 not found, 130 cancelled, 1 anything else. Heavy imports wait until a command needs them.
+"""
+
+from llmrec_core.cli import ask, data, machine, runs
+from llmrec_core.cli._shared import app
+
+__all__ = ["app", "ask", "data", "machine", "main", "runs"]
+
+
+def main() -> None:
+    """Entry point of ``llmrec``."""
+    app()

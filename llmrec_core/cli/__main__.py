@@ -1,0 +1,5 @@
+"""``python -m llmrec_core.cli``."""
+
+from llmrec_core.cli import main
+
+main()

@@ -1,0 +1,288 @@
+"""``train``, ``evaluate`` and ``runs``: start runs, follow them live, look into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from llmrec_core.cli._shared import (
+    JsonOption,
+    SetOption,
+    WorkspaceOption,
+    app,
+    err,
+    out,
+    plain,
+    print_json,
+    runs_app,
+    table,
+    workspace_of,
+)
+from llmrec_core.errors import InputError, NotFoundError, RunCancelledError, RunFailedError, SpecError
+from llmrec_core.presets import PRESETS, override_spec, parse_assignment, preset_spec
+from llmrec_core.specs import RunSpec, parse_run_spec
+from llmrec_core.workspace import Workspace
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError("the spec file does not exist.", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"the spec cannot be read: {error}.", where=str(path), fix="Save it as UTF-8 text.") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"this is not YAML: {error}.", where=str(path), fix="Correct it.") from None
+    if not isinstance(raw, dict):
+        raise SpecError("a spec is a mapping of fields.", where=str(path), fix="See the README for an example.")
+    return raw
+
+
+@app.command(
+    epilog="Presets: " + "; ".join(f"{p.name} - {p.when} Needs {p.needs}." for p in PRESETS.values()),
+)
+def train(
+    spec_file: Annotated[Path | None, typer.Argument(help="A run spec in YAML.", metavar="[SPEC.yaml]")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help=f"One of: {', '.join(PRESETS)}.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Dataset to train on.")] = None,
+    assignments: SetOption = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start in the background and return the run id.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune and measure: a spec file, or a preset on a dataset."""
+    place = workspace_of(workspace)
+    overrides = dict(parse_assignment(a) for a in assignments or [])
+    if (spec_file is None) == (preset is None):
+        raise SpecError("give either a spec file or --preset.", fix=f"Presets: {', '.join(PRESETS)}.")
+    if preset is not None:
+        if dataset is None:
+            raise SpecError("--preset needs --dataset.", where="--dataset", fix="See `llmrec data list`.")
+        spec = preset_spec(preset, dataset, overrides)
+    else:
+        assert spec_file is not None
+        raw = _read_spec(spec_file)
+        if dataset is not None:
+            raw["dataset"] = {"name": dataset}
+        spec = override_spec(parse_run_spec(raw, where=str(spec_file)), overrides)
+    _run(place, spec, detach=detach, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    run: str,
+    assignments: SetOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a finished run again, for example with --set evaluation.max_users=null."""
+    from llmrec_core.runs import RunStore
+
+    place = workspace_of(workspace)
+    base = RunStore(place).get(run).spec
+    overrides = dict(parse_assignment(a) for a in assignments or [])
+    _run(place, override_spec(base, {"kind": "evaluate", "parent_run": run, **overrides}), as_json=as_json)
+
+
+def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False) -> None:
+    """Submits ``spec``; waits with live progress unless detached; prints the result."""
+    from llmrec_core.models.catalogue import fetch_model, find_model, model_folder
+    from llmrec_core.runs import RunStore
+    from llmrec_core.runs import detach as start_detached
+    from llmrec_core.runs.store import resolve_dataset
+
+    store = RunStore(place)
+    resolve_dataset(place, spec.dataset)  # an unknown dataset is refused before anything is fetched
+    part = getattr(spec.recommender, "ranker", spec.recommender)
+    name = getattr(part, "model", None)
+    if name is not None:
+        entry = find_model(place, name)
+        if entry.source == "hub" and model_folder(place, name) is None:
+            # Workers do not reach out to hubs; what they need is brought before.
+            fetch_model(place, name, progress=lambda text: err.print(plain(text)))
+    run_id = store.submit(spec)
+    if detach:
+        start_detached(place)
+        if as_json:
+            print_json({"run_id": run_id, "state": "queued"})
+        else:
+            out.print(f"{run_id} is queued; follow it with: llmrec runs show {run_id}")
+        return
+    _follow(place, run_id, as_json)
+
+
+def _follow(place: Workspace, run_id: str, as_json: bool) -> None:
+    """Runs a queued run here with live progress on stderr, then prints its result."""
+    from llmrec_core.runs import RunStore, run_foreground
+
+    store = RunStore(place)
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        transient=True,
+    ) as progress:
+        bar = progress.add_task(f"{run_id} queued", total=None, note="")
+
+        def on_event(event: dict[str, Any]) -> None:
+            kind = event.get("type")
+            if kind == "stage":
+                progress.reset(bar, total=None, description=f"{run_id} {plain(event['stage'])}", note="")
+            elif kind in ("progress", "train"):
+                note = f"loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+                progress.update(bar, completed=event.get("step", 0), total=event.get("total"), note=note)
+            elif kind == "validation":
+                figures = ", ".join(f"{k} {v:.4f}" for k, v in event["metrics"].items() if v is not None)
+                progress.console.print(f"validation at step {event['step']}: {figures}", highlight=False)
+            elif kind == "log":
+                progress.console.print(plain(event["message"]), highlight=False, soft_wrap=True)
+
+        status = run_foreground(place, run_id, on_event)
+    if status.state == "cancelled":
+        raise RunCancelledError(f"run {run_id} was cancelled.", fix=f"Go on with: llmrec runs resume {run_id}")
+    if status.state != "done":
+        # Input that only the worker could judge (a template, a model folder) keeps its own exit code.
+        kind = InputError if status.exit_code == InputError.exit_code else RunFailedError
+        raise kind(status.error or f"the run is {status.state}.", where=run_id, fix=f"See: llmrec runs logs {run_id}")
+    result = store.result(run_id)
+    if as_json:
+        print_json(result)
+    else:
+        _print_result(result)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    shown = table("metric", "model", *result["baselines"])
+
+    def cell(value: dict[str, Any] | None) -> str:
+        if not value or value["mean"] is None:
+            return "-"
+        return f"{value['mean']:.4f} [{value['ci_low']:.4f}, {value['ci_high']:.4f}]".replace("[", r"\[")
+
+    for name, value in result["metrics"].items():
+        shown.add_row(name, cell(value), *(cell(floor.get(name)) for floor in result["baselines"].values()))
+    out.print(shown)
+    out.print(plain(result["verdict"]), soft_wrap=True)
+    err.print(f"Protocol: {plain(result['protocol'])}", soft_wrap=True)
+    out.print(f"{result['run_id']} done in {result['elapsed_s']:.0f} s")
+
+
+@runs_app.command("list")
+def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """List runs, newest first."""
+    from llmrec_core.runs import RunStore, reconcile
+
+    place = workspace_of(workspace)
+    reconcile(place)
+    runs = RunStore(place).list()
+    if as_json:
+        print_json(
+            [
+                {
+                    "run_id": run.run_id,
+                    "state": run.status.state,
+                    "stage": run.status.stage,
+                    "dataset": run.spec.dataset.name,
+                    "preset": run.spec.preset,
+                    "name": run.spec.name,
+                    "error": run.status.error,
+                }
+                for run in runs
+            ]
+        )
+        return
+    shown = table("run", "state", "stage", "dataset", "preset", "name")
+    for run in runs:
+        spec = run.spec
+        cells = (spec.dataset.name, spec.preset or "", spec.name)
+        shown.add_row(run.run_id, run.status.state, plain(run.status.stage or ""), *map(plain, cells))
+    out.print(shown)
+
+
+@runs_app.command("show")
+def runs_show(run: str, workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """Show one run: state, spec, result."""
+    from llmrec_core.runs import RunStore, reconcile
+
+    place = workspace_of(workspace)
+    store = RunStore(place)
+    store.get(run)
+    reconcile(place)
+    found = store.get(run)
+    result = store.result(run) if found.status.state == "done" else None
+    status = found.status.model_dump(mode="json")
+    if as_json:
+        print_json({"run_id": run, "status": status, "spec": found.spec.model_dump(mode="json"), "result": result})
+        return
+    for key, value in status.items():
+        if value is not None:
+            out.print(f"{key}: {plain(value)}", soft_wrap=True)
+    if result is not None:
+        _print_result(result)
+
+
+@runs_app.command("logs")
+def runs_logs(
+    run: str,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Last lines shown.")] = 100,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the worker of a run wrote."""
+    from llmrec_core.runs import RunStore
+
+    store = RunStore(workspace_of(workspace))
+    store.get(run)
+    text = store.log(run, lines)
+    if as_json:
+        print_json({"run_id": run, "events": store.events(run), "log": text})
+        return
+    for event in store.events(run):
+        if event.get("type") == "log":
+            out.print(plain(event.get("message", "")), soft_wrap=True, highlight=False)
+    out.print(plain(text), soft_wrap=True, highlight=False)
+
+
+@runs_app.command("cancel")
+def runs_cancel(run: str, workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """Cancel a queued or running run, and wait until it has ended."""
+    from llmrec_core.runs import cancel_run
+
+    state = cancel_run(workspace_of(workspace), run).state
+    if as_json:
+        print_json({"run_id": run, "state": state})
+    else:
+        out.print(f"{run} is {state}")
+
+
+@runs_app.command("resume")
+def runs_resume(
+    run: str,
+    detach: Annotated[bool, typer.Option("--detach", help="Start in the background.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a failed, cancelled or interrupted run from its last checkpoint, as a new run."""
+    from llmrec_core.runs import RunStore
+    from llmrec_core.runs import detach as start_detached
+
+    place = workspace_of(workspace)
+    run_id = RunStore(place).resume(run)
+    if detach:
+        start_detached(place)
+        if as_json:
+            print_json({"run_id": run_id, "state": "queued"})
+        else:
+            out.print(f"{run_id} is queued")
+        return
+    _follow(place, run_id, as_json)
