@@ -124,8 +124,7 @@ def our_network(folder: Path, run: RunSpec, seed: int = 0) -> PromptNetwork:
 def our_windows(network: PromptNetwork, plan: BatchPlan, run: RunSpec) -> Iterator[int]:
     """Our training step, handing out its number of samples each time.
 
-    Batches, network, loss, clipping and optimizer are those of ``train``; what the Trainer adds around them (events,
-    validation) shows in ``samples_per_s_whole_training``.
+    Batches, network, loss, clipping and optimizer are those of ``train``; events and validations come on top of it in a run.
     """
     optimizer = make_optimizer(network, run.training)
     network.train()
@@ -208,24 +207,18 @@ def measure(
     # Quality: both from the pretrained weights, the same samples once, several seeds; AUC by held-out user resamples.
     truth, users = held.labels, held_lists.users[held_lists.list_of]
     found: dict[str, list[np.ndarray]] = {"textbook": [], "ours": []}
-    seconds = {"textbook": 0.0, "ours": 0.0}
     held_tokens = tokenise(network.backbone, held.prompts, shared=True)
     for seed in seeds:
-        started = time.perf_counter()
         textbook = Textbook(folder, samples, n_steps, seed)
         for _ in range(n_steps):
             textbook.step()
-        seconds["textbook"] += time.perf_counter() - started
         found["textbook"].append(textbook.score(held.prompts))
         network = our_network(folder, run, seed)
         plan = BatchPlan(lists, tokens, run.training, seed, network.backbone.pad_id)
-        started = time.perf_counter()
         train(network, plan, None, {"click": 1.0}, run.training, FitContext(seed=seed))
-        seconds["ours"] += time.perf_counter() - started
         found["ours"].append(network.predict(held_tokens, ("click",))["click"])
         print(f"seed {seed}: " + ", ".join(f"{n} AUC {auc(truth, v[-1]):.4f}" for n, v in found.items()), flush=True)
     difference = auc_difference(truth, users, found)
-    whole = {name: len(samples.prompts) * len(seeds) / spent for name, spent in seconds.items()}
     facts = device_facts(str(resolve_device("cpu")))
     return {
         "what": "training samples per second, one process, alternating windows; AUC after the same samples",
@@ -237,13 +230,11 @@ def measure(
         "textbook": {
             "recipe": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
             "samples_per_s": round(statistics.median(book for book, _ in windows), 2),
-            "samples_per_s_whole_training": round(whole["textbook"], 2),
             "auc_by_seed": [round(float(auc(truth, scores)), 4) for scores in found["textbook"]],
         },
         "ours": {
             "recipe": f"shared histories, {facts.precision}, batch {run.training.batch_size}, eager, frozen embeddings",
             "samples_per_s": round(statistics.median(ours for _, ours in windows), 2),
-            "samples_per_s_whole_training": round(whole["ours"], 2),
             "auc_by_seed": [round(float(auc(truth, scores)), 4) for scores in found["ours"]],
         },
         "ratio": round(statistics.median(ratios), 2),

@@ -19,7 +19,8 @@ def shoot(page: Page, url: str, name: str, awaited: str) -> None:
     page.goto(url)
     page.get_by_text(awaited).wait_for(timeout=120_000)
     page.get_by_test_id("stStatusWidget").wait_for(state="detached", timeout=120_000)
-    page.wait_for_timeout(1500)
+    page.locator(".stSkeleton").first.wait_for(state="detached", timeout=120_000)
+    page.wait_for_timeout(3000)
     page.screenshot(path=str(FOLDER / f"{name}.png"))
 
 

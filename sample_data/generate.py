@@ -255,7 +255,7 @@ def make_ratings(
     )
     quality = 0.5 * draw.normal(N_ITEMS)
     # Zipf's law over a random order, helped by quality: the long tail.
-    appeal = -0.55 * np.log(1.0 + draw.order(N_ITEMS)) + 0.5 * quality
+    appeal = -0.7 * np.log(1.0 + draw.order(N_ITEMS)) + 0.5 * quality
     cold = draw.order(N_ITEMS)[:N_COLD]
     appeal[cold] = -np.inf
     for i in cold:
@@ -292,8 +292,8 @@ def make_ratings(
                 phase = int(draw.pick(loved)) if draw.unit() < 0.75 else int(draw.unit() * n_genres)
                 phase_mood = user["mood"] if draw.unit() < 0.5 else int(draw.unit() * len(MOODS))
             following = (series == last_series) & (part == last_part + 1)
-            in_phase = (genre == phase) * (1.2 + 1.6 * (mood == phase_mood))
-            pull = appeal + 0.75 * affinity + 1.6 * in_circle + in_phase + 4.0 * following
+            in_phase = (genre == phase) * (3.0 + 1.6 * (mood == phase_mood))
+            pull = appeal + affinity + 0.8 * in_circle + in_phase + 4.0 * following
             pull = np.where(seen, -np.inf, pull)
             chosen = draw.weighted(np.exp(pull - pull.max()))
             seen[chosen] = True

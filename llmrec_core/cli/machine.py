@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+import llmrec_core
 from llmrec_core import __version__
 from llmrec_core.cli._shared import (
     JsonOption,
@@ -110,7 +111,7 @@ def studio(
 ) -> None:
     """Open the Studio in the browser, bound to localhost."""
     place = workspace_of(workspace)
-    page = Path(__file__).resolve().parent.parent / "app.py"
+    page = Path(llmrec_core.__file__).resolve().parent.parent / "app.py"
     if not page.is_file():
         raise NotFoundError("app.py is not beside the package.", where=str(page), fix="Install from a checkout.")
     if prepare:

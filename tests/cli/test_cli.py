@@ -3,11 +3,14 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -305,6 +308,35 @@ def test_detach_runs_without_the_caller(llmrec):
             break
         time.sleep(0.3)
     assert state == "done"
+
+
+def test_studio_serves_the_app_on_localhost(llmrec):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = _llmrec_process(llmrec.workspace, "studio", "--headless", "--port", str(port), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=5) as answer:
+                    assert answer.read() == b"ok"
+                break
+            except OSError:
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline, "the app did not come up"
+                time.sleep(0.3)
+        addresses = {
+            connection.laddr.ip
+            for child in psutil.Process(process.pid).children(recursive=True)
+            for connection in child.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert addresses <= {"127.0.0.1", "::1"}
+        assert addresses
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
 
 
 # ------------------------------------------------------------------------------------------------ documentation
