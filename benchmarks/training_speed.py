@@ -124,7 +124,8 @@ def our_network(folder: Path, run: RunSpec, seed: int = 0) -> PromptNetwork:
 def our_windows(network: PromptNetwork, plan: BatchPlan, run: RunSpec) -> Iterator[int]:
     """Our training step, handing out its number of samples each time.
 
-    Batches, network, loss, clipping and optimizer are those of ``train``; events and validations come on top of it in a run.
+    Batches, network, loss, clipping and optimizer are those of ``train``; in a run, events and validations come on
+    top of it.
     """
     optimizer = make_optimizer(network, run.training)
     network.train()
