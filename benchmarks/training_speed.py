@@ -5,20 +5,24 @@ trained including embeddings, plain AdamW, dropout 0.1. Ours: what ``llmrec trai
 alternate between the two, so that other load on the machine meets both; the ratio is the median of the windows' ratios.
 Afterwards both are trained on the same number of samples and compared by AUC on held-out prompts.
 
-    python benchmarks/training_speed.py --workspace DIR [--dataset ml-100k] [--samples 3000]
+    python -m benchmarks.training_speed --workspace DIR [--dataset ml-100k] [--seeds 3:7] [--scores FOLDER]
 
-writes ``benchmarks/results/training_speed.json`` and prints the table of ``benchmarks/README.md``.
+With ``--scores`` the held-out scores of each finished training are kept there, under a hash of all that made them, so
+that an interrupted comparison goes on where it stopped. It writes ``benchmarks/results/training_speed.json`` and prints
+the table of ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +152,26 @@ def timed(step: Step, at_least: int) -> float:
     return done / (time.perf_counter() - started)
 
 
+class Kept:
+    """Held-out scores and training seconds of finished trainings, by a hash of everything that made them."""
+
+    def __init__(self, folder: Path | None, facts: dict[str, object]) -> None:
+        self.folder, self.facts = folder, facts
+
+    def get(self, side: str, recipe: object, seed: int, make: Callable[[], tuple[np.ndarray, float]]) -> np.ndarray:
+        """``make()`` -> (scores, seconds), or what an earlier call with the same facts gave."""
+        key = json.dumps([side, recipe, seed, self.facts], sort_keys=True, default=str)
+        path = self.folder and self.folder / f"{side}-{seed}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        if path and path.exists():
+            return np.asarray(np.load(path, allow_pickle=False)["scores"])
+        scores, seconds = make()
+        print(f"seed {seed}: {side} trained in {seconds:.0f} s", flush=True)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, scores=scores, seconds=seconds)
+        return scores
+
+
 def auc_difference(truth: np.ndarray, users: np.ndarray, found: dict[str, list[np.ndarray]]) -> dict[str, float]:
     """Mean over seeds of AUC(ours) - AUC(textbook), with a 95 % bootstrap interval over held-out users."""
 
@@ -169,8 +193,17 @@ def auc_difference(truth: np.ndarray, users: np.ndarray, found: dict[str, list[n
     return {"mean": round(gap, 4), "ci_low": round(float(low), 4), "ci_high": round(float(high), 4)}
 
 
+def _digest(*parts: Samples) -> str:
+    """Of every prompt and label, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update("\0".join(prompt.text for prompt in part.prompts).encode())
+        digest.update(np.nan_to_num(part.labels, nan=-1).tobytes())
+    return digest.hexdigest()
+
+
 def measure(
-    dataset: Dataset, folder: Path, n_samples: int, n_windows: int, n_held_out: int, seeds: range
+    dataset: Dataset, folder: Path, n_samples: int, n_windows: int, n_held_out: int, seeds: range, scores: Path | None
 ) -> dict[str, object]:
     run = preset_spec("bert-click", dataset.name, {"training.max_samples": n_samples, "prompt.max_tokens": WIDTH})
     split = make_split(dataset, run.split)
@@ -207,17 +240,30 @@ def measure(
 
     # Quality: both from the pretrained weights, the same samples once, several seeds; AUC by held-out user resamples.
     truth, users = held.labels, held_lists.users[held_lists.list_of]
-    found: dict[str, list[np.ndarray]] = {"textbook": [], "ours": []}
     held_tokens = tokenise(network.backbone, held.prompts, shared=True)
-    for seed in seeds:
-        textbook = Textbook(folder, samples, n_steps, seed)
+
+    def train_textbook(seed: int) -> tuple[np.ndarray, float]:
+        textbook, started = Textbook(folder, samples, n_steps, seed), time.perf_counter()
         for _ in range(n_steps):
             textbook.step()
-        found["textbook"].append(textbook.score(held.prompts))
+        seconds = time.perf_counter() - started
+        return textbook.score(held.prompts), seconds
+
+    def train_ours(seed: int) -> tuple[np.ndarray, float]:
         network = our_network(folder, run, seed)
         plan = BatchPlan(lists, tokens, run.training, seed, network.backbone.pad_id)
+        started = time.perf_counter()
         train(network, plan, None, {"click": 1.0}, run.training, FitContext(seed=seed))
-        found["ours"].append(network.predict(held_tokens, ("click",))["click"])
+        seconds = time.perf_counter() - started
+        return network.predict(held_tokens, ("click",))["click"], seconds
+
+    facts_of_scores = {"dataset": dataset.fingerprint, "model": folder.name, "prompts": _digest(samples, held)}
+    kept = Kept(scores, facts_of_scores)
+    recipe = run.model_dump(mode="json", include={"training", "recommender", "prompt"})
+    found: dict[str, list[np.ndarray]] = {"textbook": [], "ours": []}
+    for seed in seeds:
+        found["textbook"].append(kept.get("textbook", [TEXTBOOK_BATCH, WIDTH], seed, partial(train_textbook, seed)))
+        found["ours"].append(kept.get("ours", recipe, seed, partial(train_ours, seed)))
         print(f"seed {seed}: " + ", ".join(f"{n} AUC {auc(truth, v[-1]):.4f}" for n, v in found.items()), flush=True)
     difference = auc_difference(truth, users, found)
     facts = device_facts(str(resolve_device("cpu")))
@@ -269,16 +315,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workspace", required=True)
     parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--samples", type=int, default=8000)
     parser.add_argument("--windows", type=int, default=7)
-    parser.add_argument("--held-out", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--held-out", type=int, default=4000)
+    parser.add_argument("--seeds", default="0:3", help="first:end, the end not included")
+    parser.add_argument("--scores", type=Path, help="folder that keeps the scores of finished trainings")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     workspace = Workspace.open(given.workspace)
     dataset = DatasetStore(workspace).load(given.dataset)
     result = measure(
-        dataset, fetch_model(workspace, "minilm"), given.samples, given.windows, given.held_out, range(given.seeds)
+        dataset,
+        fetch_model(workspace, "minilm"),
+        given.samples,
+        given.windows,
+        given.held_out,
+        range(*map(int, given.seeds.split(":"))),
+        given.scores,
     )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
