@@ -42,10 +42,15 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file that was looked at, not yet read.
+    """A table that was looked at, not yet read.
 
-    ``fast``: the whole file, or None where only the careful reader may judge. ``careful(max_rows)``: with the line of
+    ``fast``: the whole table, or None where only the careful reader may judge. ``careful(max_rows)``: with the line of
     every row; for Parquet the "line" is the row number, for a JSON array the line where the element begins.
+    ``batches(max_rows)``: what ``careful`` gives, block by block in bounded memory; a block's ``rejects`` hold the
+    refused lines of that block alone, all of them listed. None: there is no such reader; use ``careful``.
+
+    ``name``: what a person reads: "ratings.csv", "export.zip/ratings.csv", "shop.xlsx/Sheet2", "shop.sqlite/orders".
+    ``path``: the file on disk, which for a member of an archive lies in the scratch folder.
     """
 
     path: Path
@@ -57,10 +62,63 @@ class Source:
     separator: str | None = None
     header: bool = True
     notes: tuple[str, ...] = ()
+    name: str = ""
+    batches: Callable[[int | None], Iterator[RawTable]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.path.name)
 
     def sample(self) -> pa.Table:
         """The first rows as text."""
         return self.careful(_SAMPLE_ROWS).table
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def open_sources(place: str | Path, corrections: Corrections, scratch: Path | None = None) -> list[Source]:
+    """Looks at everything that lies in one place: one Source a table.
+
+    Args:
+        place: a file, or the URL of a PostgreSQL database.
+        scratch: a folder for what has to be unpacked; the caller removes it when the sources are read.
+
+    Raises:
+        DataError: something there cannot be read, or is of a kind that holds no table.
+    """
+    scheme = _URL.match(place) if isinstance(place, str) else None
+    if scheme and scheme[1].lower() in ("postgresql", "postgres"):
+        from llmrec_core.data._databases import database_sources
+
+        return database_sources(place, corrections)
+    if scheme:
+        raise DataError(f"addresses of kind {scheme[1][:20]!r} are not read.", fix="Give a file.")
+    path = Path(place)
+    head = _head(path)
+    if head.startswith(b"SQLite format 3") or head[8:12] == b"DUCK":
+        from llmrec_core.data._databases import database_sources
+
+        return database_sources(path, corrections)
+    if head.startswith(b"PAR1"):
+        return [open_source(path, corrections)]
+    if head.startswith(b"\xd0\xcf\x11\xe0") or (head.startswith(b"PK") and path.suffix.lower() in _WORKBOOKS):
+        from llmrec_core.data._excel import excel_sources
+
+        return excel_sources(path, corrections)
+    return [open_source(path, corrections)]
+
+
+_WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".ods")
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; b"" for a folder or what cannot be read (opening it says why)."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(64)
+    except OSError:
+        return b""
 
 
 def open_source(path: Path, corrections: Corrections) -> Source:
