@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import keyword
 import re
 import unicodedata
@@ -81,21 +82,71 @@ _ITEM_FILE = re.compile(r"(?i)item|movie|film|product|book|game|song|track|catal
 class Corrections:
     """What a person said against the guesses.
 
-    ``roles``: (kind or None, role, column; "" takes the role away). ``files``: (option, file name) -> value.
+    ``roles``: (kind or None, role, column; "" takes the role away). ``files``: (option, file name) -> value, where an
+    option may be a role and the value its column. ``options``: what holds for the whole import; ``mask:COLUMN`` names
+    what is masked in a text column.
     """
 
     roles: tuple[tuple[Kind | None, str, str], ...] = ()
     files: Mapping[tuple[str, str], str] = ()  # type: ignore[assignment]
+    options: Mapping[str, str] = ()  # type: ignore[assignment]
 
     def option(self, option: str, file_name: str) -> str | None:
-        return dict(self.files).get((option, file_name))
+        """What was said about one table; its whole name speaks before its bare name, that before a pattern."""
+        said = {place: value for (known, place), value in dict(self.files).items() if known == option}
+        bare = file_name.rpartition("/")[2]
+        for name in (file_name, bare):
+            if name in said:
+                return said[name]
+        return next((said[place] for place in reversed(list(said)) if names_file(place, file_name)), None)
+
+    def roles_of(self, file_name: str) -> list[tuple[str, str]]:
+        """(role, column) said about this one table."""
+        found = ((role, self.option(role, file_name)) for role in dict.fromkeys(o for o, _ in dict(self.files)))
+        return [(role, column) for role, column in found if role in ROLES and column is not None]
 
 
-_FILE_OPTIONS = ("kind", "encoding", "separator", "header")
+def names_file(pattern: str, file_name: str) -> bool:
+    """Whether a name or a pattern such as ``ratings-*.csv`` means this table, by its whole or its bare name."""
+    bare = file_name.rpartition("/")[2]
+    return any(pattern == name or fnmatch.fnmatchcase(name, pattern) for name in (file_name, bare))
+
+
+_FILE_OPTIONS = (
+    "kind",
+    "encoding",
+    "separator",
+    "header",
+    "header_row",
+    "layout",
+    "missing",
+    "table",
+    "leave_out",
+    "part",
+)
+#: Options of the whole import and the words they take; () where the reader of the option judges.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "duplicates": ("last", "mean", "count", "keep"),
+    "decimal": ("auto", "point", "comma"),
+    "day_first": ("auto", "yes", "no"),
+    "time_unit": (),
+    "timezone": (),
+    "zero": ("rating", "unrated", "ask"),
+    "missing_time": ("refuse", "drop-all", "keep-order"),
+    "scale": (),
+    "pseudonymise": ("yes", "no"),
+}
+_FILE_WORDS: dict[str, tuple[str, ...]] = {
+    "kind": KINDS,
+    "header": ("yes", "no"),
+    "leave_out": ("yes", "no"),
+    "part": ("train", "valid", "test"),
+}
 
 
 def parse_mapping(mapping: Mapping[str, str] | Sequence[str]) -> Corrections:
-    """Reads ``role=column``, ``items:title=movie_title``, ``kind:FILE=items``, ``separator:FILE=;`` and the like.
+    """Reads ``role=column``, ``items:title=movie_title``, ``rating:FILE=mark``, ``kind:FILE=items``,
+    ``separator:FILE=;``, ``duplicates=last`` and the like. FILE may be a pattern; "?" in it stands for "=".
 
     Raises:
         InputError: an entry has no "=", or an unknown role, kind or option.
@@ -103,6 +154,7 @@ def parse_mapping(mapping: Mapping[str, str] | Sequence[str]) -> Corrections:
     entries = [f"{key}={value}" for key, value in mapping.items()] if isinstance(mapping, Mapping) else list(mapping)
     roles: list[tuple[Kind | None, str, str]] = []
     files: dict[tuple[str, str], str] = {}
+    options: dict[str, str] = {}
     for entry in entries:
         left, equals, column = entry.partition("=")
         prefix, colon, rest = left.partition(":")
@@ -114,11 +166,24 @@ def parse_mapping(mapping: Mapping[str, str] | Sequence[str]) -> Corrections:
         if not equals:
             raise InputError(f"{entry[:80]!r} is not of the form role=column.", where="map", fix=_MAP_HELP)
         if colon and prefix in _FILE_OPTIONS:
-            if prefix == "kind" and column.strip() not in KINDS:
-                raise InputError(f"unknown kind {column[:40]!r}.", where="map", fix=f"Use {', '.join(KINDS)}.")
-            if prefix == "header" and column.strip().lower() not in ("yes", "no"):
-                raise InputError(f"header is yes or no, not {column[:40]!r}.", where="map")
+            if prefix in _FILE_WORDS and column.strip().lower() not in _FILE_WORDS[prefix]:
+                fix = f"Use {' or '.join(_FILE_WORDS[prefix])}."
+                raise InputError(f"unknown {prefix} {column[:40]!r}.", where="map", fix=fix)
             files[prefix, rest.strip()] = column if prefix == "separator" else column.strip()
+            continue
+        if colon and prefix in ROLES:
+            files[prefix, rest.strip()] = column.strip()
+            continue
+        if colon and prefix == "mask":
+            left, _, column = entry.rpartition("=")
+            options[f"mask:{left.partition(':')[2].strip()}"] = column.strip()
+            continue
+        if not colon and prefix in _OPTIONS:
+            words, value = _OPTIONS[prefix], column.strip()
+            if not value or (words and value.lower() not in words):
+                fix = f"Use {', '.join(words)}." if words else "Say which."
+                raise InputError(f"{prefix} cannot be {value[:40]!r}.", where="map", fix=fix)
+            options[prefix] = value.lower() if words else value
             continue
         kind = next((k for k in KINDS if k == prefix), None) if colon else None
         role = (rest if colon else left).strip().lower()
@@ -127,10 +192,14 @@ def parse_mapping(mapping: Mapping[str, str] | Sequence[str]) -> Corrections:
         if kind is not None and role not in ROLES_OF[kind]:
             raise InputError(f"{kind} have no role {role!r}.", where="map", fix=_MAP_HELP)
         roles.append((kind, role, column.strip()))
-    return Corrections(tuple(roles), files)
+    return Corrections(tuple(roles), files, options)
 
 
-_MAP_HELP = f"Roles are {', '.join(ROLES)}; write role=column, items:title=column, or kind:FILE=items for a whole file."
+_MAP_HELP = (
+    f"Roles are {', '.join(ROLES)}; write role=column, items:title=column, or rating:FILE=column for one file. Options "
+    f"of a file are {', '.join(_FILE_OPTIONS)}, as in kind:FILE=items; of the import {', '.join(_OPTIONS)}, as in "
+    "zero=unrated."
+)
 
 
 def plain(name: str) -> str:
@@ -173,6 +242,7 @@ def guess(
     told = corrections.option("kind", file_name)
     for option in KINDS:
         special = [(role, column) for k, role, column in corrections.roles if k == option]
+        special += corrections.roles_of(file_name)
         corrected = dict(roles)
         _apply(corrected, special, present)
         needed = {"interactions": {"user_id", "item_id"}, "items": {"item_id"}, "users": {"user_id"}}[option]
