@@ -1,0 +1,25 @@
+"""Privacy: keyed pseudonyms, personal data found in text and masked, and the audit.
+
+Removing a person from a whole workspace concerns runs as well; see :mod:`llmrec_core.forgetting`.
+"""
+
+from llmrec_core.data.privacy.audit import Audit, AuditLine, append_audit, read_audit
+from llmrec_core.data.privacy.detect import KINDS, WHOLE_CELL, PersonalFinding, find_personal, mask_text
+from llmrec_core.data.privacy.keys import keyed_hash, workspace_key
+from llmrec_core.data.privacy.pseudonyms import pseudonym, transform_ids
+
+__all__ = [
+    "KINDS",
+    "WHOLE_CELL",
+    "Audit",
+    "AuditLine",
+    "PersonalFinding",
+    "append_audit",
+    "find_personal",
+    "keyed_hash",
+    "mask_text",
+    "pseudonym",
+    "read_audit",
+    "transform_ids",
+    "workspace_key",
+]

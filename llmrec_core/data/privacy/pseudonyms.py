@@ -1,0 +1,67 @@
+"""Keyed pseudonyms: a person has the same name in every file and version, and only the key leads from id to name.
+
+A pseudonym is ``u_`` and the first 100 bits of HMAC-SHA256(key, kind, id) in base 32. Without the key neither the id
+can be found by trying all ids, nor two workspaces be joined.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec_core.errors import DataError, InputError
+
+N_CHARS = 20
+_PREFIX = {"user": "u_", "item": "i_"}
+#: Roles of the importer and what they name.
+_KIND_OF_ROLE = {"user_id": "user", "item_id": "item"}
+
+
+def pseudonym(kind: str, id: str, key: bytes) -> str:
+    """The pseudonym of one id: a prefix and 20 characters of ``a-z2-7``.
+
+    Args:
+        kind: "user" or "item" (also "user_id", "item_id"); any other word is a text column of its own, with prefix
+            ``p_``. Equal ids of different kinds have unrelated pseudonyms.
+        id: exactly as it stands in the data; "007" and "7" are two ids.
+        key: the workspace key.
+
+    Raises:
+        InputError: the id is empty.
+    """
+    if not id:
+        raise InputError("an empty id has no pseudonym.", fix="Give the id as it stands in the data.")
+    kind = _KIND_OF_ROLE.get(kind, kind)
+    message = kind.encode() + b"\0" + id.encode("utf-8", "surrogatepass")
+    letters = base64.b32encode(hmac.digest(key, message, "sha256")[:15])[:N_CHARS]
+    return _PREFIX.get(kind, "p_") + letters.decode("ascii").lower()
+
+
+def transform_ids(values: pa.Array | pa.ChunkedArray, kind: str, key: bytes) -> pa.Array:
+    """Pseudonyms of a whole column; each distinct value is hashed once.
+
+    Args:
+        values: text of any Arrow type [n]; null and "" stay as they are.
+        kind, key: as in :func:`pseudonym`.
+
+    Returns:
+        ``large_string`` [n].
+
+    Raises:
+        DataError: two ids have the same pseudonym, which 100 bits make all but impossible.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    text = values.cast(pa.large_string())
+    coded = pc.dictionary_encode(text)
+    names = [pseudonym(kind, one, key) if one else one for one in coded.dictionary.to_pylist()]
+    if len(set(names)) != len(names):
+        raise DataError(
+            "two different ids have the same pseudonym.",
+            where=f"kind {kind}",
+            fix="Import without pseudonyms, or in another workspace, which has another key.",
+        )
+    return pc.take(pa.array(names, pa.large_string()), coded.indices)
