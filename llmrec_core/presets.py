@@ -24,7 +24,8 @@ class Preset:
     fields: Mapping[str, Any]
 
 
-_FIVE_CORE = {"protocol": "leave-one-out", "min_user_interactions": 5, "min_item_interactions": 5}
+#: Parts that came with the data are kept as they are; else leave-one-out on users and items with five or more.
+_FIVE_CORE = {"protocol": "auto", "min_user_interactions": 5, "min_item_interactions": 5}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset

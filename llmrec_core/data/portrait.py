@@ -11,7 +11,7 @@ import pandas as pd
 
 from llmrec_core.contracts import ITEM, RATING, TIME, IntArray
 from llmrec_core.data.dataset import Dataset
-from llmrec_core.data.splits import Split
+from llmrec_core.data.splitting import Split
 
 _TAIL_POINTS = 200
 _MAX_MONTHS = 600

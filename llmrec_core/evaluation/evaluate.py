@@ -76,7 +76,7 @@ def evaluate(
         ranked, scores = _rank(name, recommender, users, min(max(spec.ks), split.dataset.n_items), progress)
         hits = Hits.of(ranked, users.targets)
         rankings[name] = _ranking_table(name, split, users, ranked, scores, hits)
-        found, values = _ranking_statistics(ranked, hits, spec.ks, train, len(split.catalogue))
+        found, values = _ranking_statistics(ranked, hits, spec.ks, train, len(split.offered("test")))
         more, more_values = _row_statistics(name, recommender, users, held, progress)
         per_user[name] = values | more_values
         # Undefined numbers (AUC with one class, RMSE without ratings) are left out, not shown as NaN.
@@ -204,7 +204,7 @@ class _HeldOut:
 def _draw_unseen(
     split: Split, users: EvalSet, line: IntArray, n_negatives: int, seed: int
 ) -> tuple[IntArray, IntArray]:
-    """``n_negatives`` items for each held-out row, of the split's catalogue, without repetition within a user, that
+    """``n_negatives`` items for each held-out row, of those offered in the test, without repetition within a user, that
     the user met in no part; fewer where there are not as many. Returns (line of the user, item_idx).
 
     Each user has a generator of their own, so that a user's draw does not depend on who else is asked.
@@ -213,12 +213,13 @@ def _draw_unseen(
     table = split.dataset.interactions
     user_idx, item_idx = table["user_idx"].to_numpy(), table["item_idx"].to_numpy()
     by_user = np.argsort(user_idx, kind="stable")
+    offered = split.offered("test")
     starts = np.searchsorted(user_idx[by_user], np.arange(split.dataset.n_users + 1))
     lines, items = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for position in np.flatnonzero(counts):
         user = int(users.users[position])
         met = item_idx[by_user[starts[user] : starts[user + 1]]]
-        unseen = np.setdiff1d(split.catalogue, met)
+        unseen = np.setdiff1d(offered, met)
         rng = np.random.default_rng([seed, user])
         drawn = rng.choice(unseen, min(int(counts[position]), len(unseen)), replace=False)
         lines.append(np.full(len(drawn), position, np.int64))

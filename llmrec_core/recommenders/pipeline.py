@@ -271,13 +271,13 @@ def _table(rows: Sequence[IntArray]) -> IntArray:
 
 
 def _seen_in_training(split: Split, queries: Sequence[Query]) -> list[IntArray]:
-    """For each query, all items its user has in training and items outside the split's catalogue."""
+    """For each query, all items its user has in training and items that the split does not offer there."""
     dataset = split.dataset
     users = dataset.interactions["user_idx"].to_numpy(np.int64)[split.train]
     items = dataset.interactions["item_idx"].to_numpy(np.int64)[split.train]
     order = np.argsort(users, kind="stable")
     starts = np.searchsorted(users[order], np.arange(dataset.n_users + 1))
-    outside = np.setdiff1d(np.arange(dataset.n_items, dtype=np.int64), split.catalogue)
+    outside = np.setdiff1d(np.arange(dataset.n_items, dtype=np.int64), split.offered("train"))
     found = []
     for query in queries:
         user = dataset.user_idx(query.user_id)

@@ -4,7 +4,8 @@ Each list belongs to one query (a user just before one of their interactions) an
 and items that did not. One prompt can carry labels of several tasks; it is read once for all of them.
 
 Negatives leave out only what the user has in *training*. Leaving out held-out items too would tell the model, by
-their absence, what the test asks for. So a held-out item can be drawn as a negative, as it could in live data.
+their absence, what the test asks for. So a held-out item can be drawn as a negative, as it could in live data. Items
+that a split withholds from training (cold-item) are not drawn in training: there they do not exist yet.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from llmrec_core.contracts import FloatArray, IntArray, Query
 from llmrec_core.errors import DataError
-from llmrec_core.specs import RunSpec
+from llmrec_core.specs import Part, RunSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -81,7 +82,7 @@ def training_lists(split: Split, spec: RunSpec, seed: int, pool: Pool | None = N
     if training.max_samples is not None:
         n_lists = max(1, min(n_lists, training.max_samples // (1 + n_negatives)))
     chosen = rng.permutation(len(later))[:n_lists]
-    return _lists(split, later[chosen], tasks, spec, n_negatives, rng, pool)
+    return _lists(split, "train", later[chosen], tasks, spec, n_negatives, rng, pool)
 
 
 def validation_lists(split: Split, spec: RunSpec, seed: int) -> SampleLists:
@@ -92,7 +93,7 @@ def validation_lists(split: Split, spec: RunSpec, seed: int) -> SampleLists:
     rows = split.labelled("valid").row
     n_lists = max(1, min(len(rows), spec.training.validation_samples // (1 + n_negatives)))
     chosen = rng.permutation(len(rows))[:n_lists]
-    return _lists(split, rows[chosen], tasks, spec, n_negatives, rng, None)
+    return _lists(split, "valid", rows[chosen], tasks, spec, n_negatives, rng, None)
 
 
 def like_threshold(dataset: Dataset, spec: RunSpec) -> float | None:
@@ -124,6 +125,7 @@ def _n_negatives(spec: RunSpec) -> int:
 
 def _lists(
     split: Split,
+    part: Part,
     rows: IntArray,
     tasks: tuple[str, ...],
     spec: RunSpec,
@@ -142,7 +144,7 @@ def _lists(
         user_id = str(dataset.user_ids[user])
         queries.append(Query(user_id, split.history_before(row), dataset.profile(user_id)))
     n_lists = len(rows)
-    negatives = _random_negatives(split, users, positives, n_negatives, rng)
+    negatives = _random_negatives(split, split.offered(part), users, positives, n_negatives, rng)
     n_hard = round(spec.training.hard_negatives * n_negatives) if pool is not None else 0
     if n_hard and pool is not None:
         negatives = _with_hard(negatives, positives, pool(queries, _POOL_DEPTH), n_hard, rng)
@@ -182,9 +184,9 @@ _POOL_DEPTH = 50
 
 
 def _random_negatives(
-    split: Split, users: IntArray, positives: IntArray, n_negatives: int, rng: np.random.Generator
+    split: Split, offered: IntArray, users: IntArray, positives: IntArray, n_negatives: int, rng: np.random.Generator
 ) -> IntArray:
-    """Distinct items that the user has not in training, [n_lists, n_negatives]; -1 where there are too few.
+    """Distinct ``offered`` items that the user is not known to have, [n_lists, n_negatives]; -1 where too few.
 
     Drawn with some to spare for all lists at once; what is seen or repeated is moved behind and cut off.
     """
@@ -194,18 +196,17 @@ def _random_negatives(
     dataset = split.dataset
     n_items = dataset.n_items
     table = dataset.interactions
-    pairs = (
-        table["user_idx"].to_numpy(np.int64)[split.train] * n_items + table["item_idx"].to_numpy(np.int64)[split.train]
-    )
+    # Known rows of held-out users stand in their prompts, so they are no negatives there.
+    had = np.concatenate([split.train, split.known])
+    pairs = table["user_idx"].to_numpy(np.int64)[had] * n_items + table["item_idx"].to_numpy(np.int64)[had]
     seen = np.unique(pairs)
-    catalogue = split.catalogue
-    weights = split.train_item_counts[catalogue].astype(np.float64) ** 0.75
+    weights = split.train_item_counts[offered].astype(np.float64) ** 0.75
     popular = np.cumsum(weights / weights.sum()) if weights.sum() > 0 else None
     n_draws = 3 * n_negatives + 8
-    drawn = catalogue[rng.integers(len(catalogue), size=(n_lists, n_draws))]
+    drawn = offered[rng.integers(len(offered), size=(n_lists, n_draws))]
     if popular is not None:
-        places = np.minimum(np.searchsorted(popular, rng.random((n_lists, n_draws))), len(catalogue) - 1)
-        drawn = np.where(rng.random((n_lists, n_draws)) < EVEN_SHARE, drawn, catalogue[places])
+        places = np.minimum(np.searchsorted(popular, rng.random((n_lists, n_draws))), len(offered) - 1)
+        drawn = np.where(rng.random((n_lists, n_draws)) < EVEN_SHARE, drawn, offered[places])
     codes = users[:, None] * n_items + drawn
     place = np.minimum(np.searchsorted(seen, codes), len(seen) - 1)
     # The positive of a held-out row is not in training, but it is no negative of its own list either.
