@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec_core.data._values.numbers import parse_numbers
 from llmrec_core.errors import DataError
 
 Floats = npt.NDArray[np.float64]
@@ -29,27 +30,6 @@ _DATE_FORMS = (
 _SLASHED = re.compile(r"^\s*(\d{1,2})([/-])(\d{1,2})\2(\d{4})(?:[ T]+\d.*)?$")
 #: Years 1900 to 2200: outside, a time is a typing error or another unit.
 _EARLIEST_S, _LATEST_S = -2_208_988_800.0, 7_258_118_400.0
-
-
-def parse_numbers(text: pa.Array) -> tuple[Floats, Mask]:
-    """Numbers of a column of text.
-
-    A decimal comma is read where no cell of the column has a decimal point. Blank cells are NaN and not bad.
-
-    Returns:
-        (values [n], NaN where blank or bad; bad [n]).
-    """
-    encoded = text.dictionary_encode()
-    words = pc.utf8_trim_whitespace(encoded.dictionary)
-    with_comma = pc.match_substring_regex(words, _COMMA_NUMBER)
-    if pc.any(with_comma).as_py() and not pc.any(pc.match_substring(words, ".")).as_py():
-        words = pc.if_else(with_comma, pc.replace_substring(words, ",", "."), words)
-    good = pc.match_substring_regex(words, _NUMBER)
-    plus_free = pc.utf8_ltrim(words, "+")
-    values = pc.cast(pc.if_else(good, plus_free, None), pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-    bad = ~np.asarray(pc.equal(words, "").to_numpy(zero_copy_only=False), bool) & ~np.isfinite(values)
-    values[bad] = np.nan
-    return _spread(values, encoded), _spread(bad, encoded)
 
 
 def _spread(values: npt.NDArray[Any], encoded: pa.DictionaryArray) -> npt.NDArray[Any]:
