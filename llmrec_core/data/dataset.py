@@ -1,19 +1,16 @@
 """A dataset: interactions, items and users, with ids that stay the user's own strings.
 
-``Dataset`` is what every other room reads; ``DatasetStore`` keeps versions of it on disk. A version is a folder that is
-built beside its place, synced and renamed, so a reader sees all of it or nothing.
+``Dataset`` is what every other room reads. Tables are read when they are first asked for, and the two id columns of the
+interactions are codes into the sorted ids, so that ten million rows take some hundred megabytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,16 +22,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
-from llmrec_core.errors import DataError, InputError, NotFoundError
-from llmrec_core.workspace import Workspace, check_name, write_json_atomic
+from llmrec_core.errors import DataError, InputError
 
 ObjectArray = npt.NDArray[np.object_]
 
 TABLES = ("interactions", "items", "users")
-_STALE_BUILD_S = 3600.0
+USER_IDX, ITEM_IDX = "user_idx", "item_idx"
+#: Further tables that a dataset may have, each a Parquet file beside the three.
+EXTRA_TABLES = ("impressions", "knowledge", "links", "instructions", "vectors")
+#: Columns of the interactions with a type of their own, in order; further ones are text.
+CORE = (USER, ITEM, USER_IDX, ITEM_IDX, RATING, TIME)
 
 
 class SourceFile(BaseModel):
@@ -73,29 +73,25 @@ class DatasetMeta(BaseModel):
     category_fields: tuple[str, ...] = ()
     sources: tuple[SourceFile, ...] = ()
     rows_rejected: int = 0
+    #: Rows that a duplicates policy took together with another one.
+    rows_merged: int = 0
     warnings: tuple[str, ...] = ()
+    #: Further tables of this dataset, of :data:`EXTRA_TABLES`.
+    extras: tuple[str, ...] = ()
+    #: What was said against the guesses when it was imported, as ``--map`` takes it.
+    mapping: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three aligned tables. Build one with :meth:`from_frames`, an importer or :meth:`DatasetStore.load`.
-
-    Attributes:
-        interactions: user_id, item_id (text), user_idx, item_idx (int64), rating (float32, NaN: none), timestamp
-            (float64 seconds since 1970 UTC; NaN in every row when the data has no times), then any further columns
-            as text. File order.
-        items: item_id, title, then text fields; row i is item_idx i. Holds every known item, also those without
-            interactions, and those known from interactions alone (title = id, other fields empty).
-        users: user_id, then text fields; row i is user_idx i.
-    """
+    """Three aligned tables. Build one with :meth:`from_frames`, an importer or :meth:`DatasetStore.load`."""
 
     name: str
     version: int
     folder: Path | None
-    interactions: pd.DataFrame
-    items: pd.DataFrame
-    users: pd.DataFrame
     meta: DatasetMeta
+    #: Tables held in memory from the start; the others are read from ``folder`` when they are first asked for.
+    _frames: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_frames(
@@ -105,6 +101,7 @@ class Dataset:
         items: pd.DataFrame | None = None,
         users: pd.DataFrame | None = None,
         *,
+        extras: Mapping[str, pd.DataFrame] | None = None,
         version: int = 1,
         roles: Mapping[str, str] | None = None,
         category_fields: Sequence[str] | None = None,
@@ -115,7 +112,7 @@ class Dataset:
         """A dataset from canonical columns: ``user_id``, ``item_id``, optional ``rating``, ``timestamp`` (seconds).
 
         ``category_fields`` defaults to ``("category",)`` where items have that column. Values of further columns
-        become text; missing ones become "".
+        become text; missing ones become "". ``extras`` are further tables by name (:data:`EXTRA_TABLES`), as text.
 
         Raises:
             DataError: a needed column is missing, an id is empty or repeated in ``items`` or ``users``, there is no
@@ -128,19 +125,8 @@ class Dataset:
             raise DataError("the dataset has no interactions.", where=name, fix="Import at least one valid row.")
         n_rows = len(interactions)
         user_column, item_column = _id_column(interactions, USER, name), _id_column(interactions, ITEM, name)
-        item_table = _side_table(items, ITEM, item_column, name)
-        user_table = _side_table(users, USER, user_column, name)
-        if TITLE not in item_table:
-            item_table[TITLE] = item_table[ITEM]
-        else:
-            titles = item_table[TITLE]
-            item_table[TITLE] = pc.if_else(pc.equal(titles, ""), item_table[ITEM], titles)
-        item_frame = _frame({ITEM: item_table[ITEM], TITLE: item_table[TITLE], **item_table})
-        user_frame = _frame(user_table)
-
-        columns: dict[str, Any] = {USER: user_column, ITEM: item_column}
-        columns["user_idx"] = pc.index_in(user_column, user_table[USER]).cast(pa.int64())
-        columns["item_idx"] = pc.index_in(item_column, item_table[ITEM]).cast(pa.int64())
+        item_table = item_columns(_side_columns(items, ITEM, name), item_column, name)
+        user_table = side_columns(_side_columns(users, USER, name), USER, user_column, name)
         rating = _numbers(interactions, RATING, n_rows, np.float32)
         timestamp = _numbers(interactions, TIME, n_rows, np.float64)
         if np.isinf(rating).any() or np.isinf(timestamp).any():
@@ -152,35 +138,99 @@ class Dataset:
                 where=name,
                 fix="Give every row a time, or import without the timestamp column.",
             )
-        columns[RATING], columns[TIME] = pa.array(rating), pa.array(timestamp)
-        known = {USER, ITEM, "user_idx", "item_idx", RATING, TIME}
+        columns: dict[str, Any] = {
+            USER_IDX: pc.index_in(user_column, user_table[USER]).cast(pa.int32()),
+            ITEM_IDX: pc.index_in(item_column, item_table[ITEM]).cast(pa.int32()),
+            RATING: pa.array(rating),
+            TIME: pa.array(timestamp),
+        }
         for column in interactions.columns:
-            if column not in known:
+            if column not in CORE:
                 columns[str(column)] = as_text(interactions[column])
-        frame = _frame(columns)
-
-        if category_fields is None:
-            category_fields = [f for f in ("category",) if f in item_frame.columns]
-        low, high = (float(np.nanmin(rating)), float(np.nanmax(rating))) if (~np.isnan(rating)).any() else (0.0, 0.0)
+        further = {
+            _extra_name(extra): {str(c): as_text(frame[c]) for c in frame.columns}
+            for extra, frame in (extras or {}).items()
+        }
+        digest = Fingerprint()
+        for table, cells in {"interactions": columns, "items": item_table, "users": user_table, **further}.items():
+            digest.add(table, cells)
+        known = rating[~np.isnan(rating)]
         meta = DatasetMeta(
             name=name,
             version=version,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            fingerprint=_fingerprint(frame, item_frame, user_frame),
+            created_at=now(),
+            fingerprint=digest.hexdigest(),
             n_interactions=n_rows,
-            n_users=len(user_frame),
-            n_items=len(item_frame),
-            rating_scale=(low, high) if high > low else None,
+            n_users=len(user_table[USER]),
+            n_items=len(item_table[ITEM]),
+            rating_scale=scale_of(float(known.min()), float(known.max())) if len(known) else None,
             has_timestamps=timeless == 0,
             roles=dict(roles or {}),
-            item_fields=tuple(c for c in item_frame.columns if c != ITEM),
-            user_fields=tuple(c for c in user_frame.columns if c != USER),
-            category_fields=tuple(category_fields),
+            item_fields=tuple(c for c in item_table if c != ITEM),
+            user_fields=tuple(c for c in user_table if c != USER),
+            category_fields=default_categories(item_table) if category_fields is None else tuple(category_fields),
             sources=tuple(sources),
             rows_rejected=rows_rejected,
             warnings=tuple(warnings),
+            extras=tuple(further),
         )
-        return cls(name, version, None, frame, item_frame, user_frame, meta)
+        frames = {"items": _frame(item_table), "users": _frame(user_table)}
+        frames |= {extra: _frame(cells) for extra, cells in further.items()}
+        frames["interactions"] = _interactions_frame(pa.table(columns), frames["users"][USER], frames["items"][ITEM])
+        return cls(name, version, None, meta, frames)
+
+    @cached_property
+    def interactions(self) -> pd.DataFrame:
+        """user_id, item_id (text, categorical over all ids in sorted order), user_idx, item_idx (int64), rating
+        (float32, NaN: none), timestamp (float64 seconds since 1970 UTC; NaN in every row when the data has no times),
+        then any further columns as text. File order.
+
+        Raises:
+            DataError: the stored table is damaged.
+        """
+        if "interactions" in self._frames:
+            return self._frames["interactions"]
+        path = self._path("interactions")
+        with _reading(path):
+            names = [name for name in pq.read_schema(path).names if name not in (USER, ITEM)]
+            table = pq.read_table(path, columns=names)
+            return _interactions_frame(table, self.users[USER], self.items[ITEM])
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """item_id, title, then text fields; row i is item_idx i. Holds every known item, also those without
+        interactions, and those known from interactions alone (title = id, other fields empty)."""
+        return self._side("items")
+
+    @cached_property
+    def users(self) -> pd.DataFrame:
+        """user_id, then text fields; row i is user_idx i."""
+        return self._side("users")
+
+    def extra(self, name: str) -> pd.DataFrame | None:
+        """A further table of text columns by its name; None where this dataset has none of that name.
+
+        Raises:
+            InputError: there is no such kind of table at all.
+        """
+        if _extra_name(name) not in self.meta.extras:
+            return None
+        return self._side(name)
+
+    def path(self, table: str) -> Path | None:
+        """Parquet file of a table, for readers that scan instead of load; None for a dataset in memory."""
+        return None if self.folder is None else self._path(table)
+
+    def _side(self, table: str) -> pd.DataFrame:
+        if table in self._frames:
+            return self._frames[table]
+        path = self._path(table)
+        with _reading(path):
+            return pq.read_table(path).to_pandas()
+
+    def _path(self, table: str) -> Path:
+        assert self.folder is not None, "a dataset without a folder holds its tables"
+        return self.folder / f"{table}.parquet"
 
     @cached_property
     def item_ids(self) -> ObjectArray:
@@ -194,11 +244,11 @@ class Dataset:
 
     @property
     def n_items(self) -> int:
-        return len(self.items)
+        return self.meta.n_items
 
     @property
     def n_users(self) -> int:
-        return len(self.users)
+        return self.meta.n_users
 
     @cached_property
     def item_index(self) -> dict[str, int]:
@@ -262,140 +312,8 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the content of all three tables; name and version do not enter."""
+        """SHA-256 (hex) of the content of all tables; name and version do not enter."""
         return self.meta.fingerprint
-
-
-class DatasetStore:
-    """Datasets of a workspace: ``datasets/<name>/v<N>/{interactions,items,users}.parquet + meta.json``."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-
-    def _place(self, name: str) -> Path:
-        place = self._workspace.datasets / check_name(name, "dataset")
-        if place.is_symlink() or (place.exists() and not place.is_dir()):
-            raise InputError("this is not a dataset folder.", where=str(place), fix="Choose another name.")
-        return place
-
-    def versions(self, name: str) -> list[int]:
-        """Complete versions, oldest first; [] for an unknown dataset."""
-        place = self._place(name)
-        found = []
-        for path in place.glob("v*"):
-            number = path.name[1:]
-            if number.isascii() and number.isdigit() and not path.is_symlink() and (path / "meta.json").is_file():
-                found.append(int(number))
-        return sorted(found)
-
-    def list(self) -> list[DatasetMeta]:
-        """The newest version of each dataset by name; folders that are not datasets are passed over."""
-        metas = []
-        for place in sorted(self._workspace.datasets.iterdir()):
-            try:
-                versions = self.versions(place.name)
-                if versions:
-                    metas.append(self.meta(place.name, versions[-1]))
-            except InputError:
-                # A foreign or damaged folder must not hide the datasets beside it; loading it by name says why.
-                continue
-        return metas
-
-    def _folder(self, name: str, version: int | None) -> Path:
-        place, versions = self._place(name), self.versions(name)
-        if not versions or (version is not None and version not in versions):
-            asked = f"dataset {name!r}" if version is None else f"version {version} of dataset {name!r}"
-            raise NotFoundError(
-                f"there is no {asked} in this workspace.", fix="`llmrec data list` shows what there is."
-            )
-        return place / f"v{version or versions[-1]}"
-
-    def meta(self, name: str, version: int | None = None) -> DatasetMeta:
-        """Raises: NotFoundError; DataError when ``meta.json`` is damaged."""
-        folder = self._folder(name, version)
-        try:
-            return DatasetMeta.model_validate_json((folder / "meta.json").read_bytes())
-        except (OSError, ValidationError) as error:
-            raise DataError(
-                f"the description of this dataset cannot be read ({type(error).__name__}).",
-                where=str(folder / "meta.json"),
-                fix="Import the data again.",
-            ) from error
-
-    def load(self, name: str, version: int | None = None) -> Dataset:
-        """The dataset, newest version unless told.
-
-        Raises:
-            NotFoundError: no such dataset or version.
-            DataError: its files are damaged or do not fit together.
-        """
-        meta, folder = self.meta(name, version), self._folder(name, version)
-        frames = []
-        for table in TABLES:
-            path = folder / f"{table}.parquet"
-            try:
-                frames.append(pq.read_table(path).to_pandas())
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(
-                    f"the table cannot be read ({str(error).splitlines()[0][:200]}).",
-                    where=str(path),
-                    fix="Import the data again.",
-                ) from error
-        rows = tuple(len(frame) for frame in frames)
-        if rows != (meta.n_interactions, meta.n_items, meta.n_users):
-            raise DataError("the tables do not have the recorded row counts.", where=str(folder), fix="Import again.")
-        return Dataset(meta.name, meta.version, folder, frames[0], frames[1], frames[2], meta)
-
-    def save(self, dataset: Dataset, extra_files: Mapping[str, str] | None = None) -> Dataset:
-        """Stores ``dataset`` as a new version of its name, all or nothing.
-
-        Args:
-            extra_files: texts kept beside the tables, by file name.
-
-        Returns:
-            The dataset as stored, with its version and folder.
-        """
-        place = self._place(dataset.name)
-        place.mkdir(parents=True, exist_ok=True)
-        _sweep(place)
-        build = place / f".build-{secrets.token_hex(8)}"
-        build.mkdir()
-        try:
-            for table, frame in zip(TABLES, (dataset.interactions, dataset.items, dataset.users), strict=True):
-                pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), build / f"{table}.parquet")
-            for file_name, text in (extra_files or {}).items():
-                (build / check_name(file_name, "file")).write_text(text, encoding="utf-8")
-            while True:
-                version = max(self.versions(dataset.name), default=0) + 1
-                meta = dataset.meta.model_copy(update={"version": version})
-                write_json_atomic(build / "meta.json", meta.model_dump(mode="json"))
-                _sync(build)
-                target = place / f"v{version}"
-                try:
-                    # Fails on a folder that is not empty: an import beside ours took this number, so take the next.
-                    os.rename(build, target)
-                except OSError:
-                    if not target.exists():
-                        raise
-                    continue
-                _sync_folder(place)
-                break
-        except BaseException:
-            shutil.rmtree(build, ignore_errors=True)
-            raise
-        return Dataset(dataset.name, version, target, dataset.interactions, dataset.items, dataset.users, meta)
-
-    def delete(self, name: str) -> None:
-        """Removes every version.
-
-        Raises:
-            NotFoundError: no such dataset.
-        """
-        place = self._folder(name, None).parent
-        # Renamed first: a reader never meets a half-deleted dataset under its name.
-        doomed = place.with_name(f".deleted-{secrets.token_hex(8)}")
-        os.rename(place, doomed)
-        shutil.rmtree(doomed)
 
 
 def as_text(values: pd.Series) -> pa.Array:
@@ -423,28 +341,94 @@ def _id_column(frame: pd.DataFrame, column: str, name: str) -> pa.Array:
     return text
 
 
-def _side_table(frame: pd.DataFrame | None, key: str, seen: pa.Array, name: str) -> dict[str, pa.Array]:
-    """Columns of the items or users table: every known id, sorted; "" where a field is unknown."""
+def _side_columns(frame: pd.DataFrame | None, key: str, name: str) -> dict[str, pa.Array]:
     if frame is None:
-        frame = pd.DataFrame({key: pd.Series([], dtype=object)})
+        return {}
     if key not in frame.columns:
         raise DataError(f"the table has no column {key!r}.", where=name)
-    known = _id_column(frame, key, name)
-    if len(pc.unique(known)) != len(known):
+    return {key: _id_column(frame, key, name), **{str(c): as_text(frame[c]) for c in frame.columns if c != key}}
+
+
+def side_columns(known: Mapping[str, pa.Array], key: str, seen: pa.Array, name: str) -> dict[str, pa.Array]:
+    """Columns of the items or users table: every known id, sorted by code point; "" where a field is unknown.
+
+    Args:
+        known: columns of text, ``key`` among them; {} where nothing but ids is known.
+        seen: ids that the interactions hold, repeated or not.
+
+    Raises:
+        DataError: an id stands more than once in ``known``.
+    """
+    ids = known.get(key, pa.array([], pa.large_string()))
+    if len(pc.unique(ids)) != len(ids):
         raise DataError(f"a {key} stands there more than once.", where=name, fix="Keep one row for each id.")
-    both = pc.unique(pa.concat_arrays([known, seen])).to_pylist()
-    # Python's own sort, so that the order is the same with every version of the libraries.
-    ids = pa.array(sorted(both), pa.large_string())
-    source = pc.index_in(ids, known)
-    table = {key: ids}
-    for column in frame.columns:
+    both = pc.unique(pa.concat_arrays([ids, seen]))
+    # The order of UTF-8 bytes is that of code points, on every machine.
+    ordered = both.take(pc.sort_indices(both.cast(pa.large_binary())))
+    source = pc.index_in(ordered, ids)
+    table = {key: ordered}
+    for column, cells in known.items():
         if column != key:
-            table[str(column)] = pc.fill_null(pc.take(as_text(frame[column]), source), "")
+            table[column] = pc.fill_null(pc.take(cells, source), "")
     return table
+
+
+def item_columns(known: Mapping[str, pa.Array], seen: pa.Array, name: str) -> dict[str, pa.Array]:
+    """:func:`side_columns` of items, each with a title: its id stands in where there is none."""
+    table = side_columns(known, ITEM, seen, name)
+    ids, titles = table[ITEM], table.get(TITLE)
+    title = ids if titles is None else pc.if_else(pc.equal(titles, ""), ids, titles)
+    return {ITEM: ids, TITLE: title, **{c: cells for c, cells in table.items() if c not in (ITEM, TITLE)}}
+
+
+def default_categories(item_fields: Iterable[str]) -> tuple[str, ...]:
+    return ("category",) if "category" in item_fields else ()
+
+
+def scale_of(low: float, high: float) -> tuple[float, float] | None:
+    return (low, high) if high > low else None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _extra_name(name: str) -> str:
+    if name not in EXTRA_TABLES:
+        raise InputError(f"there is no table {name[:40]!r}.", fix=f"Further tables are {', '.join(EXTRA_TABLES)}.")
+    return name
 
 
 def _frame(columns: Mapping[str, Any]) -> pd.DataFrame:
     return pa.table(dict(columns)).to_pandas()
+
+
+def _interactions_frame(table: pa.Table, users: pd.Series, items: pd.Series) -> pd.DataFrame:
+    """The frame of :attr:`Dataset.interactions` from its stored columns."""
+    columns: dict[str, Any] = {}
+    for id_column, idx_column, ids in ((USER, USER_IDX, users), (ITEM, ITEM_IDX, items)):
+        codes = table.column(idx_column).to_numpy()
+        columns[id_column] = pd.Categorical.from_codes(codes.astype(np.int32), categories=pd.Index(ids))
+        columns[idx_column] = codes.astype(np.int64)
+    columns[RATING] = table.column(RATING).to_numpy().astype(np.float32)
+    columns[TIME] = table.column(TIME).to_numpy().astype(np.float64)
+    frame = pd.DataFrame({column: columns[column] for column in CORE})
+    further = [name for name in table.column_names if name not in CORE]
+    if further:
+        frame = pd.concat([frame, table.select(further).to_pandas()], axis=1)
+    return frame
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(
+            f"the table cannot be read ({(str(error).splitlines() or [''])[0][:200]}).",
+            where=str(path),
+            fix="Import the data again.",
+        ) from error
 
 
 def _numbers(frame: pd.DataFrame, column: str, n_rows: int, dtype: Any) -> npt.NDArray[Any]:
@@ -453,29 +437,57 @@ def _numbers(frame: pd.DataFrame, column: str, n_rows: int, dtype: Any) -> npt.N
     return pd.to_numeric(frame[column]).to_numpy(dtype=dtype, na_value=np.nan, copy=True)
 
 
-def _fingerprint(*frames: pd.DataFrame) -> str:
-    """SHA-256 over column names and values; equal content gives equal hashes on every machine.
+class Fingerprint:
+    """SHA-256 over the content of tables; equal content gives equal hashes on every machine.
 
-    Text enters as lengths and UTF-8 bytes, numbers little-endian with one kind of NaN and zero.
+    Every column has a digest of its own, so that tables can be added in blocks of any size. Text enters as lengths and
+    UTF-8 bytes, numbers little-endian with one kind of NaN and of zero. Ids of the interactions enter as their index,
+    since the sorted ids of items and users enter too.
     """
-    digest = hashlib.sha256()
-    for frame in frames:
-        digest.update(json.dumps([len(frame), [str(c) for c in frame.columns]]).encode())
-        for column in frame.columns:
-            values = frame[column]
-            if pd.api.types.is_numeric_dtype(values.dtype):
-                kind = "<f8" if pd.api.types.is_float_dtype(values.dtype) else "<i8"
-                numbers = values.to_numpy(dtype=kind, copy=True)
-                if kind == "<f8":
-                    numbers[np.isnan(numbers)] = np.nan
-                    numbers += 0.0
-                digest.update(numbers.tobytes())
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._digests: dict[tuple[str, str], tuple[Any, Any]] = {}
+
+    def add(self, table: str, columns: Mapping[str, pa.Array]) -> None:
+        """A block of rows; every block of one table has the same columns in the same order."""
+        for column, cells in columns.items():
+            values, lengths = self._digests.setdefault((table, column), (hashlib.sha256(), hashlib.sha256()))
+            if pa.types.is_large_string(cells.type):
+                lengths.update(np.ascontiguousarray(pc.binary_length(cells).to_numpy(zero_copy_only=False), "<i8"))
+                values.update(_text_bytes(cells))
+            elif pa.types.is_floating(cells.type):
+                numbers = cells.to_numpy(zero_copy_only=False).astype(f"<f{cells.type.bit_width // 8}")
+                numbers[np.isnan(numbers)] = np.nan
+                numbers += 0.0
+                values.update(numbers)
             else:
-                text = as_text(values)
-                digest.update(pc.binary_length(text).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
-                for start in range(0, len(text), 100_000):
-                    digest.update("".join(text[start : start + 100_000].to_pylist()).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+                values.update(np.ascontiguousarray(cells.to_numpy(zero_copy_only=False), "<i4"))
+        self._rows[table] = self._rows.get(table, 0) + len(next(iter(columns.values())))
+
+    def drop(self, table: str, column: str) -> None:
+        """Takes back a column."""
+        del self._digests[table, column]
+
+    def rename(self, table: str, old: str, new: str) -> None:
+        """A column by another name, at the place it had."""
+        self._digests = {(t, new if (t, c) == (table, old) else c): d for (t, c), d in self._digests.items()}
+
+    def hexdigest(self) -> str:
+        columns = [
+            [table, self._rows[table], column, values.hexdigest(), lengths.hexdigest()]
+            for (table, column), (values, lengths) in self._digests.items()
+        ]
+        return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+def _text_bytes(text: pa.Array) -> memoryview:
+    """The UTF-8 of all cells of a large_string array without nulls, one after the other."""
+    _, offsets, data = text.buffers()
+    if data is None or not len(text):
+        return memoryview(b"")
+    bounds = np.frombuffer(offsets, np.int64)[[text.offset, text.offset + len(text)]]
+    return memoryview(data)[int(bounds[0]) : int(bounds[1])]
 
 
 def _look_up(index: Mapping[str, int], key: str, what: str, name: str) -> int:
@@ -487,28 +499,3 @@ def _look_up(index: Mapping[str, int], key: str, what: str, name: str) -> int:
             fix=f"Ids are compared as text, so '7' is not '007'. Check the id of the {what}.",
         )
     return found
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable. Windows cannot open folders, and does not need it."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sweep(place: Path) -> None:
-    """Removes what killed imports left, once it is old enough to belong to nobody."""
-    for path in place.glob(".build-*"):
-        if time.time() - path.stat().st_mtime > _STALE_BUILD_S:
-            shutil.rmtree(path, ignore_errors=True)

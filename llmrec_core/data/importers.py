@@ -21,8 +21,9 @@ from llmrec_core.data._roles import ROLES, ROLES_OF, Corrections, Kind, field_na
 from llmrec_core.data._sources import Source, open_source
 from llmrec_core.data._text_files import MAX_LISTED_REJECTS, RawTable, Rejects
 from llmrec_core.data._values import parse_numbers, parse_times
-from llmrec_core.data.dataset import Dataset, DatasetStore, SourceFile
+from llmrec_core.data.dataset import Dataset, SourceFile
 from llmrec_core.data.export import safe_csv
+from llmrec_core.data.store import DatasetStore
 from llmrec_core.data.wheels import file_sha256
 from llmrec_core.errors import DataError
 from llmrec_core.workspace import Workspace, check_name

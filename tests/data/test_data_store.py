@@ -130,7 +130,7 @@ def test_the_fingerprint_is_that_of_these_bytes() -> None:
     tiny = Dataset.from_frames(
         "d", pd.DataFrame({"user_id": ["u"], "item_id": ["i"], "rating": [2.5], "timestamp": [7.0]})
     )
-    assert tiny.fingerprint == "78d47e95f20e159331bafd20397184765aa0227a50bf508abd677dc557f46116"
+    assert tiny.fingerprint == "732ca36ab812daf6d2006164725e00654cda2b2926b33010193545e2149e3ecd"
 
 
 def test_versions_list_and_delete(workspace: Workspace, dataset: Dataset) -> None:
@@ -182,7 +182,7 @@ def test_a_failed_save_leaves_nothing(workspace: Workspace, dataset: Dataset, mo
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmrec_core.data.dataset.write_json_atomic", full)
+    monkeypatch.setattr("llmrec_core.data.store.write_json_atomic", full)
     with pytest.raises(OSError, match="No space"):
         store.save(dataset)
     assert [path.name for path in (workspace.datasets / "d").iterdir()] == ["v1"]
