@@ -2,308 +2,220 @@
 
 from __future__ import annotations
 
-import fnmatch
 import keyword
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
-from llmrec_core.data._values import parse_numbers, parse_times
-from llmrec_core.errors import DataError, InputError
-
-Kind = Literal["interactions", "items", "users"]
-KINDS: tuple[Kind, ...] = ("interactions", "items", "users")
-
-#: Names by role, most telling first; compared in lower case without spaces, dashes and underscores.
-_NAMES: dict[str, str] = {
-    "user_id": "userid user uid customerid customer custid cid memberid member reviewerid reviewer visitorid visitor "
-    "accountid account clientid client profileid playerid listenerid readerid viewerid studentid subscriberid buyerid "
-    "shopperid userno usernumber useridx username sessionid 用户id 用户编号 用户 用户号 会员id 会员编号 会员 顾客id "
-    "顾客编号 顾客 客户id 客户编号 客户 买家id 买家 读者id 读者 用户名",
-    "item_id": "itemid item iid movieid movie filmid film productid product parentasin asin sku skuid goodsid goods "
-    "bookid book isbn isbn13 isbn10 trackid track songid song artistid videoid video articleid article newsid gameid "
-    "game appid poiid venueid businessid recipeid courseid showid seriesid animeid adid docid contentid listingid "
-    "merchandiseid itemno itemidx productno 物品id 物品编号 物品 商品id 商品编号 商品 电影id 电影编号 电影 影片id 影片 "
-    "图书id 图书编号 图书 书籍id 书籍 歌曲id 歌曲 视频id 视频 课程id 文章id 新闻id 产品id 产品编号 产品",
-    "rating": "rating ratings score scores stars star starrating overall ratingvalue userrating reviewscore "
-    "reviewrating grade vote preference 评分 打分 分数 得分 星级 评级",
-    "timestamp": "timestamp unixreviewtime unixtime unixtimestamp epoch time datetime ts eventtime ratedat ratingtime "
-    "watchedat viewedat createdat purchasedat clickedat boughtat lastwatched date eventdate ratingdate reviewtime "
-    "reviewdate purchasedate orderdate transactiondate invoicedate createddate 时间戳 时间 日期 评分时间 购买时间 "
-    "下单时间 创建时间 交互时间 观看时间 浏览时间",
-    "title": "title movietitle filmtitle itemtitle producttitle booktitle name itemname moviename productname bookname "
-    "gamename songname trackname articletitle originaltitle displayname 标题 名称 片名 书名 电影名 电影名称 商品名 "
-    "商品名称 商品标题 歌名 题目",
-    "description": "description desc itemdescription productdescription overview summary plot synopsis abstract blurb "
-    "about details 描述 简介 介绍 摘要 内容简介 商品描述 剧情简介",
-    "category": "category categories genre genres class maincategory itemcategory productcategory subcategory tags "
-    "tag topics topic type department 类别 分类 类型 标签 品类 体裁 题材",
-}
-ROLES: tuple[str, ...] = tuple(_NAMES)
-_RANK: dict[str, dict[str, int]] = {
-    role: {name: rank for rank, name in enumerate(names.split())} for role, names in _NAMES.items()
-}
-ROLES_OF: dict[Kind, tuple[str, ...]] = {
-    "interactions": ROLES,
-    "items": ("item_id", "title", "description", "category"),
-    "users": ("user_id",),
-}
-_USERISH = frozenset(
-    [
-        "age",
-        "agegroup",
-        "gender",
-        "sex",
-        "occupation",
-        "job",
-        "zipcode",
-        "zip",
-        "city",
-        "country",
-        "birthday",
-        "birthyear",
-        "membership",
-        "年龄",
-        "性别",
-        "职业",
-        "城市",
-    ]
+from llmrec_core.data import _role_values
+from llmrec_core.data._corrections import Corrections, names_file, parse_mapping
+from llmrec_core.data._role_names import (
+    ALL_ROLES,
+    KINDS,
+    LAYOUTS,
+    NEEDED_OF,
+    ROLES,
+    ROLES_OF,
+    USERISH,
+    Kind,
+    is_role_name,
+    plain,
+    rank_of,
 )
+from llmrec_core.data._values import parse_numbers, parse_times
+from llmrec_core.errors import DataError
+
+#: Beside a user these say something about the event (a purchase, a buyer's name), not about the item.
 _EVENTFUL = frozenset(("name", "displayname", "type", "class", "tag", "tags", "department"))
-_USER_FILE = re.compile(r"(?i)user|member|customer|client|profile|用户|会员|顾客|客户")
-_ITEM_FILE = re.compile(r"(?i)item|movie|film|product|book|game|song|track|catalog|商品|物品|电影|图书|产品")
+#: Beside these a title or a summary is that of a review.
+_REVIEW = frozenset(
+    ("reviewtext", "reviewbody", "reviewcontent", "review", "helpfulvote", "verifiedpurchase", "reviewername")
+)
+_USER_FILE = re.compile(r"(?i)user|member|customer|client|profile|用户|会员|顾客|客户|ユーザ|nutzer|kunden")
+_ITEM_FILE = re.compile(
+    r"(?i)item|movie|film|product|book|game|song|track|catalog|商品|物品|电影|图书|产品|artikel|produkt|^meta_"
+)
+_IMAGE = re.compile(r"(?i)https?://\S+|\S.*\.(jpe?g|png|gif|webp|bmp|svg|avif|tiff?)(\?\S*)?|/\S+|[\[{].*")
+_PRICE = re.compile(r"[^\d]{0,6}[\d][\d.,'\s]*[^\d]{0,6}(-.*)?")
+_LARGEST_RATING = 1e6
+#: Roles for which a second fitting column is worth a word.
+_DOUBTFUL = ("user_id", "item_id", "rating", "timestamp", "price", "image")
 
 
 @dataclass(frozen=True)
-class Corrections:
-    """What a person said against the guesses.
+class Guess:
+    """What a table was taken for.
 
-    ``roles``: (kind or None, role, column; "" takes the role away). ``files``: (option, file name) -> value, where an
-    option may be a role and the value its column. ``options``: what holds for the whole import; ``mask:COLUMN`` names
-    what is masked in a text column.
+    Attributes:
+        roles: role -> column.
+        reasons: role -> why that column was taken; "kind" -> why the table is of that kind.
+        notes: what could also be otherwise.
     """
 
-    roles: tuple[tuple[Kind | None, str, str], ...] = ()
-    files: Mapping[tuple[str, str], str] = ()  # type: ignore[assignment]
-    options: Mapping[str, str] = ()  # type: ignore[assignment]
-
-    def option(self, option: str, file_name: str) -> str | None:
-        """What was said about one table; its whole name speaks before its bare name, that before a pattern."""
-        said = {place: value for (known, place), value in dict(self.files).items() if known == option}
-        bare = file_name.rpartition("/")[2]
-        for name in (file_name, bare):
-            if name in said:
-                return said[name]
-        return next((said[place] for place in reversed(list(said)) if names_file(place, file_name)), None)
-
-    def roles_of(self, file_name: str) -> list[tuple[str, str]]:
-        """(role, column) said about this one table."""
-        found = ((role, self.option(role, file_name)) for role in dict.fromkeys(o for o, _ in dict(self.files)))
-        return [(role, column) for role, column in found if role in ROLES and column is not None]
-
-
-def names_file(pattern: str, file_name: str) -> bool:
-    """Whether a name or a pattern such as ``ratings-*.csv`` means this table, by its whole or its bare name."""
-    bare = file_name.rpartition("/")[2]
-    return any(pattern == name or fnmatch.fnmatchcase(name, pattern) for name in (file_name, bare))
-
-
-_FILE_OPTIONS = (
-    "kind",
-    "encoding",
-    "separator",
-    "header",
-    "header_row",
-    "layout",
-    "missing",
-    "table",
-    "leave_out",
-    "part",
-)
-#: Options of the whole import and the words they take; () where the reader of the option judges.
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "duplicates": ("last", "mean", "count", "keep"),
-    "decimal": ("auto", "point", "comma"),
-    "day_first": ("auto", "yes", "no"),
-    "time_unit": (),
-    "timezone": (),
-    "zero": ("rating", "unrated", "ask"),
-    "missing_time": ("refuse", "drop-all", "keep-order"),
-    "scale": (),
-    "pseudonymise": ("yes", "no"),
-}
-_FILE_WORDS: dict[str, tuple[str, ...]] = {
-    "kind": KINDS,
-    "header": ("yes", "no"),
-    "leave_out": ("yes", "no"),
-    "part": ("train", "valid", "test"),
-}
-
-
-def parse_mapping(mapping: Mapping[str, str] | Sequence[str]) -> Corrections:
-    """Reads ``role=column``, ``items:title=movie_title``, ``rating:FILE=mark``, ``kind:FILE=items``,
-    ``separator:FILE=;``, ``duplicates=last`` and the like. FILE may be a pattern; "?" in it stands for "=".
-
-    Raises:
-        InputError: an entry has no "=", or an unknown role, kind or option.
-    """
-    entries = [f"{key}={value}" for key, value in mapping.items()] if isinstance(mapping, Mapping) else list(mapping)
-    roles: list[tuple[Kind | None, str, str]] = []
-    files: dict[tuple[str, str], str] = {}
-    options: dict[str, str] = {}
-    for entry in entries:
-        left, equals, column = entry.partition("=")
-        prefix, colon, rest = left.partition(":")
-        prefix = prefix.strip().lower()
-        if colon and prefix in _FILE_OPTIONS:
-            # A file name may hold "=", a column name too: each side is cut where it cannot hurt.
-            left, equals, column = entry.rpartition("=")
-            rest = left.partition(":")[2]
-        if not equals:
-            raise InputError(f"{entry[:80]!r} is not of the form role=column.", where="map", fix=_MAP_HELP)
-        if colon and prefix in _FILE_OPTIONS:
-            if prefix in _FILE_WORDS and column.strip().lower() not in _FILE_WORDS[prefix]:
-                fix = f"Use {' or '.join(_FILE_WORDS[prefix])}."
-                raise InputError(f"unknown {prefix} {column[:40]!r}.", where="map", fix=fix)
-            files[prefix, rest.strip()] = column if prefix == "separator" else column.strip()
-            continue
-        if colon and prefix in ROLES:
-            files[prefix, rest.strip()] = column.strip()
-            continue
-        if colon and prefix == "mask":
-            left, _, column = entry.rpartition("=")
-            options[f"mask:{left.partition(':')[2].strip()}"] = column.strip()
-            continue
-        if not colon and prefix in _OPTIONS:
-            words, value = _OPTIONS[prefix], column.strip()
-            if not value or (words and value.lower() not in words):
-                fix = f"Use {', '.join(words)}." if words else "Say which."
-                raise InputError(f"{prefix} cannot be {value[:40]!r}.", where="map", fix=fix)
-            options[prefix] = value.lower() if words else value
-            continue
-        kind = next((k for k in KINDS if k == prefix), None) if colon else None
-        role = (rest if colon else left).strip().lower()
-        if (colon and kind is None) or role not in ROLES:
-            raise InputError(f"unknown role in {entry[:80]!r}.", where="map", fix=_MAP_HELP)
-        if kind is not None and role not in ROLES_OF[kind]:
-            raise InputError(f"{kind} have no role {role!r}.", where="map", fix=_MAP_HELP)
-        roles.append((kind, role, column.strip()))
-    return Corrections(tuple(roles), files, options)
-
-
-_MAP_HELP = (
-    f"Roles are {', '.join(ROLES)}; write role=column, items:title=column, or rating:FILE=column for one file. Options "
-    f"of a file are {', '.join(_FILE_OPTIONS)}, as in kind:FILE=items; of the import {', '.join(_OPTIONS)}, as in "
-    "zero=unrated."
-)
-
-
-def plain(name: str) -> str:
-    """A column name as it is compared with known ones."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).lower()
-
-
-def is_role_name(name: str) -> bool:
-    key = plain(name)
-    return key == "id" or key in _USERISH or any(key in ranks for ranks in _RANK.values())
+    kind: Kind
+    roles: dict[str, str]
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def guess(
     file_name: str, columns: Sequence[str], sample: pa.Table, corrections: Corrections
 ) -> tuple[Kind, dict[str, str]]:
-    """Kind of a file and its roles (role -> column), from names, first values and corrections.
+    """Kind of a table and its roles (role -> column), from names, first values and corrections.
 
     A role that is not found is simply absent; the caller knows which ones it cannot do without.
     """
+    found = judge(file_name, columns, sample, corrections)
+    return found.kind, found.roles
+
+
+def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections: Corrections) -> Guess:
+    """As :func:`guess`, with the reason of every role and what could also be otherwise."""
     roles: dict[str, str] = {}
-    taken: set[str] = set()
-    for role in ROLES:
-        ranked = sorted((_RANK[role][plain(c)], i, c) for i, c in enumerate(columns) if plain(c) in _RANK[role])
-        for _, _, column in ranked:
-            if column not in taken and _fits(role, sample.column(column)):
-                roles[role] = column
-                taken.add(column)
-                break
+    why: dict[str, str] = {}
+    notes: list[str] = []
+    for role in ROLES_OF_TABLES:
+        fitting = by_name(role, columns, sample, roles.values())
+        if fitting:
+            roles[role], why[role] = fitting[0], f"the column is called {fitting[0]!r}"
+            if fitting[1:] and role in _DOUBTFUL:
+                others = ", ".join(repr(c[:60]) for c in fitting[1:5])
+                notes.append(f"{role}: taken from {fitting[0]!r}; could also be {others}")
     if not {"user_id", "item_id"} <= roles.keys():
-        _guess_bare_id(file_name, columns, roles)
-    present = set(columns)
-    general = [(role, column) for kind, role, column in corrections.roles if kind is None]
-    _apply(roles, general, present)
-    kind = _kind(file_name, roles, columns)
-    if kind == "interactions":
-        # Beside a user these say something about the event (a purchase, a buyer's name), not about the item.
-        for role in ("title", "category"):
-            if role in roles and plain(roles[role]) in _EVENTFUL and (role, roles[role]) not in general:
-                del roles[role]
+        _guess_bare_id(file_name, columns, roles, why)
+    said = [(role, column) for kind, role, column in corrections.roles if kind is None]
+    said_here = corrections.roles_of(file_name)
     told = corrections.option("kind", file_name)
+    if told in (None, "interactions") and not {"user_id", "item_id"} <= roles.keys():
+        spoken = {role for role, _ in (*said, *said_here)} | {c for _, c in (*said, *said_here)}
+        free = [c for c in columns if c not in roles.values() and c not in spoken and not _means_something(c)]
+        if not spoken & {"user_id", "item_id"}:
+            by_value, reasons, doubts = _role_values.fill(roles, free, sample)
+            roles |= by_value
+            why |= reasons
+            notes += doubts
+    present = set(columns)
+    _apply(roles, said, present, why)
+    kind, why["kind"] = _kind(file_name, roles, columns)
+    if kind == "interactions":
+        for role in ("title", "category", "description"):
+            if (
+                role in roles
+                and (role, roles[role]) not in said
+                and (doubt := _not_of_the_item(role, roles[role], columns))
+            ):
+                notes += [doubt] if "review" in doubt else []
+                del roles[role]
     for option in KINDS:
-        special = [(role, column) for k, role, column in corrections.roles if k == option]
-        special += corrections.roles_of(file_name)
-        corrected = dict(roles)
-        _apply(corrected, special, present)
-        needed = {"interactions": {"user_id", "item_id"}, "items": {"item_id"}, "users": {"user_id"}}[option]
-        if told == option or (told is None and (kind == option or (special and _completes(roles, corrected, needed)))):
-            kind, roles = option, corrected
+        special = [(role, column) for k, role, column in corrections.roles if k == option] + said_here
+        corrected, reasons = dict(roles), dict(why)
+        _apply(corrected, special, present, reasons)
+        needed = set(NEEDED_OF[option])
+        completed = bool(special) and needed <= corrected.keys() and not needed <= roles.keys()
+        if told == option or (told is None and (kind == option or completed)):
+            if option != kind:
+                reasons["kind"] = "you said so" if told else "the roles that were told make it so"
+            kind, roles, why = option, corrected, reasons
             break
-    if kind == "items" and "item_id" not in roles and plain(columns[0]) == "id":
-        roles["item_id"] = columns[0]
-    if kind == "users" and "user_id" not in roles and plain(columns[0]) == "id":
-        roles["user_id"] = columns[0]
-    return kind, {role: roles[role] for role in ROLES if role in roles and role in ROLES_OF[kind]}
+    for key, of in (("item_id", "items"), ("user_id", "users")):
+        if kind == of and key not in roles and plain(columns[0]) == "id":
+            roles[key], why[key] = columns[0], f"the column is called {columns[0]!r}"
+    if told is not None:
+        why["kind"] = "you said so"
+    kept = {role: roles[role] for role in ALL_ROLES if role in roles and role in ROLES_OF[kind]}
+    notes = [note for note in notes if note.partition(":")[0] in kept or note.partition(":")[0] not in ALL_ROLES]
+    return Guess(kind, kept, {r: w for r, w in why.items() if r in kept or r == "kind"}, tuple(notes))
 
 
-def _completes(before: Mapping[str, str], after: Mapping[str, str], needed: set[str]) -> bool:
-    return needed <= after.keys() and not needed <= before.keys()
+#: Roles that are looked for by name in every table; those of other layouts are looked for by the layouts.
+ROLES_OF_TABLES = (*ROLES, "price", "image")
 
 
-def _apply(roles: dict[str, str], entries: Sequence[tuple[str, str]], present: set[str]) -> None:
+def by_name(role: str, columns: Sequence[str], sample: pa.Table, taken: Sequence[str] | object = ()) -> list[str]:
+    """Columns whose name and values fit the role, best first."""
+    used = set(taken)  # type: ignore[call-overload]
+    ranked = sorted((rank, i, c) for i, c in enumerate(columns) if (rank := rank_of(role, c)) is not None)
+    return [c for _, _, c in ranked if c not in used and _fits(role, sample.column(c))]
+
+
+def _means_something(column: str) -> bool:
+    key = plain(column)
+    return key == "id" or key in USERISH or any(rank_of(role, column) is not None for role in ROLES_OF_TABLES)
+
+
+def _not_of_the_item(role: str, column: str, columns: Sequence[str]) -> str:
+    """Why a column beside users does not describe the item; "" where it may."""
+    names = {plain(c) for c in columns}
+    if role in ("title", "category") and plain(column) in _EVENTFUL:
+        return "it says something about the event"
+    if role in ("title", "description") and names & _REVIEW and plain(column) in ("title", "summary", "text"):
+        return f"{column!r} was taken for that of the review, not of the item"
+    return ""
+
+
+def _apply(roles: dict[str, str], entries: Sequence[tuple[str, str]], present: set[str], why: dict[str, str]) -> None:
     for role, column in entries:
         if column == "":
             roles.pop(role, None)
         elif column in present:
             for other in [r for r, c in roles.items() if c == column]:
                 del roles[other]
-            roles[role] = column
+            roles[role], why[role] = column, "you said so"
 
 
-def _kind(file_name: str, roles: Mapping[str, str], columns: Sequence[str]) -> Kind:
+def _kind(file_name: str, roles: Mapping[str, str], columns: Sequence[str]) -> tuple[Kind, str]:
+    bare = file_name.rpartition("/")[2]
     if {"user_id", "item_id"} <= roles.keys():
-        return "interactions"
+        return "interactions", "it has both users and items"
     if "item_id" in roles:
-        return "items"
+        return "items", "it has items and no users"
     if "user_id" in roles:
         # A table with ratings by users is about interactions, even where the item column was not recognised.
-        return "interactions" if "rating" in roles else "users"
-    if _USER_FILE.search(file_name):
-        return "users"
-    return "items" if _ITEM_FILE.search(file_name) and "rating" not in roles else "interactions"
+        if "rating" in roles:
+            return "interactions", "it has users and ratings"
+        return "users", "it has users and no items"
+    if _USER_FILE.search(bare):
+        return "users", f"the file is called {bare!r}"
+    if _ITEM_FILE.search(bare) and "rating" not in roles:
+        return "items", f"the file is called {bare!r}"
+    return "interactions", "nothing says that it is anything else"
 
 
-def _guess_bare_id(file_name: str, columns: Sequence[str], roles: dict[str, str]) -> None:
+def _guess_bare_id(file_name: str, columns: Sequence[str], roles: dict[str, str], why: dict[str, str]) -> None:
     """A column called just "id" names users or items, by the company it keeps."""
     bare = next((c for c in columns if plain(c) == "id"), None)
     if bare is None or "user_id" in roles or "item_id" in roles:
         return
-    if _USER_FILE.search(file_name) or any(plain(c) in _USERISH for c in columns):
-        roles["user_id"] = bare
+    file_name = file_name.rpartition("/")[2]
+    if _USER_FILE.search(file_name) or any(plain(c) in USERISH for c in columns):
+        roles["user_id"], why["user_id"] = bare, f"{bare!r} stands beside what people have, such as an age"
     elif "title" in roles or _ITEM_FILE.search(file_name):
-        roles["item_id"] = bare
+        roles["item_id"], why["item_id"] = bare, f"{bare!r} stands in a table of items"
 
 
 def _fits(role: str, values: pa.ChunkedArray) -> bool:
     """Whether the first values can play the role: a film's "PG-13" is no rating, however its column is called."""
-    if role not in ("rating", "timestamp"):
+    if role not in ("rating", "timestamp", "event", "image", "price"):
         return True
-    text = values.combine_chunks()
-    filled = pa.array([v for v in text.to_pylist() if v.strip()], pa.large_string())
-    if not len(filled):
+    filled = [v for v in values.to_pylist() if v.strip()]
+    if not filled:
         return True
-    bad = parse_numbers(filled)[1] if role == "rating" else parse_times(filled, "timestamp", strict=False)[1]
-    return bool(bad.mean() <= 0.5)
+    if role == "event":
+        # A few words that come again and again; a text of its own in every row tells no kind of event.
+        return len(set(filled)) <= max(8, len(filled) // 10) and max(map(len, filled)) <= 60
+    if role in ("image", "price"):
+        shape = _IMAGE if role == "image" else _PRICE
+        return sum(shape.fullmatch(v.strip()) is not None for v in filled) * 2 > len(filled)
+    text = pa.array(filled, pa.large_string())
+    if role == "timestamp":
+        return bool(parse_times(text, "timestamp", strict=False)[1].mean() <= 0.5)
+    numbers, bad = parse_numbers(text)
+    # Numbers of that size are ids or times; a column called "note" may hold anything.
+    return bool(bad.mean() <= 0.5) and bool(np.nanmedian(np.abs(numbers)) <= _LARGEST_RATING)
 
 
 def check_headers(columns: Sequence[str], where: str) -> None:
@@ -383,3 +295,25 @@ def field_names(columns: Sequence[str], reserved: Sequence[str]) -> tuple[dict[s
         taken.add(name)
         names[column] = name
     return names, notes
+
+
+__all__ = [
+    "ALL_ROLES",
+    "KINDS",
+    "LAYOUTS",
+    "NEEDED_OF",
+    "ROLES",
+    "ROLES_OF",
+    "Corrections",
+    "Guess",
+    "Kind",
+    "by_name",
+    "check_headers",
+    "field_names",
+    "guess",
+    "is_role_name",
+    "judge",
+    "names_file",
+    "parse_mapping",
+    "plain",
+]
