@@ -1,9 +1,10 @@
 """The data room: files -> Dataset -> Split -> queries."""
 
-from llmrec_core.data._roles import KINDS, ROLES_OF
+from llmrec_core.data._role_names import KINDS, LAYOUTS, NEEDED_OF, ROLES_OF
 from llmrec_core.data.dataset import Dataset, DatasetMeta, SourceFile
 from llmrec_core.data.export import safe_csv
-from llmrec_core.data.importers import FileReport, ImportGuess, ImportReport, guess_roles, import_files
+from llmrec_core.data.guessing import ImportGuess, guess_files, guess_roles
+from llmrec_core.data.importers import FileReport, ImportReport, import_files
 from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait
 from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
 from llmrec_core.data.splitting import (
@@ -21,6 +22,8 @@ from llmrec_core.data.wheels import extract_members, fetch_wheel
 __all__ = [
     "COMMON_FIELDS",
     "KINDS",
+    "LAYOUTS",
+    "NEEDED_OF",
     "PROTOCOLS",
     "PUBLIC",
     "ROLES_OF",
@@ -40,6 +43,7 @@ __all__ = [
     "SplitPortrait",
     "extract_members",
     "fetch_wheel",
+    "guess_files",
     "guess_roles",
     "import_files",
     "import_public",

@@ -28,36 +28,10 @@ from llmrec_core.data.wheels import file_sha256
 from llmrec_core.errors import DataError
 from llmrec_core.workspace import Workspace, check_name
 
-_PREVIEW_ROWS = 20
 _MAX_ID_CHARS = 512
 _MAX_TEXT_CHARS = 100_000
 #: Item columns inside interactions are believed only where at most this share of items has contradicting values.
 _MAX_CONFLICTS = 0.1
-
-
-@dataclass(frozen=True)
-class ImportGuess:
-    """What a file was taken for, over its first rows as text (``preview``: columns as in the file)."""
-
-    file: str
-    kind: Kind
-    format: str
-    encoding: str | None
-    separator: str | None
-    header: bool
-    columns: tuple[str, ...]
-    roles: dict[str, str]
-    preview: pd.DataFrame
-    notes: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        fields = {f: getattr(self, f) for f in ("file", "kind", "format", "encoding", "separator", "header", "roles")}
-        return {
-            **fields,
-            "columns": list(self.columns),
-            "notes": list(self.notes),
-            "preview": self.preview.to_dict(orient="records"),
-        }
 
 
 @dataclass(frozen=True)
@@ -105,24 +79,6 @@ class ImportReport:
             "roles": self.roles,
             "warnings": self.warnings,
         }
-
-
-def guess_roles(path: str | Path, mapping: Mapping[str, str] | Sequence[str] = ()) -> ImportGuess:
-    """What ``path`` would be imported as; ``mapping`` holds corrections as in :func:`import_files`.
-
-    Raises:
-        DataError: the file is empty, damaged, or no table.
-        InputError: a correction that cannot be understood.
-    """
-    corrections = parse_mapping(mapping)
-    source = open_source(Path(path), corrections)
-    sample = source.sample()
-    kind, roles = guess(source.path.name, source.columns, sample, corrections)
-    preview = sample.slice(0, _PREVIEW_ROWS).to_pandas()
-    return ImportGuess(
-        source.path.name, kind, source.format, source.encoding, source.separator, source.header, source.columns, roles,
-        preview, source.notes,
-    )  # fmt: skip
 
 
 def import_files(

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import difflib
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from llmrec_core.data._corrections import names_file, parse_mapping
 from llmrec_core.errors import DataError
 
 if TYPE_CHECKING:
-    from llmrec_core.data.importers import ImportGuess
+    from llmrec_core.data.guessing import ImportGuess
 
 MAPPING_FILE = "mapping.yaml"
 _MAX_BYTES = 256 * 1024
@@ -74,7 +75,7 @@ class FileMapping(_Part):
     part: Part | None = None
     leave_out: bool = False
     encoding: Name | None = None
-    separator: Name | None = None
+    separator: Annotated[str, Field(max_length=32)] | None = None
     header: bool | None = None
     header_row: int | None = Field(None, ge=1, le=1_000_000)
     table: Name | None = None
@@ -104,6 +105,8 @@ class ImportMapping(_Part):
     version: Annotated[int, AfterValidator(_known_version)] = 1
     duplicates: Literal["last", "mean", "count", "keep"] | None = None
     values: ValueMapping = ValueMapping()
+    #: event -> what it counts as a rating: ``purchase: 3``.
+    event_weights: dict[Name, float] = {}
     privacy: PrivacyMapping = PrivacyMapping()
     roles: dict[Name, Column] = {}
     files: dict[Name, FileMapping] = Field({}, max_length=500)
@@ -114,6 +117,7 @@ class ImportMapping(_Part):
         if self.duplicates:
             said.append(f"duplicates={self.duplicates}")
         said += [f"{option}={value}" for option, value in self.values.model_dump(exclude_none=True).items()]
+        said += [f"event_weight:{event}={weight:g}" for event, weight in self.event_weights.items()]
         if self.privacy.pseudonymise:
             said.append("pseudonymise=yes")
         said += [f"mask:{column}={'+'.join(kinds)}" for column, kinds in self.privacy.mask.items()]
@@ -141,34 +145,62 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
 
     Args:
         guesses: of all tables, with the corrections applied.
-        entries: the corrections; those that belong to no table are kept as they are.
+        entries: the corrections. Those of one kind of file went into the guesses; those of a file are kept.
     """
-    from llmrec_core.data._roles import parse_mapping
-
-    parse_mapping(entries)
+    corrections = parse_mapping(entries)
     files: dict[str, dict[str, Any]] = {}
     for guess in guesses:
-        files[_exactly(guess.file)] = {
-            "kind": guess.kind,
-            "encoding": guess.encoding,
-            "separator": guess.separator,
-            "header": guess.header if guess.encoding is not None and guess.separator is not None else None,
-            "roles": dict(guess.roles),
-            "columns": tuple(guess.columns),
-        }
-    raw: dict[str, Any] = {"files": files, "values": {}, "roles": {}}
-    for entry in entries:
-        left, _, value = entry.partition("=")
-        if left in ValueMapping.model_fields:
-            raw["values"][left] = value
-        elif left == "duplicates":
-            raw["duplicates"] = value
-    return ImportMapping.model_validate(raw)
+        kept = {option: corrections.option(option, guess.file) for option in ("header_row", "table", "missing", "part")}
+        said: dict[str, Any] = {option: value for option, value in kept.items() if value}
+        if guess.left_out:
+            files[glob.escape(guess.file)] = {"leave_out": True}
+            continue
+        if guess.layout != "rows":
+            said["layout"] = guess.layout
+        if guess.separator is not None:
+            said |= {"separator": guess.separator, "header": guess.header}
+        taken_away = {role: "" for role, column in corrections.roles_of(guess.file) if column == ""}
+        said |= {"kind": guess.kind, "encoding": guess.encoding, "roles": taken_away | guess.roles}
+        files.setdefault(glob.escape(guess.file), said | {"columns": tuple(guess.columns)})
+    general = dict(corrections.options)
+    document: dict[str, Any] = {
+        "files": files,
+        "values": {name: value for name, value in general.items() if name in ValueMapping.model_fields},
+        "privacy": {
+            "pseudonymise": general.get("pseudonymise", "no"),
+            "mask": {left[5:]: value.split("+") for left, value in general.items() if left.startswith("mask:")},
+        },
+        "duplicates": general.get("duplicates"),
+        "event_weights": corrections.event_weights(),
+    }
+    return ImportMapping.model_validate(document)
 
 
-def _exactly(name: str) -> str:
-    """A pattern that only ``name`` fits."""
-    return glob.escape(name)
+def fitted(mapping: ImportMapping, tables: Mapping[str, Sequence[str]]) -> tuple[ImportMapping, tuple[str, ...]]:
+    """The mapping for files that came again, perhaps under other names.
+
+    What was said about a file holds for the tables that its name or pattern means; else for the one that has the same
+    columns and that nothing else means.
+
+    Args:
+        tables: name -> columns of what is there now.
+
+    Returns:
+        (the mapping with names of now, names in it that no table fits: what was said about them is left out).
+    """
+    files = {name: file for name, file in mapping.files.items() if any(names_file(name, table) for table in tables)}
+    free = {table for table in tables if not any(names_file(name, table) for name in files)}
+    unused = []
+    for name, file in mapping.files.items():
+        if name in files:
+            continue
+        same = [table for table in free if file.columns and sorted(tables[table]) == sorted(file.columns)]
+        if len(same) == 1:
+            files[glob.escape(same[0])] = file
+            free.discard(same[0])
+        else:
+            unused.append(name)
+    return mapping.model_copy(update={"files": files}), tuple(unused)
 
 
 # ------------------------------------------------------------------------------------------------ YAML

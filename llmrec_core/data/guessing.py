@@ -1,0 +1,165 @@
+"""Before an import: what every table in every place would be taken for, over its first rows; nothing is written.
+
+:func:`plan` is the one reading of places and corrections; the preview and the import both start from it, so what a
+person saw is what comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from llmrec_core.data import _layouts as layouts
+from llmrec_core.data._corrections import Corrections, parse_mapping
+from llmrec_core.data._layouts import PlannedTable
+from llmrec_core.data._sources import Source, open_sources
+from llmrec_core.data._values import Question
+from llmrec_core.errors import LLMRecError
+
+_PREVIEW_ROWS = 20
+
+
+@dataclass(frozen=True)
+class ImportGuess:
+    """What a table was taken for, over its first rows as text.
+
+    Attributes:
+        file: what a person reads: "ratings.csv", "export.zip/ratings.csv", "shop.xlsx/Sheet2".
+        kind, layout, roles: how the rows are read; ``roles`` is role -> column.
+        reasons: why; by role, or by "kind", "layout", "encoding", "separator", "header".
+        preview: the first 20 rows, columns as in the file; ``sample``: up to 1,000.
+        questions: what the data does not say and somebody should.
+        part: the part of a split that the table was said to be.
+        left_out: somebody said so; nothing but the name is known then.
+        fault: why the table cannot be read as things stand; nothing but the name is known then.
+    """
+
+    file: str
+    kind: str = "interactions"
+    format: str = ""
+    encoding: str | None = None
+    separator: str | None = None
+    header: bool = True
+    columns: tuple[str, ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)
+    preview: pd.DataFrame = field(default_factory=pd.DataFrame)
+    notes: tuple[str, ...] = ()
+    layout: str = "rows"
+    reasons: dict[str, str] = field(default_factory=dict)
+    questions: tuple[Question, ...] = ()
+    part: str | None = None
+    left_out: bool = False
+    fault: LLMRecError | None = None
+    sample: pa.Table | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        plain = (
+            *("file", "kind", "layout", "format", "encoding", "separator", "header", "roles", "reasons", "part"),
+            "left_out",
+        )
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "columns": list(self.columns),
+            "notes": list(self.notes),
+            "questions": [question.as_json() for question in self.questions],
+            "fault": None if self.fault is None else str(self.fault),
+            "preview": self.preview.to_dict(orient="records"),
+        }
+
+
+def left_out(source: Source, corrections: Corrections) -> bool:
+    return (corrections.option("leave_out", source.name) or "no").lower() == "yes"
+
+
+def plan(places: Sequence[str | Path], corrections: Corrections, scratch: Path | None) -> Iterator[PlannedTable]:
+    """The long tables of all places, without those that somebody left out.
+
+    Raises:
+        DataError: a place cannot be read, or holds no table.
+    """
+    for place in places:
+        for source in open_sources(place, corrections, scratch):
+            if not left_out(source, corrections):
+                yield from layouts.expand(source, corrections)
+
+
+def guess_files(
+    places: Sequence[str | Path], mapping: Mapping[str, str] | Sequence[str] = (), scratch: Path | None = None
+) -> list[ImportGuess]:
+    """What every table in these files, folders, archives, workbooks and databases would be imported as.
+
+    A table that cannot be read is told by its ``fault``; others beside it are still guessed.
+
+    Args:
+        mapping: corrections as in :func:`import_files`.
+        scratch: a folder for what has to be unpacked, kept by the caller; None: one that is removed at the end.
+
+    Raises:
+        DataError: a whole place cannot be read.
+        InputError: a correction that cannot be understood.
+    """
+    corrections = parse_mapping(mapping)
+    guesses: list[ImportGuess] = []
+    with _scratch(scratch) as folder:
+        for place in places:
+            for source in open_sources(place, corrections, folder):
+                guesses += _guesses(source, corrections)
+    return guesses
+
+
+def guess_roles(path: str | Path, mapping: Mapping[str, str] | Sequence[str] = ()) -> ImportGuess:
+    """:func:`guess_files` of a file that holds one table.
+
+    Raises:
+        LLMRecError: also where that table cannot be read.
+    """
+    found = guess_files([path], mapping)[0]
+    if found.fault is not None:
+        raise found.fault
+    return found
+
+
+@contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="llmrec-") as made:
+        yield Path(made)
+
+
+def _guesses(source: Source, corrections: Corrections) -> list[ImportGuess]:
+    if left_out(source, corrections):
+        return [ImportGuess(source.name, format=source.format, columns=source.columns, left_out=True)]
+    try:
+        return [_guess(planned, corrections) for planned in layouts.expand(source, corrections)]
+    except LLMRecError as fault:
+        return [ImportGuess(source.name, format=source.format, columns=source.columns, fault=fault)]
+
+
+def _guess(planned: PlannedTable, corrections: Corrections) -> ImportGuess:
+    source = planned.source
+    sample = source.sample()
+    return ImportGuess(
+        file=source.name,
+        kind=planned.kind,
+        format=source.format,
+        encoding=source.encoding,
+        separator=source.separator,
+        header=source.header,
+        columns=source.columns,
+        roles=planned.roles,
+        preview=sample.slice(0, _PREVIEW_ROWS).to_pandas(),
+        notes=(*source.notes, *planned.notes),
+        layout=planned.layout,
+        reasons=planned.reasons or {},
+        part=corrections.option("part", source.name),
+        sample=sample,
+    )
