@@ -80,6 +80,9 @@ class DatasetMeta(BaseModel):
     extras: tuple[str, ...] = ()
     #: What was said against the guesses when it was imported, as ``--map`` takes it.
     mapping: tuple[str, ...] = ()
+    #: Fingerprints it had before persons were removed from it; runs name the one they were trained on.
+    former_fingerprints: tuple[str, ...] = ()
+    n_removed_users: int = 0
 
 
 @dataclass(frozen=True, eq=False)
