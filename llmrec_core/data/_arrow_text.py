@@ -6,7 +6,7 @@ Parquet files and DuckDB databases come with types; the importer reads text alon
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec_core.data._text_files import RawTable, Rejects
 from llmrec_core.errors import DataError
 
 TEXT = pa.large_string()
@@ -116,6 +117,24 @@ class _Collected:
 
     def __call__(self, positions: npt.NDArray[np.int64], reason: str) -> None:
         self.positions.append((positions, reason))
+
+
+def text_block(arrays: Sequence[pa.Array], columns: Sequence[str], name: str, before: int) -> RawTable:
+    """Typed columns of equal length as a block of text; the line of a row is its number, ``before`` rows came first."""
+    n_rows = len(arrays[0])
+    rejects, good = Rejects(name, limit=None), np.ones(n_rows, bool)
+
+    def refuse(positions: npt.NDArray[np.int64], reason: str) -> None:
+        for position in positions[good[positions]].tolist():
+            good[position] = False
+            rejects.add(before + position + 1, reason)
+
+    table = pa.table({c: arrow_text(a, c, name, refuse) for c, a in zip(columns, arrays, strict=True)})
+    lines = np.arange(before + 1, before + n_rows + 1, dtype=np.int64)
+    if rejects.count:
+        rejects.listed.sort(key=lambda entry: entry[0])
+        table, lines = table.filter(pa.array(good)), lines[good]
+    return RawTable(table.combine_chunks(), lines, rejects)
 
 
 def _text_of(values: pa.Array, kind: pa.DataType, name: str, refuse: Refused) -> pa.Array:

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmrec_core.data._arrow_text import TEXT, arrow_text, flat_columns, flat_names, flat_types, is_binary
+from llmrec_core.data._arrow_text import TEXT, flat_columns, flat_names, flat_types, is_binary, text_block
 from llmrec_core.data._roles import Corrections, check_headers
 from llmrec_core.data._sources import Source
-from llmrec_core.data._text_files import RawTable, Rejects
+from llmrec_core.data._text_files import MAX_LISTED_REJECTS, RawTable, Rejects
 from llmrec_core.errors import DataError
 
 _BLOCK_ROWS = 65_536
@@ -80,7 +80,7 @@ def joined(blocks: Sequence[RawTable], columns: Sequence[str], name: str) -> Raw
     for block in blocks:
         rejects.count += block.rejects.count
         rejects.listed += block.rejects.listed
-    rejects.listed.sort(key=lambda entry: entry[0])
+    rejects.listed = sorted(rejects.listed)[:MAX_LISTED_REJECTS]
     if not blocks:
         empty = pa.table({column: pa.array([], TEXT) for column in columns})
         return RawTable(empty, np.zeros(0, np.int64), rejects)
@@ -314,21 +314,6 @@ def _row_bytes(column: pa.Array, n_rows: int) -> npt.NDArray[np.int64]:
 
 
 def _block(plan: _Plan, arrays: Sequence[pa.Array], keys: Sequence[str], before: int) -> RawTable:
-    n_rows = len(arrays[0])
-    rejects, good = Rejects(plan.name), np.ones(n_rows, bool)
-
-    def refuse(positions: npt.NDArray[np.int64], reason: str) -> None:
-        for position in positions.tolist():
-            if good[position]:
-                good[position] = False
-                rejects.add(before + position + 1, reason)
-
-    columns = {plan.file_columns[i]: arrow_text(arrays[i], plan.file_columns[i], plan.name, refuse) for i in plan.kept}
-    for key, value in zip(plan.key_names, keys, strict=True):
-        columns[key] = pa.array([value], TEXT).take(pa.array(np.zeros(n_rows, np.int64)))
-    table = pa.table(columns)
-    lines = np.arange(before + 1, before + n_rows + 1, dtype=np.int64)
-    if rejects.count:
-        rejects.listed.sort(key=lambda entry: entry[0])
-        table, lines = table.filter(pa.array(good)), lines[good]
-    return RawTable(table.combine_chunks(), lines, rejects)
+    repeated = pa.array(np.zeros(len(arrays[0]), np.int64))
+    kept = [arrays[i] for i in plan.kept] + [pa.array([key], TEXT).take(repeated) for key in keys]
+    return text_block(kept, plan.columns, plan.name, before)

@@ -1,0 +1,209 @@
+"""What places with several tables share: which of them are offered, and rows of any origin as blocks of text."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec_core.data._arrow_text import EXACT_DOUBLE, TEXT, looks_like_id
+from llmrec_core.data._roles import Corrections, guess
+from llmrec_core.data._sources import Source
+from llmrec_core.data._text_files import RawTable, Rejects
+from llmrec_core.errors import DataError
+
+BLOCK_ROWS = 50_000
+BLOCK_BYTES = 64 << 20
+_LISTED = 20
+_NEEDED = {"interactions": {"user_id", "item_id"}, "items": {"item_id"}, "users": {"user_id"}}
+
+
+def choose(names: Sequence[str], told: str | None, place: str, what: str) -> list[str]:
+    """The tables that are looked at: all of them, or those that a name or pattern (``orders``, ``sales.*``) tells.
+
+    Raises:
+        DataError: there is none, or none of that name.
+    """
+    if not names:
+        raise DataError(f"there is no {what} in it.", where=place, fix="Choose a place that holds data.")
+    if told is None:
+        return list(names)
+    found = [n for n in names if n == told or n.rpartition(".")[2] == told or fnmatch.fnmatchcase(n, told)]
+    exact = [n for n in found if n == told]
+    if not found:
+        listed = ", ".join(names[:_LISTED])
+        raise DataError(f"there is no {what} {told[:80]!r}.", where=place, fix=f"It holds: {listed}.")
+    return exact or found
+
+
+def option(corrections: Corrections, name: str, source: str, place: str) -> str | None:
+    """What was said about one table, or about the whole place it lies in."""
+    said = corrections.option(name, source)
+    return corrections.option(name, place) if said is None else said
+
+
+def offered(
+    looks: Mapping[str, Callable[[], Source]],
+    told: bool,
+    corrections: Corrections,
+    place: str,
+    what: str,
+    views: Collection[str] = (),
+) -> list[Source]:
+    """The tables that can be interactions, items or users; what is passed over, and why, the first one notes.
+
+    Args:
+        looks: table -> what opens it.
+        told: a person named the tables: all are taken.
+        views: those that are queries over the others: beside a table of their kind they would count rows twice.
+
+    Raises:
+        DataError: none of several can be any of these; one that was asked for cannot be read.
+    """
+    if told or len(looks) == 1:
+        return [look() for look in looks.values()]
+    taken: list[Source] = []
+    passed, repeating, unread = [], [], []
+    kinds: set[str] = set()
+    for table in sorted(looks, key=lambda name: name in views):
+        # One broken view must not hide the tables beside it.
+        try:
+            source = looks[table]()
+            kind = _kind(source, corrections)
+        except DataError as error:
+            unread.append(f"{table} ({error.what.rstrip('.')})")
+            continue
+        if kind is None:
+            passed.append(source)
+        elif table in views and kind in kinds and not _said(source, corrections):
+            repeating.append(table)
+        else:
+            taken.append(source)
+            if table not in views:
+                kinds.add(kind)
+    if not taken:
+        listed = "; ".join([*(f"{s.name} ({', '.join(s.columns[:8])})" for s in passed), *unread][:_LISTED])
+        raise DataError(
+            f"no {what} holds interactions, items or users: {listed}.",
+            where=place,
+            fix=f"Choose one with table:{place}=NAME, and say with --map which columns hold users and items.",
+        )
+    notes = list(taken[0].notes)
+    if passed:
+        names = ", ".join(s.name.removeprefix(f"{place}/") for s in passed[:_LISTED])
+        more = f" and {len(passed) - _LISTED} more" if len(passed) > _LISTED else ""
+        words = "passed over as neither interactions, items nor users"
+        notes.append(f"{words}: {names}{more} (table:{place}=NAME takes one)")
+    if repeating:
+        words = "views are not read beside tables of the same kind, whose rows they may repeat"
+        notes.append(f"{words}: {', '.join(repeating[:_LISTED])} (table:{place}=NAME takes one)")
+    if unread:
+        notes.append(f"cannot be read: {'; '.join(unread[:_LISTED])}")
+    taken[0] = replace(taken[0], notes=tuple(notes))
+    return taken
+
+
+def _said(source: Source, corrections: Corrections) -> bool:
+    return any(corrections.option(o, source.name) is not None for o in ("kind", "layout", "part"))
+
+
+def _kind(source: Source, corrections: Corrections) -> str | None:
+    """What the rows are; None where nothing speaks for any kind."""
+    from llmrec_core.data import _layouts
+
+    sample = source.sample()
+    if not len(sample) and not _said(source, corrections):
+        return None
+    kind, roles = guess(source.name, source.columns, sample, corrections)
+    if _said(source, corrections) or roles.keys() >= _NEEDED.get(kind, set()):
+        return kind
+    return next((p.kind for p in _layouts.expand(source, corrections) if p.layout != "rows"), None)
+
+
+def row_blocks(
+    rows: Iterator[Sequence[object]], columns: Sequence[str], name: str, *, first_line: int = 1
+) -> Iterator[RawTable]:
+    """Rows of Python values -> blocks of text; the line of a row is its number from ``first_line``."""
+    block: list[Sequence[object]] = []
+    size, line = 0, first_line
+    for row in rows:
+        block.append(row)
+        size += 16 * len(row) + sum(len(cell) for cell in row if isinstance(cell, bytes | str))
+        if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield _block(block, columns, name, line)
+            line += len(block)
+            block, size = [], 0
+    if block:
+        yield _block(block, columns, name, line)
+
+
+def _block(rows: Sequence[Sequence[object]], columns: Sequence[str], name: str, line: int) -> RawTable:
+    rejects = Rejects(name, limit=None)
+    lines = np.arange(line, line + len(rows), dtype=np.int64)
+    good = np.ones(len(rows), bool)
+    arrays = {}
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        is_id = looks_like_id(column)
+        texts = []
+        for position, cell in enumerate(cells):
+            try:
+                texts.append(cell_text(cell, is_id))
+            except ValueError as error:
+                texts.append("")
+                if good[position]:
+                    good[position] = False
+                    rejects.add(line + position, f"column {column[:60]!r} {error}")
+        arrays[column] = pa.array(texts, TEXT)
+    table = pa.table(arrays)
+    if rejects.count:
+        rejects.listed.sort(key=lambda entry: entry[0])
+        table, lines = table.filter(pa.array(good)).combine_chunks(), lines[good]
+    return RawTable(table, lines, rejects)
+
+
+def cell_text(cell: object, is_id: bool) -> str:
+    """A Python value as text: "" for None, no ".0" behind whole numbers.
+
+    Raises:
+        ValueError: bytes that are not text, or an id that is no longer exact.
+    """
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        if not cell.isascii():
+            try:
+                cell.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError("holds letters that are not valid text") from None
+        return cell
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("holds bytes that are not text") from None
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    if isinstance(cell, float):
+        if cell != cell:
+            return ""
+        if is_id and abs(cell) >= EXACT_DOUBLE:
+            raise ValueError(f"holds {cell!r}, an id as a floating point number that is too large to be exact")
+        return str(int(cell)) if abs(cell) < EXACT_DOUBLE and cell == int(cell) else repr(cell)
+    return str(cell)
+
+
+def binary_columns(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Positions of columns whose first rows hold no bytes that are not text; notes about the others."""
+    kept, notes = [], []
+    for index, column in enumerate(columns):
+        try:
+            for row in rows:
+                if isinstance(cell := row[index], bytes):
+                    cell.decode("utf-8")
+            kept.append(index)
+        except UnicodeDecodeError:
+            notes.append(f"column {column[:60]!r} holds bytes that are not text: it is left out")
+    return kept, notes
