@@ -1,49 +1,409 @@
-"""Text cells -> numbers and times, a column at a time, with a mask of the cells that could not be read."""
+"""Times in text: one reading for a whole column, decided from its first filled cells and held to ever after.
+
+Numbers are seconds, milli-, micro- or nanoseconds since 1970, days of a spreadsheet, or a mere order; everything else
+is a date. Whether 03/04 is in April or in March is for the column to say, or for a person.
+"""
 
 from __future__ import annotations
 
 import re
-import warnings
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec_core.data._values.numbers import parse_numbers
-from llmrec_core.errors import DataError
+from llmrec_core.data._values import dates as date
+from llmrec_core.data._values.numbers import NumberFormat, decide_numbers
+from llmrec_core.data._values.options import DEFAULT, Question, ValueOptions, refuse_unanswered
+from llmrec_core.data._values.words import (
+    TEXT,
+    Floats,
+    Mask,
+    distinct,
+    first_filled,
+    is_missing,
+    mask,
+    matches,
+    missing_sql,
+    plain_words,
+    some,
+    spread,
+    trim,
+    trim_sql,
+)
 
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
-_COMMA_NUMBER = r"^[+-]?[0-9]+,[0-9]+$"
-
-#: Date forms beside ISO 8601 that can be read in one way only. Order: most common first.
-_DATE_FORMS = (
-    "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y.%m.%d %H:%M:%S", "%Y.%m.%d", "%Y%m%d",
-    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y",
-    "%m %d, %Y", "%Y年%m月%d日 %H:%M:%S", "%Y年%m月%d日 %H:%M", "%Y年%m月%d日", "%a %b %d %H:%M:%S %z %Y",
-)  # fmt: skip
-_SLASHED = re.compile(r"^\s*(\d{1,2})([/-])(\d{1,2})\2(\d{4})(?:[ T]+\d.*)?$")
 #: Years 1900 to 2200: outside, a time is a typing error or another unit.
-_EARLIEST_S, _LATEST_S = -2_208_988_800.0, 7_258_118_400.0
+EARLIEST_S, LATEST_S = -2_208_988_800.0, 7_258_118_400.0
+_COMPACT = r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[0-2][0-9][0-5][0-9](?:[0-5][0-9])?)?"
+_DIVISORS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+#: Seconds of 1990 and 2100: what a time in another unit would most likely be.
+_LIKELY_S = (6.3e8, 4.1e9)
+#: The spreadsheet's day zero is 1899-12-30, and 1970-01-01 is day 25569.
+_EXCEL_EPOCH = 25569.0
+_DATE_NAME = re.compile(r"(?i)date|datum|fecha|day|日期|时间|日付")
+_YEAR_NAME = re.compile(r"(?i)year|jahr|année|año|年")
+#: The smaller of two contradicting day orders is a typing error up to this share.
+_MAX_CONTRADICTING = 0.01
+
+Kind = Literal["nothing", "s", "ms", "us", "ns", "excel", "order", "years", "dates", "clock"]
 
 
-def _spread(values: npt.NDArray[Any], encoded: pa.DictionaryArray) -> npt.NDArray[Any]:
-    """Values of the distinct words, back at their cells."""
-    if not len(values):
-        return values
-    return values[encoded.indices.to_numpy(zero_copy_only=False)]
+@dataclass(frozen=True)
+class TimeFormat:
+    """How one column of times is read, as seconds since 1970 UTC.
+
+    Attributes:
+        kind: unit of numbers, ``order`` (numbers without a calendar), ``dates``, ``clock`` (times of day alone) or
+            ``nothing`` (no cell is filled).
+        figures: how numbers are read.
+        rich: of dates: more than ISO 8601 is admitted.
+        order: of dates such as 05/03/2024: what comes first; None while nobody knows.
+        year_first: of dates such as 99-12-31.
+    """
+
+    column: str
+    options: ValueOptions
+    kind: Kind = "nothing"
+    figures: NumberFormat | None = None
+    rich: bool = False
+    order: Literal["day", "month"] | None = None
+    year_first: bool = False
+    _profile: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+    _later: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    _example: str = field(default="", compare=False, repr=False)
+    _blanks: int = field(default=0, compare=False, repr=False)
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def times(self, text: pa.Array) -> tuple[Floats, Mask]:
+        """(seconds [n], NaN where blank or bad; bad [n])."""
+        cells, positions = distinct(text)
+        values, bad = self._read(trim(cells))
+        return spread(values, positions), spread(bad, positions)
+
+    def _read(self, words: pa.Array) -> tuple[Floats, Mask]:
+        if self.figures is not None:
+            return self._read_numbers(words)
+        blank = is_missing(words)
+        if self.kind == "dates" and not self.rich and not self.options.timezone:
+            seconds = date.iso_seconds(words)
+        elif self.kind in ("dates", "clock"):
+            words = plain_words(words)
+            blank |= is_missing(words)
+            seconds = self._read_dates(words) if self.kind == "dates" else date.clock_seconds(words)
+        else:
+            seconds = np.full(len(words), np.nan)
+        bad = ~blank & ~((seconds >= EARLIEST_S) & (seconds <= LATEST_S))
+        return np.where(bad | blank, np.nan, seconds), bad
+
+    def _read_numbers(self, words: pa.Array) -> tuple[Floats, Mask]:
+        assert self.figures is not None
+        values, bad = self.figures._read(words)
+        blank = np.isnan(values) & ~bad
+        if self.kind == "excel":
+            seconds = np.round((values - _EXCEL_EPOCH) * 86_400_000.0) / 1000.0
+        elif self.kind == "years":
+            whole = np.where(np.isnan(values) | (values != np.floor(values)) | (np.abs(values) > 9999), np.nan, values)
+            years = (np.where(np.isnan(whole), 1970, whole).astype(np.int64) - 1970).astype("M8[Y]")
+            seconds = np.where(np.isnan(whole), np.nan, years.astype("M8[s]").astype(np.int64))
+        elif self.kind == "order":
+            seconds = values
+        else:
+            seconds = values / _DIVISORS[self.kind]
+            placeholder = (values == 0) | (values == -1)
+            blank |= placeholder
+            low, high = _LIKELY_S
+            # In a column of milliseconds, a number that makes a good time in seconds would land in January 1970.
+            bad |= (self.kind != "s") & (np.abs(values) >= low) & (np.abs(values) <= high)
+        bad |= ~blank & ~((seconds >= EARLIEST_S) & (seconds <= LATEST_S))
+        return np.where(bad | blank, np.nan, seconds), bad
+
+    def _read_dates(self, words: pa.Array) -> Floats:
+        found = date.take_apart(words)
+        year, month, day = found.year, found.month, found.day
+        numeric = found.shape == date.NUMERIC
+        if numeric.any():
+            same = found.first == found.second
+            order_known = self.order is not None
+            day = np.where(numeric, found.second if self.order == "month" else found.first, day)
+            month = np.where(numeric, found.first if self.order == "month" else found.second, month)
+            if not order_known:
+                day, month = np.where(numeric & ~same, 0, day), np.where(numeric & ~same, 0, month)
+            if self.year_first:
+                short = numeric & found.short_year
+                year = np.where(short, found.first, year)
+                month, day = np.where(short, found.second, month), np.where(short, found.year, day)
+        year = np.where(found.short_year, year + np.where(year >= 69, 1900, 2000), year)
+        return date.seconds_of(found, month, day, year, self.options.timezone)
+
+    def sql(self, column: str) -> str | None:
+        """A DuckDB expression with the same values (NULL where blank or bad); None where only :meth:`times` can."""
+        if self.figures is not None:
+            value = self.figures.sql(column)
+            if value is None or self.kind in ("excel", "years", "order", "nothing"):
+                return None if self.kind != "order" or value is None else _bounded(value)
+            low, high = _LIKELY_S
+            other = "" if self.kind == "s" else f" OR abs({value}) BETWEEN {low!r} AND {high!r}"
+            seconds = f"(CASE WHEN {value} IN (0, -1){other} THEN NULL ELSE {value} / {_DIVISORS[self.kind]!r} END)"
+            return _bounded(seconds)
+        if self.kind != "dates" or self.rich or self.options.timezone:
+            return None
+        text = trim_sql(column)
+        naive = f"epoch_us(TRY_CAST({text} AS TIMESTAMP))"
+        zoned = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
+        return _bounded(
+            f"((CASE WHEN regexp_full_match({text}, '{date.ISO_NAIVE}') THEN {naive} "
+            f"WHEN regexp_full_match({text}, '{date.ISO_ZONED}') THEN {zoned} END) / 1000000.0)"
+        )
+
+    def blank_sql(self, column: str) -> str | None:
+        """A DuckDB condition: the cell is blank or says that there is no time. None with :meth:`sql`."""
+        if self.sql(column) is None:
+            return None
+        if self.kind in _DIVISORS and self.figures is not None:
+            return f"({missing_sql(column)} OR coalesce({self.figures.sql(column)} IN (0, -1), false))"
+        return missing_sql(column)
+
+    # ------------------------------------------------------------------------------------------------ deciding
+
+    def reconsider(self, refused: pa.Array) -> TimeFormat:
+        """The format once these cells, which it refused, are known; equal to this one where nothing changes.
+
+        Only which cells there are matters: not their order, their number, or the blocks in which they are told.
+        """
+        if self.figures is not None:
+            return replace(self, figures=self.figures.reconsider(refused))
+        tags = frozenset(tag for tag, chosen in _tagged(pc.unique(first_filled(refused, len(refused)))) if chosen.any())
+        return self._decided(self._later | tags)
+
+    def _decided(self, later: frozenset[str]) -> TimeFormat:
+        first = Counter(dict(self._profile))
+        unusual = ("rich", "open", "open_short", "dotted", "day", "month", "short")
+        return replace(
+            self,
+            rich=any(first[tag] or tag in later for tag in unusual),
+            order=self._order(first, later),
+            year_first=bool(first["year_first"] or "year_first" in later),
+            _later=later,
+        )
+
+    def _order(self, first: Counter[str], later: frozenset[str]) -> Literal["day", "month"] | None:
+        if self.options.day_first != "auto":
+            return "day" if self.options.day_first == "yes" else "month"
+        seen = {tag for tag, count in first.items() if count} | later
+        if self._may_begin_with_the_year(seen):
+            return None
+        days, months = first["day"], first["month"]
+        if min(days, months) > _MAX_CONTRADICTING * (days + months):
+            return None
+        if days or months:
+            return "day" if days > months else "month"
+        if "day" in later or "month" in later:
+            return None if {"day", "month"} <= later else "day" if "day" in later else "month"
+        # Dots part days, months and years where the day comes first; slashes and dashes do so in both orders.
+        open_ = "open" in seen or ("open_short" in seen and "year_first" not in seen)
+        return None if open_ else "day"
+
+    @staticmethod
+    def _may_begin_with_the_year(seen: set[str] | frozenset[str]) -> bool:
+        """Years of two digits, and nothing that tells 24-01-05 of 2024 from that of 2005."""
+        if {"year_first", "short_late"} & seen:
+            return False
+        return "short_dashed" in seen or ("short_other" in seen and "short_low" not in seen)
+
+    # ------------------------------------------------------------------------------------------------ telling
+
+    def _has(self, tag: str) -> bool:
+        return tag in self._later or any(known == tag and count for known, count in self._profile)
+
+    @property
+    def _or_year(self) -> str:
+        seen = self._later | {tag for tag, count in self._profile if count}
+        return ", or begin with the year" if self._may_begin_with_the_year(seen) else ""
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What the cells leave open."""
+        asked: list[Question] = list(self.figures.questions) if self.figures is not None else []
+        if self.kind == "dates" and self.order is None:
+            shown = f" such as {self._example!r}" if self._example else ""
+            asked.append(
+                Question(
+                    "day_first",
+                    f"dates{shown} in column {self.column!r} can be read as day/month or month/day{self._or_year} "
+                    "(YYYY-MM-DD can be read in one way only).",
+                    ("yes", "no"),
+                )
+            )
+        if self._blanks and self.kind != "nothing":
+            text = f"some rows have no time in column {self.column!r}."
+            asked.append(
+                Question("missing_time", text, ("refuse", "keep-order", "drop-all"), self.options.missing_time)
+            )
+        return tuple(asked)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the reading."""
+        said = {
+            "ms": "read as milliseconds since 1970", "us": "read as microseconds since 1970",
+            "ns": "read as nanoseconds since 1970", "excel": "read as days of a spreadsheet (since 1899-12-30)",
+            "order": "numbers too small for a calendar; they give the order, shown dates mean nothing",
+            "years": "years alone: every row of a year falls on its first of January",
+            "clock": "times of day without a date: they give an order within one day only",
+        }  # fmt: skip
+        notes = [said[self.kind]] if self.kind in said else []
+        if self.kind == "dates":
+            if self.order is not None and (self._has("day") or self._has("month") or self._has("open")):
+                notes.append(f"dates read as {'day/month' if self.order == 'day' else 'month/day'}/year")
+            elif self._has("dotted"):
+                notes.append("dates with dots read as day.month.year")
+            if self._has("short"):
+                order = "year first" if self.year_first else "year last"
+                notes.append(f"years of two digits ({order}): 69 to 99 are 1969 to 1999, others 2000 to 2068")
+            if self._has("month_only"):
+                notes.append("months without a day stand for their first day")
+            if self.options.timezone and self._has("naive"):
+                notes.append(f"times without a zone are in {self.options.timezone}")
+            elif self._has("naive") and self._has("zoned"):
+                notes.append("some times name a zone; those that do not are taken as UTC (timezone=Area/City)")
+        figures = self.figures.notes if self.figures is not None else ()
+        return (*(f"{self.column}: {note}" for note in notes), *figures)
+
+    def reason(self, cell: str) -> str:
+        """Why this cell was refused."""
+        shown = repr(cell.strip()[:60])
+        if self.figures is not None:
+            values, bad = self.figures.numbers(pa.array([cell], TEXT))
+            if bad[0]:
+                return f"{shown} is not a number, as the other times are"
+            if self.kind in _DIVISORS and self.kind != "s" and _LIKELY_S[0] <= abs(values[0]) <= _LIKELY_S[1]:
+                return f"{shown} looks like seconds, where the others are {_UNIT_NAMES[self.kind]}"
+            return f"{shown} lies outside the years 1900 to 2200"
+        words = plain_words(trim(pa.array([cell], TEXT)))
+        found = date.take_apart(words)
+        if self.kind == "clock" or found.shape[0] < 0:
+            return f"{shown} is not a {'time of day' if self.kind == 'clock' else 'date'} that can be read"
+        zone = date.clock(found.tail)[1][0].as_py()
+        if zone and date.zone_of(zone) is None:
+            return f"the time zone of {shown} is unknown or could be several"
+        if found.shape[0] == date.NUMERIC and self.order is None:
+            return f"nobody can tell day and month of {shown}"
+        order = f" ({self.order} first)" if found.shape[0] == date.NUMERIC else ""
+        return f"{shown} is no day that exists between 1900 and 2200{order}"
 
 
-def parse_times(text: pa.Array, column: str, *, strict: bool = True) -> tuple[Floats, Mask, list[str]]:
-    """Times of a column of text, as seconds since 1970 UTC.
+def _bounded(value: str) -> str:
+    return f"(CASE WHEN {value} BETWEEN {EARLIEST_S!r} AND {LATEST_S!r} THEN {value} END)"
 
-    Numbers are epoch seconds, milli-, micro- or nanoseconds by their size (one unit for the column); small numbers
-    are taken as they are, an order without a calendar. Dates without a zone are UTC. Blank cells are NaN, not bad.
+
+def decide_times(cells: pa.Array, column: str, options: ValueOptions = DEFAULT) -> TimeFormat:
+    """How a column is read, by its first ``PROFILE_CELLS`` filled cells; blank ones and later ones do not count."""
+    words = first_filled(cells)
+    blanks = int(is_missing(trim(distinct(cells)[0])).sum())
+    fresh = TimeFormat(column, options, _blanks=blanks)
+    if not len(words):
+        return fresh
+    tidy = plain_words(words)
+    figures = decide_numbers(words, column, options)
+    values, bad = figures.numbers(words)
+    numeric = ~bad
+    compact = matches(tidy, _COMPACT)
+    told = options.time_unit
+    if told != "auto" or (numeric.sum() * 2 > len(words) and not compact[numeric].all()):
+        kind: Kind = told if told != "auto" else _unit(values[numeric], column)
+        return replace(fresh, kind=kind, figures=figures)
+    if numeric.sum() * 2 > len(words) and not (date.take_apart(tidy).shape[compact] >= 0).all():
+        return replace(fresh, kind=_unit(values[numeric], column), figures=figures)
+    clocks = ~np.isnan(date.clock_seconds(tidy))
+    if clocks.sum() * 2 > len(words):
+        return replace(fresh, kind="clock")
+    tags: Counter[str] = Counter()
+    counts = words.value_counts() if distinct(words)[1] is not None else None
+    unique = words if counts is None else counts.field("values")
+    weights = np.ones(len(unique), np.int64) if counts is None else counts.field("counts").to_numpy()
+    example = ""
+    for tag, chosen in _tagged(unique):
+        tags[tag] += int(weights[chosen].sum())
+        if tag in ("open", "open_short", "short_dashed", "short_other") and not example and chosen.any():
+            example = some(unique, chosen)[0]
+    fresh = replace(fresh, kind="dates", _profile=tuple(sorted(tags.items())), _example=example)
+    return fresh._decided(frozenset())
+
+
+def _unit(values: Floats, column: str) -> Kind:
+    """Unit of a column of numbers, by the size of the middle one."""
+    middle = float(np.median(np.abs(values)))
+    for limit, unit in ((1e17, "ns"), (1e14, "us"), (1e11, "ms"), (1e8, "s")):
+        if middle >= limit:
+            return unit  # type: ignore[return-value]
+    low, high = float(values.min()), float(values.max())
+    whole = bool((values == np.floor(values)).all())
+    if low >= 1900 and high <= 2100 and whole and _YEAR_NAME.search(column):
+        return "years"
+    # Days from 1990 to 2064, and either with a time of day or in a column that says it holds dates.
+    if low >= 32_874 and high <= 60_000 and (not whole or _DATE_NAME.search(column)):
+        return "excel"
+    return "order"
+
+
+def _tagged(words: pa.Array) -> Iterable[tuple[str, Mask]]:
+    """What the words tell about the dates of the column that they stand in."""
+    if not len(words):
+        return
+    plain = matches(words, date.ISO)
+    zoned = plain & matches(words, date.ISO_ZONED)
+    yield "zoned", zoned
+    yield "naive", plain & ~zoned
+    if plain.all():
+        return
+    found = date.take_apart(plain_words(words))
+    known = found.shape >= 0
+    numeric = found.shape == date.NUMERIC
+    yield "rich", known & ~plain & ~numeric
+    short = numeric & found.short_year
+    year_first = short & (found.first > 31)
+    yield "year_first", year_first
+    yield "short", found.short_year & known
+    parts = numeric & ~year_first
+    yield "day", parts & (found.first > 12) & (found.second <= 12)
+    yield "month", parts & (found.second > 12) & (found.first <= 12)
+    both = parts & (found.first <= 12) & (found.second <= 12) & (found.first != found.second)
+    yield "dotted", numeric & found.dotted
+    yield "open", both & ~found.dotted & ~short
+    yield "open_short", both & ~found.dotted & short
+    yield "short_low", short & (found.first <= 12)
+    yield "short_late", short & (found.year > 31)
+    yield "short_dashed", short & found.dashed
+    yield "short_other", short & ~found.dashed & ~found.dotted
+    yield "month_only", known & np.isin(found.shape, [date.SHAPES.index(s) for s in ("month", "name_year")])
+    named = ~mask(pc.equal(date.clock(found.tail)[1], ""))
+    yield "naive", known & ~plain & ~named
+    yield "zoned", known & ~plain & named
+
+
+def settle_times(text: pa.Array, column: str, options: ValueOptions = DEFAULT) -> tuple[TimeFormat, Floats, Mask]:
+    """(format, seconds [n], bad [n]) of a column that lies in memory as a whole."""
+    cells, positions = distinct(text)
+    found = decide_times(text, column, options)
+    words = trim(cells)
+    while True:
+        values, bad = found._read(words)
+        better = found.reconsider(pc.filter(words, pa.array(bad)))
+        if better == found:
+            return better, spread(values, positions), spread(bad, positions)
+        found = better
+
+
+def parse_times(
+    text: pa.Array, column: str, options: ValueOptions = DEFAULT, *, strict: bool = True
+) -> tuple[Floats, Mask, list[str]]:
+    """Times of a whole column of text at once, as seconds since 1970 UTC; blank cells are NaN and not bad.
 
     Args:
         column: its name, for messages.
@@ -55,85 +415,27 @@ def parse_times(text: pa.Array, column: str, *, strict: bool = True) -> tuple[Fl
     Raises:
         DataError: day and month cannot be told apart (``strict`` only).
     """
-    encoded = text.dictionary_encode()
-    words = pc.utf8_trim_whitespace(encoded.dictionary)
-    blank = np.asarray(pc.equal(words, "").to_numpy(zero_copy_only=False), bool)
-    numbers, not_number = parse_numbers(words)
-    numeric = ~not_number & ~blank
-    filled = int((~blank).sum())
-    if filled and numeric.sum() * 2 >= filled and not _compact_dates(words):
-        seconds, notes = _epoch(numbers, column)
-        bad = ~blank & (~numeric | _outside(seconds))
-    else:
-        seconds, notes = _dates(words, column, strict)
-        bad = ~blank & (np.isnan(seconds) | _outside(seconds))
-    seconds = np.where(bad, np.nan, seconds)
-    return _spread(seconds, encoded), _spread(bad, encoded), notes
+    found, seconds, bad = settle_times(text, column, options)
+    if strict:
+        refuse_unanswered(found.questions, f"column {column}")
+    elif found.kind == "dates" and found.order is None:
+        by_day = replace(found, order="day").times(text)
+        by_month = replace(found, order="month").times(text)
+        seconds, bad = by_day[0], by_day[1] & by_month[1]
+    return seconds, bad, list(found.notes)
 
 
-def _outside(seconds: Floats) -> Mask:
-    return (seconds < _EARLIEST_S) | (seconds > _LATEST_S)
+def carry_times(seconds: Floats, last: float = np.nan) -> tuple[Floats, float]:
+    """``missing_time=keep-order``: a row without a time takes that of the row before it in the file.
 
+    Args:
+        seconds: of one block [n], NaN where missing.
+        last: the last time of the block before; NaN before the first.
 
-def _compact_dates(words: pa.Array) -> bool:
-    """All cells are like 20240131: dates without separators, not seconds in 1970."""
-    filled = pc.filter(words, pc.not_equal(words, ""))
-    return len(filled) > 0 and bool(
-        pc.all(pc.match_substring_regex(filled, r"^(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])$")).as_py()
-    )
-
-
-def _epoch(numbers: Floats, column: str) -> tuple[Floats, list[str]]:
-    known = np.abs(numbers[~np.isnan(numbers)])
-    middle = float(np.median(known)) if len(known) else 0.0
-    for limit, divisor, unit in ((1e17, 1e9, "nano"), (1e14, 1e6, "micro"), (1e11, 1e3, "milli")):
-        if middle >= limit:
-            return numbers / divisor, [f"{column}: read as {unit}seconds since 1970"]
-    if middle < 1e8:
-        return numbers, [f"{column}: numbers too small for a calendar; they give the order, shown dates mean nothing"]
-    return numbers, []
-
-
-def _dates(words: pa.Array, column: str, strict: bool) -> tuple[Floats, list[str]]:
-    texts = pd.Series(words.to_pylist(), dtype=object)
-    best = _to_seconds(texts, "ISO8601")
-    filled = int((texts != "").sum())
-    if np.isnan(best[(texts != "").to_numpy()]).sum() * 2 <= filled:
-        return best, []
-    probe = texts[texts != ""].head(2000)
-    slashed = [m for m in (_SLASHED.match(t) for t in probe) if m]
-    if len(slashed) * 2 > len(probe):
-        return _slashed(texts, column, strict)
-    counts = [(int((~np.isnan(_to_seconds(probe, form))).sum()), -rank, form) for rank, form in enumerate(_DATE_FORMS)]
-    found, _, form = max(counts, default=(0, 0, "ISO8601"))
-    return (_to_seconds(texts, form), []) if found else (best, [])
-
-
-def _slashed(texts: pd.Series, column: str, strict: bool) -> tuple[Floats, list[str]]:
-    """31/01/2024 or 01/31/2024: the column decides, or nobody can."""
-    parts = texts.str.extract(r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d{4}")
-    first, second = (pd.to_numeric(parts[i], errors="coerce").max() for i in (0, 1))
-    if (first > 12) == (second > 12):
-        if strict:
-            raise DataError(
-                f"dates such as {texts[texts != ''].iloc[0][:40]!r} can be read as day/month or month/day.",
-                where=f"column {column}",
-                fix="Write dates as YYYY-MM-DD.",
-            )
-        return np.zeros(len(texts)), []
-    order = "%d/%m/%Y" if first > 12 else "%m/%d/%Y"
-    tidy = texts.str.strip().str.replace("-", "/", n=2, regex=False)
-    seconds = _to_seconds(tidy, order)
-    for clock in (" %H:%M:%S", " %H:%M"):
-        seconds = np.where(np.isnan(seconds), _to_seconds(tidy, order + clock), seconds)
-    return seconds, [f"{column}: dates read as {'day/month/year' if first > 12 else 'month/day/year'}"]
-
-
-def _to_seconds(texts: pd.Series, form: str) -> Floats:
-    with warnings.catch_warnings():
-        # pandas tells of odd zones by warning; an unread cell is already marked by NaT.
-        warnings.simplefilter("ignore")
-        moments = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
-    values = moments.dt.tz_localize(None).to_numpy(dtype="datetime64[us]")
-    seconds = values.astype(np.int64) / 1e6
-    return np.where(np.isnat(values), np.nan, seconds)
+    Returns:
+        (times [n], NaN only before the first known one; the last time, for the next block).
+    """
+    known = ~np.isnan(seconds)
+    position = np.maximum.accumulate(np.where(known, np.arange(len(seconds)), -1))
+    filled = np.where(position >= 0, seconds[np.maximum(position, 0)], last) if len(seconds) else seconds
+    return filled, float(filled[-1]) if len(filled) else last
