@@ -19,6 +19,7 @@ import pyarrow as pa
 from llmrec_core.data import _layouts as layouts
 from llmrec_core.data._corrections import Corrections, parse_mapping
 from llmrec_core.data._layouts import PlannedTable
+from llmrec_core.data._role_names import Kind
 from llmrec_core.data._sources import Source, open_sources
 from llmrec_core.data._values import Question
 from llmrec_core.errors import LLMRecError
@@ -42,7 +43,7 @@ class ImportGuess:
     """
 
     file: str
-    kind: str = "interactions"
+    kind: Kind = "interactions"
     format: str = ""
     encoding: str | None = None
     separator: str | None = None

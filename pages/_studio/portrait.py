@@ -6,14 +6,13 @@ import pandas as pd
 import streamlit as st
 
 from llmrec_core.data import Dataset, DatasetStore, Portrait, portrait
-from llmrec_core.errors import InputError
 from llmrec_core.figures import portrait_figures, split_figure
 from llmrec_core.specs import SplitSpec
 from pages._studio.base import empty_state, faults_in_words, label, linked_choice, plain, workspace
-from pages._studio.live import run_store
 from pages._studio.pickers import load_dataset, load_split
+from pages._studio.versions import show_versions
 
-_TABS = ("Portrait", "Splits", "Tables", "Origin")
+_TABS = ("Portrait", "Splits", "Tables", "Versions")
 
 
 @st.cache_data(max_entries=6, show_spinner="Drawing the portrait …")
@@ -49,7 +48,7 @@ def dataset_view() -> None:
         if not tab.open:
             continue
         with tab, faults_in_words():
-            {"Portrait": show_portrait, "Splits": show_split, "Tables": show_tables, "Origin": show_origin}[title](
+            {"Portrait": show_portrait, "Splits": show_split, "Tables": show_tables, "Versions": show_versions}[title](
                 dataset
             )
 
@@ -120,49 +119,3 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
     if "timestamp" not in table:
         return table
     return table.assign(timestamp=pd.to_datetime(table["timestamp"], unit="s"))
-
-
-def show_origin(dataset: Dataset) -> None:
-    meta = dataset.meta
-    st.caption(f"Version {meta.version}, made {plain(meta.created_at)}, fingerprint `{meta.fingerprint[:16]}`")
-    if meta.roles:
-        st.markdown("**Roles**: " + ", ".join(f"{plain(role)} from *{plain(c, 60)}*" for role, c in meta.roles.items()))
-    if meta.sources:
-        st.dataframe(
-            pd.DataFrame(
-                [
-                    {
-                        "file": label(s.name),
-                        "kind": s.kind,
-                        "encoding": s.encoding or "–",
-                        "rows": s.rows_read,
-                        "refused": s.rows_rejected,
-                        "sha256": s.sha256[:16],
-                    }
-                    for s in meta.sources
-                ]
-            ),
-            hide_index=True,
-        )
-    for warning in meta.warnings:
-        st.warning(plain(warning, 500))
-    with st.popover("Delete dataset", icon=":material/delete:"):
-        st.write("Removes all its versions. Finished runs can then no longer rank or explain.")
-        if st.button("Delete all versions", key="dataset_delete", type="primary"):
-            delete(dataset.name)
-
-
-def delete(name: str) -> None:
-    """Deletes a dataset unless a live run reads it."""
-    users = [run.run_id for run in run_store().active() if run.spec.dataset.name == name]
-    if users:
-        raise InputError(
-            f"run {users[0]} is working with this dataset.",
-            where=f"dataset {name}",
-            fix="Cancel it or wait for its end.",
-        )
-    DatasetStore(workspace()).delete(name)
-    st.query_params.pop("dataset", None)
-    st.session_state.pop("data_dataset", None)
-    st.toast("The dataset is deleted.")
-    st.rerun()

@@ -152,7 +152,7 @@ def test_a_run_and_a_dataset_are_deleted(own_studio, finished_workspace):
     assert store.list() == []
     app = opened("data")
     app.tabs[0]
-    app.session_state["data_tab"] = "Origin"
+    app.session_state["data_tab"] = "Versions"
     app.run()
     app.button(key="dataset_delete").click().run()
     assert not app.exception
@@ -166,36 +166,6 @@ def test_home_submits_the_main_job_once(own_studio):
     assert not app.exception
     assert [run.spec.preset for run in store.active()] == ["quick"]
     assert app.button(key="main_job").disabled
-
-
-def test_upload_correct_import(own_studio):
-    opened, _ = own_studio
-    app = opened("data")
-    csv = "who;what;mark\n" + "".join(f"u{i % 7};i{i % 11};{i % 5 + 1}\n" for i in range(80)) + ";i1;3\n"
-    app.file_uploader[0].set_value(("votes.csv", csv.encode(), "text/csv")).run()
-    assert not app.exception
-    key = next(w.key for w in app.selectbox if w.key and w.key.startswith("role:interactions:user_id"))
-    app.selectbox(key=key).select("who").run()
-    for role, column in (("item_id", "what"), ("rating", "mark")):
-        key = next(w.key for w in app.selectbox if w.key and w.key.startswith(f"role:interactions:{role}"))
-        app.selectbox(key=key).select(column).run()
-    app.text_input(key="import_name").set_value("votes").run()
-    app.button(key="import_button").click().run()
-    assert not app.exception
-    assert not app.error
-    assert "80 of 81 rows taken" in texts(app)
-    assert "1 rows were refused" in texts(app)
-    assert app.selectbox(key="data_dataset").value == "votes"
-
-
-def test_a_file_without_users_is_refused_and_nothing_is_imported(own_studio):
-    opened, _ = own_studio
-    app = opened("data")
-    app.file_uploader[0].set_value(("odd.csv", b"colour,size\nred,1\nblue,2\n", "text/csv")).run()
-    app.button(key="import_button").click().run()
-    assert not app.exception
-    assert app.error
-    assert "odd" not in app.selectbox(key="data_dataset").options
 
 
 def test_settings_tell_the_devices_and_free_the_memory(studio, finished_workspace):

@@ -1,0 +1,273 @@
+"""Bringing data in: choose it, see what it was taken for, correct that, answer what is open, import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import streamlit as st
+
+from llmrec_core.data import DatasetStore, ImportGuess, guess_files, import_files
+from llmrec_core.data.mapping import (
+    MAPPING_FILE,
+    ImportMapping,
+    dump_mapping,
+    fitted,
+    load_mapping,
+    mapping_of,
+    read_mapping,
+)
+from llmrec_core.errors import LLMRecError
+from pages._studio.base import faults_in_words, label, plain, show_error, workspace
+from pages._studio.corrections import entries, forget_files, said, set_base, start_over
+from pages._studio.import_privacy import privacy_switches
+from pages._studio.import_report import arrived
+from pages._studio.places import Place, choose_places, forget_places, place_name, place_state, scratch_folder
+from pages._studio.questions import ask_questions
+from pages._studio.table_card import left_out_card, table_card
+
+_LOOKS_SPLIT = re.compile(r"(?i)(?:^|[^a-z])(train|training|valid|validation|val|dev|test|testing)(?:[^a-z]|$)")
+_MAX_LOOKS = 24
+#: More tables than this are folded away until somebody opens them.
+_OPEN_CARDS = 6
+
+
+def import_panel() -> None:
+    """The whole way from a file to a dataset."""
+    try:
+        places = choose_places()
+    except LLMRecError as error:
+        show_error(error)
+        return
+    if not places:
+        return
+    _places_changed(places)
+    first = _look_at(places, [])
+    if not first:
+        return
+    _choose_mapping(first)
+    guesses = _look_at(places, entries())
+    if not guesses:
+        return
+    _cards(guesses)
+    taken = [guess for guess in guesses if not guess.left_out and guess.fault is None]
+    still_open = _open_ends(guesses)
+    left, right = st.columns(2, gap="large")
+    with left:
+        still_open += ask_questions(taken)
+    with right:
+        st.markdown("**Privacy**")
+        privacy_switches(taken)
+    _finish(places, guesses, still_open)
+
+
+def _places_changed(places: Sequence[Place]) -> None:
+    """Starts the questions over where other files came; what was said about files that stayed is kept."""
+    state = place_state(list(places))
+    if st.session_state.get("import_places") == state:
+        return
+    st.session_state["import_places"] = state
+    forget_files(place_name(place) for place in places)
+    found = _remembered(_look_at(places, [], quiet=True), places)
+    st.session_state["import_remembered"] = found
+    st.session_state["import_use_remembered"] = found is not None
+    st.session_state["import_name"] = found[0] if found else dataset_name(place_name(places[0]))
+
+
+def dataset_name(name: str) -> str:
+    """A safe name made from a file name."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in name.split(".")[0]).strip("-_")
+    return kept[:40] or "my-data"
+
+
+# ------------------------------------------------------------------------------------------------ looking
+
+
+def _look_at(places: Sequence[Place], said_entries: list[str], *, quiet: bool = False) -> list[ImportGuess]:
+    """Guesses about all tables; a place that cannot be read is told, others beside it still show."""
+    found: list[ImportGuess] = []
+    for place in places:
+        try:
+            found += _look(place, said_entries)
+        except LLMRecError as error:
+            if not quiet:
+                show_error(error)
+                if said() and st.button("Forget my corrections", key=f"forget_{place_name(place)}"):
+                    start_over()
+                    st.rerun()
+            return []
+    return found
+
+
+def _look(place: Place, said_entries: list[str]) -> list[ImportGuess]:
+    """Guesses about one place, made once for each state of the file and of what was said."""
+    looks: dict[object, list[ImportGuess]] = st.session_state.setdefault("import_looks", {})
+    key = (place_state([place]), tuple(said_entries))
+    if key not in looks:
+        with st.spinner(f"Looking at {label(place_name(place))} …"):
+            looks[key] = guess_files([place], said_entries, scratch_folder())
+        for old in list(looks)[:-_MAX_LOOKS]:
+            del looks[old]
+    return looks[key]
+
+
+# ------------------------------------------------------------------------------------------------ mappings
+
+
+def _remembered(guesses: Sequence[ImportGuess], places: Sequence[Place]) -> tuple[str, int, ImportMapping] | None:
+    """(dataset, version, mapping) of an earlier import that the same columns came with."""
+    tables = {guess.file: guess.columns for guess in guesses}
+    store = DatasetStore(workspace())
+    for meta in sorted(store.list(), key=lambda meta: meta.created_at, reverse=True):
+        path = store.folder(meta.name, meta.version) / MAPPING_FILE
+        try:
+            mapping, unused = fitted(load_mapping(path), tables) if path.is_file() else (ImportMapping(), ("",))
+        except LLMRecError:
+            # A mapping that was damaged by hand is no reason to hold up an import that can do without.
+            continue
+        if mapping.files and not unused and _same_columns(mapping, places, tables):
+            return meta.name, meta.version, mapping
+    return None
+
+
+def _same_columns(mapping: ImportMapping, places: Sequence[Place], tables: dict[str, tuple[str, ...]]) -> bool:
+    """Whether reading the places by the mapping gives the columns that it was made with."""
+    made_with = sorted(tuple(file.columns) for file in mapping.files.values() if not file.leave_out)
+    guesses = _look_at(places, mapping.entries(), quiet=True)
+    return len(guesses) >= len(tables) > 0 and made_with == sorted(
+        guess.columns for guess in guesses if not guess.left_out and guess.fault is None
+    )
+
+
+def _choose_mapping(first: Sequence[ImportGuess]) -> None:
+    """An earlier import of such files, or a mapping file, as the ground on which corrections are made."""
+    remembered: tuple[str, int, ImportMapping] | None = st.session_state.get("import_remembered")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        use = remembered is not None and st.toggle(
+            f"Read these files as {plain(remembered[0])}, version {remembered[1]}, was read",
+            key="import_use_remembered",
+            help="Files with the same columns were imported before; their mapping is used. Off: start fresh.",
+        )
+        st.space("stretch")
+        with st.popover("Use a mapping file", icon=":material/rule_settings:"):
+            upload = st.file_uploader(
+                "A mapping that an earlier import gave you",
+                type=["yaml", "yml"],
+                key=f"mapping_file_{st.session_state.get('upload_round', 0)}",
+                help="A small YAML document: what each file holds and how it is read; `--mapping` on the command line.",
+            )
+    set_base(remembered[2] if remembered is not None and use else None)
+    if upload is None:
+        return
+    with faults_in_words():
+        mapping, unused = fitted(
+            read_mapping(upload.getvalue(), label(upload.name)), {g.file: g.columns for g in first}
+        )
+        set_base(mapping)
+        st.caption(f":material/rule_settings: The mapping {plain(upload.name)} is used.")
+        if unused:
+            st.warning(
+                "The mapping also speaks of files that are not here: " + ", ".join(plain(name, 60) for name in unused)
+            )
+
+
+# ------------------------------------------------------------------------------------------------ cards
+
+
+def _cards(guesses: Sequence[ImportGuess]) -> None:
+    parts = _parts_switch(guesses)
+    several = len(guesses) > 1
+    for number, guess in enumerate(guesses):
+        key = f"{number}_{re.sub(r'[^A-Za-z0-9]', '_', guess.file)}"
+        if guess.left_out:
+            left_out_card(guess.file, key)
+        elif guess.fault is not None:
+            show_error(guess.fault)
+            left_out_card(guess.file, key, out=False)
+            if said() and st.button("Forget what I said about this file", key=f"forget_{key}"):
+                forget_files([g.file for g in guesses if g.file != guess.file])
+                st.rerun()
+        elif number >= _OPEN_CARDS:
+            with st.expander(f"{label(guess.file)}: {guess.kind}"):
+                table_card(guess, key, several=several, parts=parts)
+        else:
+            table_card(guess, key, several=several, parts=parts)
+
+
+def _parts_switch(guesses: Sequence[ImportGuess]) -> bool:
+    """Whether the data comes already split; on by itself where names of files say so."""
+    if sum(guess.kind == "interactions" and not guess.left_out for guess in guesses) < 2:
+        return False
+    hinted = any(guess.part for guess in guesses) or sum(bool(_LOOKS_SPLIT.search(guess.file)) for guess in guesses) > 1
+    return st.toggle(
+        "The data comes already split into training, validation and test",
+        value=hinted,
+        key="import_parts",
+        help="Say which table is which part; training then uses this split unless told otherwise.",
+    )
+
+
+def _open_ends(guesses: Sequence[ImportGuess]) -> list[str]:
+    """What has to be settled before an import beside the questions."""
+    ends = [f"{plain(guess.file)} cannot be read" for guess in guesses if guess.fault is not None]
+    taken = [guess for guess in guesses if not guess.left_out and guess.fault is None]
+    if not taken:
+        ends.append("every table is left out")
+    return ends
+
+
+# ------------------------------------------------------------------------------------------------ the end
+
+
+def _finish(places: Sequence[Place], guesses: Sequence[ImportGuess], still_open: Sequence[str]) -> None:
+    left, middle, right = st.columns([3, 2, 2], vertical_alignment="bottom")
+    name = left.text_input("Name of the dataset", key="import_name", help="A known name gets a new version")
+    middle.download_button(
+        "Download the mapping",
+        _mapping_text(guesses),
+        f"{dataset_name(name)}.mapping.yaml",
+        "application/yaml",
+        key="mapping_download",
+        icon=":material/rule_settings:",
+        on_click="ignore",
+        width="stretch",
+        help="What is said here, to use next time: on this screen, or as `llmrec data import --mapping FILE`.",
+    )
+    pressed = right.button(
+        "Import",
+        key="import_button",
+        type="primary",
+        icon=":material/input:",
+        disabled=bool(still_open),
+        width="stretch",
+    )
+    if still_open:
+        st.info("Still open: " + "; ".join(still_open) + ".", icon=":material/help:")
+    if pressed:
+        _import(places, name)
+
+
+def _mapping_text(guesses: Sequence[ImportGuess]) -> str:
+    return dump_mapping(mapping_of(guesses, entries()))
+
+
+def _import(places: Sequence[Place], name: str) -> None:
+    with st.status("Reading every row …", expanded=True) as status:
+        try:
+            report = import_files(
+                workspace(),
+                places,
+                name.strip(),
+                entries(),
+                progress=lambda line: status.update(label=label(line, 160)),
+            )
+        except LLMRecError as error:
+            status.update(label="Nothing was imported.", state="error")
+            show_error(error)
+            return
+        status.update(label="Imported.", state="complete")
+    forget_places()
+    start_over()
+    for key in ("import_places", "import_remembered", "import_looks", "import_parts"):
+        st.session_state.pop(key, None)
+    arrived(report)

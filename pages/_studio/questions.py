@@ -1,0 +1,97 @@
+"""What the data itself does not say, asked in words before an import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from llmrec_core.data import ImportGuess
+from pages._studio.base import plain
+from pages._studio.corrections import entries, say, unsay
+
+#: What an answer means, by question and option; options of other questions speak for themselves.
+_WORDS: dict[str, dict[str, str]] = {
+    "zero": {
+        "rating": "the lowest rating: the person did not like it",
+        "unrated": "no rating: the person used it without rating it",
+    },
+    "day_first": {"yes": "the day comes first: 31/01/2024", "no": "the month comes first: 01/31/2024"},
+    "decimal": {
+        "comma": "the comma is a decimal mark: 3,500 is three and a half",
+        "point": "the comma parts thousands",
+    },
+    "missing_time": {
+        "refuse": "refuse the rows without a time",
+        "keep-order": "keep them, at the time of the row before",
+        "drop-all": "import without times; the order in the file counts",
+    },
+    "duplicates": {
+        "keep": "keep every row",
+        "last": "the last one counts",
+        "mean": "one row with the mean rating",
+        "count": "one row, rated by how often it stands there",
+    },
+    "time_unit": {
+        "s": "seconds since 1970",
+        "ms": "milliseconds since 1970",
+        "us": "microseconds since 1970",
+        "ns": "nanoseconds since 1970",
+        "excel": "days as Excel counts them",
+        "order": "an order without a calendar",
+    },
+}
+_SHORT = {
+    "zero": "what a rating of 0 means",
+    "day_first": "whether the day or the month comes first",
+    "decimal": "what the comma in numbers means",
+    "missing_time": "what to do with rows without a time",
+    "time_unit": "the unit of the times",
+}
+#: Always offered: whether rows repeat is known only after the last one was read.
+_DUPLICATES = ("keep", "last", "mean", "count")
+
+
+def ask_questions(guesses: Sequence[ImportGuess]) -> list[str]:
+    """Radio buttons for what only a person can know; returns what is still open, in words."""
+    questions = {question.id: question for guess in guesses for question in guess.questions}
+    answered = answers()
+    still_open = []
+    if questions:
+        st.markdown("**Questions about these files**")
+    for name, question in questions.items():
+        _radio(name, plain(question.text, 600), list(question.options), answered.get(name) or question.default)
+        if name not in answered and question.default is None:
+            still_open.append(_SHORT.get(name, name.replace("_", " ")))
+    if "duplicates" not in questions and any(guess.kind == "interactions" for guess in guesses):
+        text = "When the same user, item and time stand in more than one row"
+        _radio("duplicates", text, list(_DUPLICATES), answered.get("duplicates", "keep"))
+    return still_open
+
+
+def answers() -> dict[str, str]:
+    """Options of the whole import that were said so far; the last word counts."""
+    found = {}
+    for entry in entries():
+        left, _, right = entry.partition("=")
+        if ":" not in left:
+            found[left] = right
+    return found
+
+
+def _radio(name: str, text: str, options: list[str], now: str | None) -> None:
+    key = f"ask_{name}"
+    st.session_state[key] = now if now in options else None
+    words = _WORDS.get(name, {})
+
+    def changed() -> None:
+        chosen: Any = st.session_state[key]
+        if chosen is None:
+            unsay(name)
+        else:
+            say(name, str(chosen))
+
+    st.radio(
+        text, options, index=None, key=key, on_change=changed, format_func=lambda option: words.get(option, option)
+    )

@@ -1,0 +1,227 @@
+"""One table before its import: what it was taken for and why, over a preview; every guess can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from llmrec_core.data import KINDS, LAYOUTS, ROLES_OF, ImportGuess
+from pages._studio.base import label, plain
+from pages._studio.corrections import controlled_select, say, unsay
+
+KIND_WORDS = {
+    "interactions": "interactions (who chose what)",
+    "items": "items (the catalogue)",
+    "users": "users",
+    "impressions": "impressions (what was shown, what was clicked)",
+    "knowledge": "facts about things (head, relation, tail)",
+    "links": "links from items to things in the facts",
+    "instructions": "instruction records (instruction, input, output)",
+    "vectors": "vectors of items",
+}
+LAYOUT_WORDS = {
+    "rows": "one row each",
+    "matrix": "users in rows, items in columns",
+    "histories": "one row a user, with a list of items",
+    "impressions": "one row a list that was shown",
+    "instructions": "one record a text",
+    "knowledge": "head, relation, tail",
+    "links": "item and thing",
+    "vectors": "an id and numbers",
+}
+ROLE_WORDS = {
+    "user_id": "User",
+    "item_id": "Item",
+    "rating": "Rating",
+    "timestamp": "Time",
+    "title": "Title",
+    "description": "Description",
+    "category": "Category",
+}
+PART_WORDS = {"": "not split beforehand", "train": "training", "valid": "validation", "test": "test"}
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar |", "::": "double colon ::", " ": "space"}
+_ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "gb18030", "big5", "shift_jis", "euc-kr")
+_NONE = "(none)"
+_PREVIEW_ROWS = 6
+
+
+def file_option(option: str, table: str) -> str:
+    """The left side of a correction of one table ("=" would end the name, "?" stands for it)."""
+    return f"{option}:{table.replace('=', '?')}"
+
+
+def _note(option: str, table: str) -> Callable[[Any], None]:
+    return lambda value: say(file_option(option, table), str(value))
+
+
+def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool) -> None:
+    """A card with the guess about one table.
+
+    Args:
+        key: makes the names of this card's widgets its own.
+        several: other tables are there, so that this one may be left out.
+        parts: the import may come split; offers which part this table is.
+    """
+    with st.container(border=True, key=f"table_{key}"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{plain(guess.file)}**", width="content")
+            facts = [guess.format, f"{len(guess.columns):,} columns"]
+            st.caption(plain(" · ".join(facts)), width="content")
+            if several:
+                st.space("stretch")
+                _leave_out(guess.file, key, False)
+        _what_it_is(guess, key, parts)
+        _how_it_is_read(guess, key)
+        _preview(guess)
+        _roles(guess, key)
+        for note in guess.notes:
+            st.caption(f":material/info: {plain(note, 400)}")
+
+
+def left_out_card(table: str, key: str, *, out: bool = True) -> None:
+    """One line for a table that stays out, so that it can come back; or for one that cannot be read."""
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"table_{key}"):
+        st.markdown(plain(table), width="content")
+        st.caption("is left out" if out else "cannot be read as things stand", width="content")
+        st.space("stretch")
+        _leave_out(table, key, out)
+
+
+def _leave_out(table: str, key: str, now: bool) -> None:
+    name = f"leave_{key}"
+    st.session_state[name] = now
+
+    def changed() -> None:
+        left = file_option("leave_out", table)
+        if st.session_state[name]:
+            say(left, "yes")
+        else:
+            say(left, "no")
+
+    st.toggle("Leave out", key=name, on_change=changed, width="content")
+
+
+def _what_it_is(guess: ImportGuess, key: str, parts: bool) -> None:
+    columns = st.columns(3)
+    table = guess.file
+    kinds = [kind for kind in KINDS if kind in KIND_WORDS]
+    controlled_select(
+        columns[0],
+        "This table holds",
+        kinds,
+        guess.kind,
+        key=f"kind_{key}",
+        note=_note("kind", table),
+        format_func=lambda kind: KIND_WORDS.get(kind, kind),
+        help=_reason(guess, "kind"),
+    )
+    controlled_select(
+        columns[1],
+        "Laid out as",
+        list(LAYOUTS),
+        guess.layout,
+        key=f"layout_{key}",
+        note=_note("layout", table),
+        format_func=lambda layout: LAYOUT_WORDS.get(layout, layout),
+        help=_reason(guess, "layout"),
+    )
+    if parts and guess.kind == "interactions":
+        controlled_select(
+            columns[2],
+            "Part of a split",
+            list(PART_WORDS),
+            guess.part or "",
+            key=f"part_{key}",
+            note=lambda part: say(file_option("part", table), part) if part else _no_part(table),
+            format_func=PART_WORDS.__getitem__,
+            help="Data that comes already split keeps its split: training uses it unless told otherwise.",
+        )
+    elif guess.layout == "matrix":
+        _text(columns[2], "Mark of an empty cell", "missing", table, key, "Such as 99; blank cells are always empty")
+
+
+def _no_part(table: str) -> None:
+    unsay(file_option("part", table))
+
+
+def _how_it_is_read(guess: ImportGuess, key: str) -> None:
+    """Encoding, separator and header of a text file; formats that carry their own have nothing to correct."""
+    table = guess.file
+    if guess.encoding is None:
+        return
+    columns = st.columns(3)
+    controlled_select(
+        columns[0], "Encoding", [guess.encoding, *_ENCODINGS], guess.encoding, key=f"encoding_{key}",
+        note=_note("encoding", table), help=_reason(guess, "encoding"),
+    )  # fmt: skip
+    if guess.separator is None:
+        return
+    controlled_select(
+        columns[1], "Columns are parted by", [guess.separator, *_SEPARATORS], guess.separator, key=f"separator_{key}",
+        note=_note("separator", table), format_func=lambda s: _SEPARATORS.get(s, repr(s)),
+        help=_reason(guess, "separator"),
+    )  # fmt: skip
+    controlled_select(
+        columns[2], "First line", ["yes", "no"], "yes" if guess.header else "no", key=f"header_{key}",
+        note=_note("header", table), format_func={"yes": "column names", "no": "data"}.__getitem__,
+        help=_reason(guess, "header"),
+    )  # fmt: skip
+
+
+def _text(place: Any, title: str, option: str, table: str, key: str, help: str) -> None:
+    from pages._studio.corrections import said
+
+    name, left = f"{option}_{key}", file_option(option, table)
+    st.session_state[name] = said().get(left, "")
+
+    def changed() -> None:
+        value = st.session_state[name].strip()
+        if value:
+            say(left, value)
+        else:
+            unsay(left)
+
+    place.text_input(title, key=name, on_change=changed, help=help)
+
+
+def _preview(guess: ImportGuess) -> None:
+    """The first rows; a column that plays a role says so in its head."""
+    role_of = {column: ROLE_WORDS.get(role, role) for role, column in guess.roles.items()}
+    shown = guess.preview.head(_PREVIEW_ROWS).astype(str)
+    config = {column: st.column_config.TextColumn(f"{label(column)}  ▸ {role}") for column, role in role_of.items()}
+    st.dataframe(shown, hide_index=True, column_config=config, height="auto")
+
+
+def _roles(guess: ImportGuess, key: str) -> None:
+    """A selectbox for each role, with the reason of the guess under it."""
+    wanted = ROLES_OF[guess.kind]
+    for start in range(0, len(wanted), 4):
+        columns = st.columns(4)
+        for column, role in zip(columns, wanted[start : start + 4], strict=False):
+            now = guess.roles.get(role, _NONE)
+            controlled_select(
+                column,
+                role.replace("_", " "),
+                _role_options(guess),
+                now,
+                key=f"role_{role}_{key}",
+                note=_role_note(role, guess.file),
+                format_func=label,
+            )
+            reason = _reason(guess, role)
+            if reason:
+                column.caption(plain(reason, 160))
+
+
+def _role_options(guess: ImportGuess) -> Sequence[str]:
+    return [_NONE, *guess.columns]
+
+
+def _role_note(role: str, table: str) -> Callable[[Any], None]:
+    return lambda column: say(file_option(role, table), "" if column == _NONE else str(column))
+
+
+def _reason(guess: ImportGuess, what: str) -> str | None:
+    return guess.reasons.get(what)

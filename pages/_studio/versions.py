@@ -1,0 +1,109 @@
+"""The versions of a dataset: where each came from, what changed, which runs use it; and an end to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from llmrec_core.data import Dataset, DatasetStore
+from llmrec_core.data.versions import compare_versions
+from llmrec_core.workspace import Workspace
+from pages._studio.base import faults_in_words, label, plain, workspace
+from pages._studio.import_report import mapping_download, refused_rows
+from pages._studio.live import run_store, run_title
+
+_MAX_LISTED = 20
+
+
+@st.cache_data(max_entries=200, show_spinner="Comparing versions …")
+def _change(root: str, name: str, old: int, new: int, fingerprints: tuple[str, str]) -> str:
+    return compare_versions(DatasetStore(Workspace.open(root)), name, old, new).sentence
+
+
+def show_versions(dataset: Dataset) -> None:
+    """Every version in a row, then the origin of the one that is open."""
+    _list(dataset.name)
+    _origin(dataset)
+    _delete(dataset.name)
+
+
+def _list(name: str) -> None:
+    store = DatasetStore(workspace())
+    metas = [store.meta(name, version) for version in store.versions(name)]
+    runs = _runs_by_version(name)
+    rows = []
+    for before, meta in zip([None, *metas], metas, strict=False):
+        change = "first version"
+        if before is not None:
+            with faults_in_words():
+                sides = (before.fingerprint, meta.fingerprint)
+                change = _change(str(workspace().root), name, before.version, meta.version, sides)
+        rows.append(
+            {
+                "version": meta.version,
+                "imported": meta.created_at,
+                "rows": meta.n_interactions,
+                "users": meta.n_users,
+                "items": meta.n_items,
+                "refused": meta.rows_rejected,
+                "changed": change,
+                "used by runs": ", ".join(label(title, 40) for title in runs.get(meta.version, [])) or "–",
+            }
+        )
+    st.dataframe(pd.DataFrame(rows[::-1][:_MAX_LISTED]), hide_index=True, key="versions_table")
+    st.caption("A run keeps the version that it was started with; a new import never changes it.")
+
+
+def _runs_by_version(name: str) -> dict[int | None, list[str]]:
+    found: dict[int | None, list[str]] = {}
+    for run in run_store().list():
+        if not run.problem and run.spec.dataset.name == name:
+            found.setdefault(run.spec.dataset.version, []).append(run_title(run))
+    return found
+
+
+def _origin(dataset: Dataset) -> None:
+    meta = dataset.meta
+    st.markdown(f"**Version {meta.version}**")
+    st.caption(f"Made {plain(meta.created_at)}, fingerprint `{meta.fingerprint[:16]}`")
+    if meta.roles:
+        st.markdown("Roles: " + ", ".join(f"{plain(role)} from *{plain(c, 60)}*" for role, c in meta.roles.items()))
+    if meta.sources:
+        sources = [
+            {
+                "table": label(s.name),
+                "holds": s.kind,
+                "encoding": s.encoding or "–",
+                "rows": s.rows_read,
+                "refused": s.rows_rejected,
+                "sha256": s.sha256[:16],
+            }
+            for s in meta.sources
+        ]
+        st.dataframe(pd.DataFrame(sources), hide_index=True, key="sources_table")
+    for warning in meta.warnings:
+        st.caption(f":material/info: {plain(warning, 500)}")
+    refused_rows(meta.name, meta.version, key="version")
+    mapping_download(meta.name, meta.version, key="version")
+
+
+def _delete(name: str) -> None:
+    finished = [run for runs in _runs_by_version(name).values() for run in runs]
+    with st.popover("Delete dataset", icon=":material/delete:"):
+        st.write("Removes all its versions.")
+        if finished:
+            st.write(f"{len(finished):,} runs used it: they can then no longer rank or explain.")
+        if not st.button("Delete all versions", key="dataset_delete", type="primary"):
+            return
+        with faults_in_words():
+            DatasetStore(workspace()).delete(name, in_use=_in_use)
+            st.query_params.pop("dataset", None)
+            st.session_state.pop("data_dataset", None)
+            st.toast("The dataset is deleted.")
+            st.rerun()
+
+
+def _in_use(name: str) -> Sequence[str]:
+    return [run.run_id for run in run_store().active() if run.spec.dataset.name == name]
