@@ -20,6 +20,7 @@ column takes one pass, and another where a later cell shows that the first ones 
 
 from llmrec_core.data._values.numbers import NumberFormat, decide_numbers, parse_numbers, settle_numbers
 from llmrec_core.data._values.options import Question, ValueOptions, refuse_unanswered
+from llmrec_core.data._values.scales import RatingScale, detect_scale
 from llmrec_core.data._values.times import TimeFormat, carry_times, decide_times, parse_times, settle_times
 from llmrec_core.data._values.words import PROFILE_CELLS
 
@@ -30,11 +31,13 @@ __all__ = [
     "ColumnFormat",
     "NumberFormat",
     "Question",
+    "RatingScale",
     "TimeFormat",
     "ValueOptions",
     "carry_times",
     "decide_numbers",
     "decide_times",
+    "detect_scale",
     "parse_numbers",
     "parse_times",
     "refuse_unanswered",
