@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
+from llmrec_core.data._raw import readable_lists
 from llmrec_core.data._roles import ROLES, ROLES_OF, Corrections, Kind, field_names, guess, parse_mapping
 from llmrec_core.data._sources import Source, open_source
 from llmrec_core.data._text_files import MAX_LISTED_REJECTS, RawTable, Rejects
@@ -337,7 +338,7 @@ def _mask(values: Any) -> npt.NDArray[np.bool_]:
 
 
 def _tidy(cells: pa.Array, role: str) -> pa.Array:
-    text = pc.utf8_trim_whitespace(cells)
+    text = readable_lists(pc.utf8_trim_whitespace(cells))
     if role == "category":
         text = pc.replace_substring_regex(text, r"\s*\|\s*", ", ")
     return text

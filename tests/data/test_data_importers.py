@@ -270,7 +270,7 @@ def test_ambiguous_dates_are_refused_with_a_fix(workspace: Workspace, tmp_path: 
         ("twice.csv", b"user_id,item_id,user_id\nu1,a,u2\n", "stands there twice"),
         ("nameless.csv", b"user_id,,item_id\nu1,x,a\n", "column 2 has no name"),
         ("one_column.csv", b"user_id\nu1\nu2\n", "one column"),
-        ("dicts.jsonl", b"{'user_id': 'u1', 'item_id': 'a'}\n", "no row could be read"),
+        ("names.jsonl", b"{user_id: 'u1', item_id: 'a'}\n", "no row could be read"),
         ("all_bad.csv", b"user_id,item_id\n,a\nu1,\n", "line 2: user_id is empty"),
     ],
 )

@@ -1,0 +1,210 @@
+"""Which encoding a text file has, judged from its bytes in big blocks; and any text file as blocks of UTF-8 lines."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import charset_normalizer
+
+from llmrec_core.errors import DataError
+
+#: Longer lines are refused: no table has them, and they would have to be held in memory.
+MAX_LINE_BYTES = 4_000_000
+_HEAD_BYTES = 1 << 18
+_BLOCK_BYTES = 8 << 20
+#: How much of a file that is not UTF-8 is looked at line by line.
+_PROBE_BYTES = 32 << 20
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def detect_encoding(path: Path, told: str | None = None, where: str = "") -> tuple[str, list[str]]:
+    """(codec, notes). UTF-8 wins wherever the whole file, or nearly all of its lines, are valid UTF-8.
+
+    Raises:
+        DataError: an unknown codec was asked for, the text is not valid in it, or the bytes are no text.
+    """
+    where = where or path.name
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if told:
+        return _told(told, head, where), []
+    for bom, codec in _BOMS:
+        if head.startswith(bom):
+            return codec, []
+    wide = _without_mark(head)
+    if wide:
+        return wide, [f"no byte order mark: taken as {wide.upper()}"]
+    broken = _first_invalid(path, where)
+    if broken is None:
+        return "utf-8", []
+    good, bad, odd = _probe(path, broken)
+    if good > 4 * bad:
+        return "utf-8", ["some lines are not valid UTF-8; they are refused"]
+    codec = _legacy_codec(odd)
+    return codec, [f"encoding guessed as {codec}; look at the preview"]
+
+
+def _told(name: str, head: bytes, where: str) -> str:
+    try:
+        # Codecs such as rot13 exist, but are not encodings of text; this call knows the difference.
+        b"a".decode(name, "replace")
+        codec = codecs.lookup(name).name
+    except (LookupError, UnicodeError):
+        raise DataError(f"unknown encoding {name[:40]!r}.", where=where, fix="Try utf-8 or gb18030.") from None
+    try:
+        codecs.getincrementaldecoder(codec)().decode(head, final=len(head) < _HEAD_BYTES)
+    except UnicodeError as error:
+        if codec != "utf-8":
+            raise DataError(
+                f"the text is not valid {codec} ({error}).", where=where, fix="Name another encoding, or none."
+            ) from None
+    return codec
+
+
+def _without_mark(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a byte order mark: zero bytes stand in one place of every character only."""
+    if b"\0" not in head:
+        return None
+    for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
+        try:
+            text = head[: len(head) // width * width].decode(codec, "strict")
+        except UnicodeDecodeError as error:
+            # The sample may end within a pair of surrogates.
+            if error.start < len(head) - width:
+                continue
+            text = head[: error.start].decode(codec)
+        plain = sum("\t" <= c <= "~" for c in text)
+        odd = sum(c < "\t" or "\ue000" <= c <= "\uf8ff" for c in text)
+        if text and plain >= 0.1 * len(text) and not odd and re.search(r"[\r\n]", text):
+            return codec
+    return None
+
+
+def _first_invalid(path: Path, where: str) -> int | None:
+    """Where the first byte stands that is not UTF-8; None: all of it is."""
+    offset, tail, lines = 0, b"", 1
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            zero = block.find(b"\0")
+            if zero >= 0:
+                line = lines + block.count(b"\n", 0, zero)
+                raise DataError(
+                    "the file holds zero bytes: it is not text.", where=f"{where}, line {line}", fix="Save it as CSV."
+                )
+            lines += block.count(b"\n")
+            data = tail + block
+            tail = b""
+            if not data.isascii():
+                try:
+                    data.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    if error.start < len(data) - 3 or error.reason != "unexpected end of data":
+                        return offset + error.start
+                    tail = data[error.start :]
+            offset += len(data) - len(tail)
+    return offset if tail else None
+
+
+def _probe(path: Path, broken: int) -> tuple[int, int, bytes]:
+    """(lines that are UTF-8 beyond ASCII, lines that are not, a sample of those) around the first broken byte."""
+    good = bad = 0
+    odd: list[bytes] = []
+    size = 0
+    with path.open("rb") as stream:
+        stream.seek(max(0, broken - _PROBE_BYTES // 2))
+        for line in re.split(rb"\r\n?|\n", stream.read(_PROBE_BYTES)):
+            if line.isascii():
+                continue
+            try:
+                line.decode("utf-8")
+                good += 1
+            except UnicodeDecodeError:
+                bad += 1
+                if size < _HEAD_BYTES:
+                    odd.append(line)
+                    size += len(line)
+    return good, bad, b"\n".join(odd)
+
+
+def _legacy_codec(sample: bytes) -> str:
+    """The likeliest codec of text that is not UTF-8."""
+    # Runs of paired high bytes are Chinese; single ones between ASCII letters are Western. The general detector
+    # confuses both on short samples, so it is asked last.
+    high = re.findall(rb"[\x80-\xff]+", sample)
+    paired = sum(len(run) % 2 == 0 for run in high)
+    try:
+        text = sample.decode("gb18030")
+        han = sum("\u4e00" <= c <= "\u9fff" for c in text)
+        if high and paired >= 0.9 * len(high) and han * 2 >= 0.8 * sum(map(len, high)):
+            return "gb18030"
+    except UnicodeDecodeError:
+        pass
+    best = charset_normalizer.from_bytes(
+        sample, cp_isolation=["cp1252", "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr", "euc_jp"]
+    ).best()
+    lone = sum(len(run) == 1 for run in high)
+    if best is None or lone >= 0.6 * len(high):
+        try:
+            sample.decode("cp1252")
+            return "cp1252"
+        except UnicodeDecodeError:
+            return "latin-1"
+    return best.encoding
+
+
+def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int = _HEAD_BYTES) -> Iterator[bytes]:
+    """The file as blocks of whole lines in UTF-8, growing from ``first_bytes``; line ends stay as they are.
+
+    What is not valid in ``codec`` stays bytes that are not valid UTF-8, so that a reader can refuse those lines.
+
+    Raises:
+        DataError: a line is longer than :data:`MAX_LINE_BYTES`, or text in UTF-16 or UTF-32 is broken.
+    """
+    rest = b""
+    for block in utf8_blocks(path, codec, where, first_bytes):
+        data = rest + block
+        # A "\r" that ends the block may be the first half of "\r\n".
+        end = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
+        if end:
+            yield data[:end]
+        rest = data[end:]
+        if len(rest) > MAX_LINE_BYTES and not re.search(rb"[\r\n]", rest[:MAX_LINE_BYTES]):
+            raise DataError("a line is longer than 4 million bytes.", where=where, fix="Check the line ends.")
+    if rest:
+        yield rest
+
+
+def utf8_blocks(path: Path, codec: str, where: str, size: int = _HEAD_BYTES) -> Iterator[bytes]:
+    """The file in UTF-8, cut anywhere; blocks grow from ``size`` bytes. See :func:`utf8_chunks`."""
+    decoder = None
+    if codec not in ("utf-8", "utf-8-sig", "ascii"):
+        decoder = codecs.getincrementaldecoder(codec)("surrogateescape")
+    with path.open("rb") as stream:
+        if decoder is None and codec == "utf-8-sig" and stream.read(3) != codecs.BOM_UTF8:
+            stream.seek(0)
+        while True:
+            block = stream.read(size)
+            size = min(_BLOCK_BYTES, 2 * size)
+            if decoder is not None:
+                offset = stream.tell() - len(block)
+                try:
+                    yield decoder.decode(block, final=not block).encode("utf-8", "surrogatepass")
+                except UnicodeError as error:
+                    raise DataError(
+                        f"the text is not valid {codec} near byte {offset:,} ({error}).",
+                        where=where,
+                        fix="Save the file as UTF-8.",
+                    ) from None
+            elif block:
+                yield block
+            if not block:
+                return

@@ -1,0 +1,510 @@
+"""JSON in its several coats -> columns of text: lines of objects, one list of them, a list inside an object.
+
+Everything is streamed: no more than one block of rows is held. Numbers stay the text they are, so that ids keep every
+digit. A row that is no object, or not valid, is refused with its line.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmrec_core.data._encodings import MAX_LINE_BYTES, detect_encoding, utf8_blocks, utf8_chunks
+from llmrec_core.data._raw import RawTable, Rejects, text_schema
+from llmrec_core.data._roles import check_headers
+from llmrec_core.errors import DataError
+
+_BLOCK_ROWS = 20_000
+_MAX_COLUMNS = 2000
+#: An object with more different fields than this is a mapping, not a part of the table.
+_MAX_INNER = 32
+_MAX_DEPTH = 64
+_SPACE = re.compile(r"[\s,]*")
+#: (line, object) or (line, why it is refused).
+Elements = Iterator[tuple[int, Any]]
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """How a JSON file is to be read.
+
+    Attributes:
+        form: "lines" (one object a line), "python" (one Python dict a line), "list", "inside" (a list that is a field
+            of one object, named by ``inside``) or "stream" (objects over several lines, one after another).
+        columns: all fields of all objects, in order of appearance; ``a.b`` is field b of the object in field a.
+    """
+
+    path: Path
+    name: str
+    encoding: str
+    form: str
+    inside: str = ""
+    columns: tuple[str, ...] = ()
+    #: For each column: the field, and the field inside that one or None.
+    places: tuple[tuple[str, str | None], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def sniff_json(path: Path, encoding: str | None = None, *, name: str = "") -> list[JsonFile]:
+    """Looks at all of the file, for its tables and the names of their fields.
+
+    Returns:
+        One table; several where one object holds several lists.
+
+    Raises:
+        DataError: it is no text, no row can be read, or there are too many fields.
+    """
+    name = name or path.name
+    codec, notes = detect_encoding(path, encoding, name)
+    lists = _inner_lists(path, codec, name)
+    if lists:
+        notes = [*notes, f"one object: its lists {', '.join(key[:40] for key in lists)} are taken as tables"]
+        alone = len(lists) == 1
+        tables = [JsonFile(path, name if alone else f"{name}/{key}", codec, "inside", key) for key in lists]
+    else:
+        form, more_notes = _form_of(path, codec, name)
+        notes = [*notes, *more_notes]
+        tables = [JsonFile(path, name, codec, form)]
+    return [_with_columns(table, notes) for table in tables]
+
+
+def _with_columns(table: JsonFile, notes: Sequence[str]) -> JsonFile:
+    places = _places(table)
+    check_headers(list(places), table.name)
+    return replace(table, columns=tuple(places), places=tuple(places.values()), notes=tuple(notes))
+
+
+def _inner_lists(path: Path, codec: str, name: str) -> list[str]:
+    """Fields of the one object in the file that hold lists of objects; [] where the file is anything else."""
+    head = next(utf8_chunks(path, codec, name, 4096), b"").decode("utf-8", "replace").lstrip()
+    first = re.split(r"\r\n?|\n", head, maxsplit=1)[0]
+    if not head.startswith("{") or (len(head) > len(first) and not isinstance(_decoded(first), str)):
+        return []
+    window = _Window(path, codec, name)
+    try:
+        keys = list(window.lists())
+        window.skip_space()
+        # More objects behind the first one: rows, not one object around them.
+        return keys if window.ahead() == "" else []
+    except _Broken:
+        return []
+
+
+def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
+    head = next(utf8_chunks(path, codec, name), b"").decode("utf-8", "replace")
+    start = head.lstrip()[:1]
+    if start == "[":
+        return "list", []
+    first = next((line for line in re.split(r"\r\n?|\n", head) if line.strip()), "")
+    if start == "{" and isinstance(_python_dict(first), dict) and isinstance(_decoded(first), str):
+        return "python", ["the lines are Python dicts, not JSON; they were read as such"]
+    window = _Window(path, codec, name)
+    try:
+        window.skip_space()
+        value = window.value()
+        window.skip_space()
+    except _Broken:
+        return "lines", []
+    over_lines = isinstance(value, dict) and isinstance(_decoded(first), str)
+    return ("stream" if over_lines and window.ahead() == "{" else "lines"), []
+
+
+# ------------------------------------------------------------------------------------------------ elements
+
+
+class _Twice(ValueError):
+    """An object that says two things about one field."""
+
+
+def _decoder() -> json.JSONDecoder:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise _Twice("a field stands there twice")
+        return fields
+
+    return json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=refuse, object_pairs_hook=once)
+
+
+_DECODER = _decoder()
+_LOOSE = json.JSONDecoder()
+
+
+def _decoded(line: str) -> Any:
+    try:
+        return _DECODER.decode(line.strip())
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON ({_short(error)})"
+
+
+def _short(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
+
+
+def _python_dict(line: str) -> Any:
+    """A dict literal as older public files have them; nothing but literals, never code."""
+    depth = deepest = 0
+    for mark in re.findall(r"[\[\](){}]", line):
+        depth += 1 if mark in "[({" else -1
+        deepest = max(deepest, depth)
+    if deepest > _MAX_DEPTH or len(line) > MAX_LINE_BYTES // 4:
+        return "nested too deeply, or too long"
+    try:
+        value = _plain(ast.literal_eval(line.strip()))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        return f"not a Python dict ({str(error)[:80]})"
+    return value if isinstance(value, dict) else "not an object with fields"
+
+
+def _plain(value: Any) -> Any:
+    """Literals as JSON has them; numbers as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int) or (isinstance(value, float) and abs(value) < float("inf")):
+        return str(value)
+    raise ValueError(f"{type(value).__name__} values")
+
+
+def _elements(file: JsonFile) -> Elements:
+    if file.form in ("lines", "python"):
+        yield from _lines(file)
+        return
+    window = _Window(file.path, file.encoding, file.name)
+    if file.form == "inside":
+        next(key for key in window.lists() if key == file.inside)
+    window.skip_space()
+    if file.form != "stream":
+        window.position += 1
+    while True:
+        window.skip_space()
+        line, ahead = window.line(), window.ahead()
+        if ahead == "" and file.form != "stream":
+            yield line, "the list is not closed"
+        if ahead == "" or (ahead == "]" and file.form != "stream"):
+            return
+        try:
+            value = window.value()
+        except _Broken as error:
+            yield line, f"not valid JSON from here on ({error})"
+            return
+        except _Twice as error:
+            value = f"not valid JSON ({error})"
+            yield line, value
+            continue
+        yield line, value if isinstance(value, dict) else "not an object with fields"
+
+
+def _lines(file: JsonFile) -> Elements:
+    number = 0
+    parse = _python_dict if file.form == "python" else _decoded
+    for chunk in utf8_chunks(file.path, file.encoding, file.name):
+        for raw in chunk.splitlines():
+            number += 1
+            if not raw.strip():
+                continue
+            if len(raw) > MAX_LINE_BYTES:
+                yield number, f"the line is longer than {MAX_LINE_BYTES:,} bytes"
+                continue
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                yield number, f"the line is not valid {file.encoding}"
+                continue
+            value = parse(line)
+            yield number, value if isinstance(value, dict | str) else "not an object with fields"
+
+
+class _Broken(ValueError):
+    """No value can be read from here on."""
+
+
+class _Window:
+    """Text that is read as far as needed, and the values in it one after another."""
+
+    def __init__(self, path: Path, codec: str, name: str) -> None:
+        self._texts = _texts(path, codec, name)
+        self.text, self.position = "", 0
+        self._line, self._counted = 1, 0
+
+    def _more(self) -> bool:
+        following = next(self._texts, None)
+        if following is None:
+            return False
+        self.line()
+        self.text = self.text[self.position :] + following
+        self.position = self._counted = 0
+        return True
+
+    def line(self) -> int:
+        """The line on which the position stands."""
+        self._line += self.text.count("\n", self._counted, self.position)
+        self._counted = self.position
+        return self._line
+
+    def ahead(self) -> str:
+        """The character at the position; "" at the end of the file."""
+        return self.text[self.position : self.position + 1]
+
+    def skip_space(self) -> None:
+        while True:
+            self.position = _SPACE.match(self.text, self.position).end()  # type: ignore[union-attr]
+            if self.position < len(self.text) or not self._more():
+                return
+
+    def value(self) -> Any:
+        """The value at the position.
+
+        Raises:
+            _Twice: an object has a field twice; the next value can be read.
+            _Broken: it is not valid JSON, or longer than any row.
+        """
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.position)
+            except _Twice:
+                self.position = _LOOSE.raw_decode(self.text, self.position)[1]
+                raise
+            except (ValueError, RecursionError) as error:
+                too_long = len(self.text) - self.position > MAX_LINE_BYTES
+                if isinstance(error, RecursionError) or too_long or not self._more():
+                    raise _Broken(_short(error)) from None
+                continue
+            # A number at the end of what was read may go on.
+            if end == len(self.text) and not isinstance(value, dict | list) and self._more():
+                continue
+            self.position = end
+            return value
+
+    def lists(self) -> Iterator[str]:
+        """Fields of the object at the start that hold lists of objects, with the position at each list."""
+        self.skip_space()
+        self.position += 1
+        while True:
+            self.skip_space()
+            if self.ahead() == "}":
+                self.position += 1
+                return
+            key = self.value()
+            self.skip_space()
+            if not isinstance(key, str) or self.ahead() != ":":
+                raise _Broken("a field without a name")
+            self.position += 1
+            self.skip_space()
+            if self.ahead() != "[":
+                self.value()
+                continue
+            line, start = self.line(), self.position
+            self.position += 1
+            self.skip_space()
+            if self.ahead() == "{" and self.position - start < 1000 and self.text[start : start + 1] == "[":
+                self.position, self._line, self._counted = start, line, start
+                yield key
+                self.position += 1
+            while self.ahead() != "]":
+                self.value()
+                self.skip_space()
+            self.position += 1
+
+
+def _texts(path: Path, codec: str, name: str) -> Iterator[str]:
+    """The file in blocks of text with "\\n" for every line end."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    ends = io.IncrementalNewlineDecoder(None, translate=True)
+    for block in utf8_blocks(path, codec, name):
+        yield ends.decode(decoder.decode(block))
+    yield ends.decode(decoder.decode(b"", final=True), final=True)
+
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+@dataclass
+class _Field:
+    """What was seen of one field: names inside it, and whether it was ever anything but an object."""
+
+    inner: dict[str, None] = field(default_factory=dict)
+    other: bool = False
+
+
+def _places(file: JsonFile) -> dict[str, tuple[str, str | None]]:
+    """Column -> the field it comes from, and the field inside that one."""
+    if file.form == "lines" and file.encoding == "utf-8" and not _has_objects(file):
+        keys = _all_keys(file.path)
+        if len(keys) > _MAX_COLUMNS:
+            raise DataError(f"more than {_MAX_COLUMNS} different fields.", where=file.name)
+        if keys:
+            return _unpadded({key: (key, None) for key in keys}, file.name)
+    fields: dict[str, _Field] = {}
+    refused: list[str] = []
+    for line, value in _elements(file):
+        if not isinstance(value, dict):
+            if len(refused) < 3:
+                refused.append(f"line {line}: {value}")
+            continue
+        for key, item in value.items():
+            seen = fields.get(key)
+            if seen is None:
+                if len(fields) >= _MAX_COLUMNS:
+                    raise DataError(f"more than {_MAX_COLUMNS} different fields.", where=f"{file.name}, line {line}")
+                seen = fields[key] = _Field()
+            if isinstance(item, dict) and item and len(seen.inner) <= _MAX_INNER:
+                seen.inner.update(dict.fromkeys(item))
+            elif item is not None and not isinstance(item, dict):
+                seen.other = True
+    if not fields:
+        listed = "; ".join(refused)
+        raise DataError(f"no row could be read. {listed}".strip(), where=file.name, fix="Write one JSON object a line.")
+    places: dict[str, tuple[str, str | None]] = {}
+    for key, seen in fields.items():
+        inner: dict[str, tuple[str, str | None]] = {f"{key}.{name}": (key, name) for name in seen.inner}
+        flat = inner and not seen.other and len(inner) <= _MAX_INNER and not (fields.keys() | places) & inner.keys()
+        places.update(inner if flat else {key: (key, None)})
+    return _unpadded(places, file.name)
+
+
+def _unpadded(places: dict[str, tuple[str, str | None]], where: str) -> dict[str, tuple[str, str | None]]:
+    check_headers([column.strip() for column in places], where)
+    return {column.strip(): place for column, place in places.items()}
+
+
+def _has_objects(file: JsonFile) -> bool:
+    """Whether one of the first rows holds an object, so that inner names have to be collected."""
+    for count, (_, value) in enumerate(_elements(file)):
+        if isinstance(value, dict) and any(isinstance(item, dict) for item in value.values()):
+            return True
+        if count >= 1000:
+            break
+    return False
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def json_blocks(file: JsonFile, max_rows: int | None = None) -> Iterator[RawTable]:
+    """The rows block by block; each block lists all refused lines of its own."""
+    getters = [_getter(*place) for place in file.places]
+    lines: list[int] = []
+    cells: list[list[str]] = [[] for _ in file.columns]
+    rejects = Rejects(file.name, limit=None)
+    left = max_rows
+
+    def block() -> RawTable:
+        arrays = [pa.array(column, pa.large_string()) for column in cells]
+        return RawTable(pa.table(arrays, schema=text_schema(file.columns)), np.array(lines, np.int64), rejects)
+
+    for number, value in _elements(file):
+        if left == 0:
+            break
+        if not isinstance(value, dict):
+            rejects.add(number, value)
+        else:
+            try:
+                row = [cell_text(get(value)) for get in getters]
+                "".join(row).encode("utf-8")
+            except (RecursionError, UnicodeEncodeError):
+                rejects.add(number, "nested too deeply, or not valid text")
+            else:
+                for column, cell in zip(cells, row, strict=True):
+                    column.append(cell)
+                lines.append(number)
+                left = None if left is None else left - 1
+        if len(lines) + rejects.count >= _BLOCK_ROWS:
+            yield block()
+            lines, cells, rejects = [], [[] for _ in file.columns], Rejects(file.name, limit=None)
+    if lines or rejects.count:
+        yield block()
+
+
+def _getter(outer: str, inner: str | None) -> Callable[[dict[str, Any]], Any]:
+    if inner is None:
+        return lambda value: value.get(outer)
+    return lambda value: (value.get(outer) or {}).get(inner)
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text: lists and objects as JSON, null as ""."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+# ------------------------------------------------------------------------------------------------ DuckDB
+
+
+def _duck(path: Path, query: str) -> Any:
+    """Runs one query over a local file in a database of its own that may reach nothing else."""
+    with duckdb.connect(config={"autoinstall_known_extensions": "false", "threads": "2"}) as database:
+        return database.sql(query, params={"path": str(path)}).to_arrow_table()
+
+
+def _globbed(path: Path) -> bool:
+    """Whether DuckDB would take the path for a pattern, or an address."""
+    return bool(re.search(r"[*?\[\]{}]|://", str(path)))
+
+
+def _all_keys(path: Path) -> list[str]:
+    """Keys of all objects in order of first appearance; [] where DuckDB will not take the file."""
+    if _globbed(path):
+        return []
+    query = (
+        "SELECT key, min(row) AS first FROM (SELECT row_number() OVER () AS row, unnest(json_keys(json)) AS key "
+        "FROM read_ndjson_objects($path)) GROUP BY key ORDER BY first, key"
+    )
+    try:
+        return [str(key) for key in _duck(path, query).column("key").to_pylist()]
+    except duckdb.Error:
+        return []
+
+
+def read_json_fast(file: JsonFile) -> RawTable | None:
+    """The whole file through DuckDB, or None where the careful reader has to judge."""
+    flat = all(
+        inner is None and outer == column for column, (outer, inner) in zip(file.columns, file.places, strict=True)
+    )
+    if file.form != "lines" or file.encoding != "utf-8" or not flat or _globbed(file.path):
+        return None
+    fields = ", ".join(f"{_quote(c)}: 'VARCHAR'" for c in file.columns)
+    query = f"SELECT * FROM read_json($path, format='newline_delimited', columns={{{fields}}})"
+    try:
+        table = _duck(file.path, query)
+    except duckdb.Error:
+        return None
+    if table.column_names != list(file.columns):
+        return None
+    texts = {}
+    for name in file.columns:
+        text = pc.fill_null(table.column(name).combine_chunks().cast(pa.large_string()), "")
+        if pc.any(pc.match_substring_regex(text, r"^\s*[\[{]|^-?(NaN|Infinity)$")).as_py():
+            # Lists, objects and numbers that JSON does not know: the careful reader takes each as what it is.
+            return None
+        texts[name] = text
+    return RawTable(pa.table(texts), None, Rejects(file.name))
+
+
+def _quote(name: str) -> str:
+    return "'" + name.replace("'", "''") + "'"
