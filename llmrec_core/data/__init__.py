@@ -1,6 +1,7 @@
 """The data room: files -> Dataset -> Split -> queries."""
 
 from llmrec_core.data._role_names import KINDS, LAYOUTS, NEEDED_OF, ROLES_OF
+from llmrec_core.data._values import Question, UnansweredError
 from llmrec_core.data.dataset import Dataset, DatasetMeta, SourceFile
 from llmrec_core.data.export import safe_csv
 from llmrec_core.data.guessing import ImportGuess, guess_files, guess_roles
@@ -38,9 +39,11 @@ __all__ = [
     "Portrait",
     "ProtocolGuide",
     "PublicDataset",
+    "Question",
     "SourceFile",
     "Split",
     "SplitPortrait",
+    "UnansweredError",
     "extract_members",
     "fetch_wheel",
     "guess_files",

@@ -16,12 +16,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from llmrec_core.contracts import RATING, TIME
 from llmrec_core.data import _layouts as layouts
 from llmrec_core.data._corrections import Corrections, parse_mapping
 from llmrec_core.data._layouts import PlannedTable
 from llmrec_core.data._role_names import Kind
 from llmrec_core.data._sources import Source, open_sources
-from llmrec_core.data._values import Question
+from llmrec_core.data._values import Question, ValueOptions, detect_scale, settle_numbers, settle_times
 from llmrec_core.errors import LLMRecError
 
 _PREVIEW_ROWS = 20
@@ -36,7 +37,7 @@ class ImportGuess:
         kind, layout, roles: how the rows are read; ``roles`` is role -> column.
         reasons: why; by role, or by "kind", "layout", "encoding", "separator", "header".
         preview: the first 20 rows, columns as in the file; ``sample``: up to 1,000.
-        questions: what the data does not say and somebody should.
+        questions: what these rows do not say and somebody should, also where it was answered already.
         part: the part of a split that the table was said to be.
         left_out: somebody said so; nothing but the name is known then.
         fault: why the table cannot be read as things stand; nothing but the name is known then.
@@ -148,6 +149,7 @@ def _guesses(source: Source, corrections: Corrections) -> list[ImportGuess]:
 def _guess(planned: PlannedTable, corrections: Corrections) -> ImportGuess:
     source = planned.source
     sample = source.sample()
+    questions, value_notes = _values(planned, sample, ValueOptions.of(corrections.options))
     return ImportGuess(
         file=source.name,
         kind=planned.kind,
@@ -158,9 +160,38 @@ def _guess(planned: PlannedTable, corrections: Corrections) -> ImportGuess:
         columns=source.columns,
         roles=planned.roles,
         preview=sample.slice(0, _PREVIEW_ROWS).to_pandas(),
-        notes=(*source.notes, *planned.notes),
+        notes=(*source.notes, *planned.notes, *value_notes),
         layout=planned.layout,
         reasons=planned.reasons or {},
+        questions=questions,
         part=corrections.option("part", source.name),
         sample=sample,
     )
+
+
+def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> tuple[tuple[Question, ...], list[str]]:
+    """(what the cells of ratings and times leave open as long as nobody answers, notes about how they are read)."""
+    if planned.kind != "interactions":
+        return (), []
+    unsaid = options.model_copy(update={"zero": "ask", "decimal": "auto", "day_first": "auto"})
+    questions: list[Question] = []
+    notes: list[str] = []
+    if RATING in planned.roles:
+        column = planned.roles[RATING]
+        cells = _cells(sample, column)
+        questions += settle_numbers(cells, column, unsaid)[0].questions
+        read, values, _ = settle_numbers(cells, column, options)
+        asked = detect_scale(values, column=column, options=unsaid).question
+        questions += [asked] if asked else []
+        note = detect_scale(values, column=column, options=options).note
+        notes += [*read.notes, *([note] if note else [])]
+    if TIME in planned.roles:
+        column = planned.roles[TIME]
+        questions += settle_times(_cells(sample, column), column, unsaid)[0].questions
+        notes += settle_times(_cells(sample, column), column, options)[0].notes
+    return tuple(questions), notes
+
+
+def _cells(sample: pa.Table, column: str) -> pa.Array:
+    cells = sample.column(column)
+    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from llmrec_core.data import DatasetStore, ImportGuess, guess_files, import_files
+from llmrec_core.data import DatasetStore, ImportGuess, UnansweredError, guess_files, import_files
 from llmrec_core.data.mapping import (
     MAPPING_FILE,
     ImportMapping,
@@ -23,8 +23,9 @@ from pages._studio.corrections import entries, forget_files, said, set_base, sta
 from pages._studio.import_privacy import privacy_switches
 from pages._studio.import_report import arrived
 from pages._studio.places import Place, choose_places, forget_places, place_name, place_state, scratch_folder
-from pages._studio.questions import ask_questions
+from pages._studio.questions import ask_later, ask_questions, forget_later
 from pages._studio.table_card import left_out_card, table_card
+from pages._studio.value_settings import value_settings
 
 _LOOKS_SPLIT = re.compile(r"(?i)(?:^|[^a-z])(train|training|valid|validation|val|dev|test|testing)(?:[^a-z]|$)")
 _MAX_LOOKS = 24
@@ -55,6 +56,8 @@ def import_panel() -> None:
     left, right = st.columns(2, gap="large")
     with left:
         still_open += ask_questions(taken)
+        with st.expander("How numbers and times are read"):
+            value_settings(taken)
     with right:
         st.markdown("**Privacy**")
         privacy_switches(taken)
@@ -68,6 +71,7 @@ def _places_changed(places: Sequence[Place]) -> None:
         return
     st.session_state["import_places"] = state
     forget_files(place_name(place) for place in places)
+    forget_later()
     found = _remembered(_look_at(places, [], quiet=True), places)
     st.session_state["import_remembered"] = found
     st.session_state["import_use_remembered"] = found is not None
@@ -261,6 +265,10 @@ def _import(places: Sequence[Place], name: str) -> None:
                 entries(),
                 progress=lambda line: status.update(label=label(line, 160)),
             )
+        except UnansweredError as error:
+            # It showed only after the first rows: the screen asks it now, and nothing was written.
+            ask_later(error.question)
+            st.rerun()
         except LLMRecError as error:
             status.update(label="Nothing was imported.", state="error")
             show_error(error)
@@ -268,6 +276,7 @@ def _import(places: Sequence[Place], name: str) -> None:
         status.update(label="Imported.", state="complete")
     forget_places()
     start_over()
+    forget_later()
     for key in ("import_places", "import_remembered", "import_looks", "import_parts"):
         st.session_state.pop(key, None)
     arrived(report)

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from llmrec_core.data import ImportGuess
+from llmrec_core.data import ImportGuess, Question
 from pages._studio.base import plain
 from pages._studio.corrections import entries, say, unsay
 
@@ -49,13 +49,14 @@ _SHORT = {
     "missing_time": "what to do with rows without a time",
     "time_unit": "the unit of the times",
 }
+_LATER = "import_asked_later"
 #: Always offered: whether rows repeat is known only after the last one was read.
 _DUPLICATES = ("keep", "last", "mean", "count")
 
 
 def ask_questions(guesses: Sequence[ImportGuess]) -> list[str]:
     """Radio buttons for what only a person can know; returns what is still open, in words."""
-    questions = {question.id: question for guess in guesses for question in guess.questions}
+    questions = {question.id: question for guess in guesses for question in guess.questions} | _later()
     answered = answers()
     still_open = []
     if questions:
@@ -68,6 +69,20 @@ def ask_questions(guesses: Sequence[ImportGuess]) -> list[str]:
         text = "When the same user, item and time stand in more than one row"
         _radio("duplicates", text, list(_DUPLICATES), answered.get("duplicates", "keep"))
     return still_open
+
+
+def ask_later(question: Question) -> None:
+    """Adds a question that only the whole data brought up."""
+    st.session_state[_LATER] = {**_later(), question.id: question}
+
+
+def _later() -> dict[str, Question]:
+    found: dict[str, Question] = st.session_state.get(_LATER, {})
+    return found
+
+
+def forget_later() -> None:
+    st.session_state.pop(_LATER, None)
 
 
 def answers() -> dict[str, str]:

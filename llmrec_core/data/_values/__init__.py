@@ -19,7 +19,7 @@ column takes one pass, and another where a later cell shows that the first ones 
 """
 
 from llmrec_core.data._values.numbers import NumberFormat, decide_numbers, parse_numbers, settle_numbers
-from llmrec_core.data._values.options import Question, ValueOptions, refuse_unanswered
+from llmrec_core.data._values.options import Question, UnansweredError, ValueOptions, refuse_unanswered
 from llmrec_core.data._values.scales import RatingScale, detect_scale
 from llmrec_core.data._values.times import TimeFormat, carry_times, decide_times, parse_times, settle_times
 from llmrec_core.data._values.words import PROFILE_CELLS
@@ -33,6 +33,7 @@ __all__ = [
     "Question",
     "RatingScale",
     "TimeFormat",
+    "UnansweredError",
     "ValueOptions",
     "carry_times",
     "decide_numbers",

@@ -34,6 +34,14 @@ class Question:
         return {"id": self.id, "text": self.text, "options": list(self.options), "default": self.default}
 
 
+class UnansweredError(DataError):
+    """An import that cannot go on before somebody answers; ``question`` lets a screen ask it."""
+
+    def __init__(self, question: Question, where: str, fix: str) -> None:
+        super().__init__(question.text, where=where, fix=fix)
+        self.question = question
+
+
 class ValueOptions(BaseModel):
     """How numbers, times and repeated rows are read; "auto" and "ask" leave it to the data.
 
@@ -109,8 +117,8 @@ DEFAULT = ValueOptions()
 
 
 def refuse_unanswered(questions: Iterable[Question], where: str) -> None:
-    """Raises: DataError for the first question that has no default, naming the options that answer it."""
+    """Raises: UnansweredError for the first question that has no default, naming the options that answer it."""
     for question in questions:
         if question.default is None:
             answers = " or ".join(f"--map {question.id}={option}" for option in question.options)
-            raise DataError(question.text, where=where, fix=f"Say it with {answers}.")
+            raise UnansweredError(question, where, f"Say it with {answers}.")
