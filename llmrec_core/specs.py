@@ -254,6 +254,9 @@ class TrainingSpec(Spec):
 
 class PopularitySpec(Spec):
     family: Literal["popularity"] = "popularity"
+    half_life_days: float | None = Field(
+        None, gt=0, description="an interaction counts half after so many days before the last one; empty: all alike"
+    )
 
 
 class ItemKNNSpec(Spec):
@@ -263,9 +266,64 @@ class ItemKNNSpec(Spec):
     last_items: int = Field(20, ge=1, description="most recent history items that vote")
     recency_decay: float = Field(0.8, gt=0, le=1, description="weight of a vote for each step back in the history")
     shrink: float = Field(5.0, ge=0, description="added to the norms of the cosine: doubts rare co-visits")
+    direction: Literal["forward", "both"] = Field(
+        "forward", description="forward: only what came after an item speaks for it; both: what came before it too"
+    )
 
 
-BaselineSpec = Annotated[PopularitySpec | ItemKNNSpec, Field(discriminator="family")]
+class UserKNNSpec(Spec):
+    family: Literal["user-knn"] = "user-knn"
+    n_neighbours: int = Field(100, ge=1, description="most similar users that vote")
+    last_items: int = Field(50, ge=1, description="most recent history items that are compared")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+    shrink: float = Field(1.0, ge=0, description="added to the norms of the cosine: doubts short histories")
+
+
+class EASESpec(Spec):
+    family: Literal["ease"] = "ease"
+    l2: float = Field(200.0, gt=0, description="ridge on the item-item weights")
+    last_items: int = Field(200, ge=1, description="most recent history items that vote")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a vote for each step back; 1: published EASE")
+
+
+class SVDSpec(Spec):
+    family: Literal["svd"] = "svd"
+    n_factors: int = Field(32, ge=1, le=2048, description="singular vectors kept")
+    last_items: int = Field(200, ge=1, description="most recent history items that speak for the user")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+
+
+class ALSSpec(Spec):
+    family: Literal["als"] = "als"
+    n_factors: int = Field(64, ge=1, le=2048, description="latent factors")
+    l2: float = Field(0.05, gt=0, description="ridge on the factors")
+    alpha: float = Field(10.0, gt=0, description="confidence in an interaction over a missing one: 1 + alpha")
+    n_iterations: int = Field(15, ge=1, le=1000, description="passes over users and items")
+    last_items: int = Field(200, ge=1, description="most recent history items that speak for the user")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+
+
+class BPRSpec(Spec):
+    family: Literal["bpr"] = "bpr"
+    n_factors: int = Field(64, ge=1, le=2048, description="latent factors")
+    learning_rate: float = Field(0.02, gt=0, lt=1, description="step of stochastic gradient descent")
+    l2: float = Field(0.01, ge=0, description="ridge on the factors")
+    n_iterations: int = Field(100, ge=1, le=10_000, description="passes over the interactions")
+    last_items: int = Field(200, ge=1, description="most recent history items that speak for the user")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+
+
+class BiasKNNSpec(Spec):
+    family: Literal["bias-knn"] = "bias-knn"
+    n_neighbours: int = Field(40, ge=1, description="rated history items nearest to the candidate that vote")
+    damping: float = Field(5.0, ge=0, description="ratings that an offset of an item or user is outweighed by")
+    shrink: float = Field(100.0, ge=0, description="raters in common that a correlation is outweighed by")
+
+
+BaselineSpec = Annotated[
+    PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec | BiasKNNSpec,
+    Field(discriminator="family"),
+]
 
 
 class CrossEncoderSpec(Spec):
@@ -296,7 +354,17 @@ class PipelineSpec(Spec):
 
 
 RecommenderSpec = Annotated[
-    PopularitySpec | ItemKNNSpec | CrossEncoderSpec | PipelineSpec, Field(discriminator="family")
+    PopularitySpec
+    | ItemKNNSpec
+    | UserKNNSpec
+    | EASESpec
+    | SVDSpec
+    | ALSSpec
+    | BPRSpec
+    | BiasKNNSpec
+    | CrossEncoderSpec
+    | PipelineSpec,
+    Field(discriminator="family"),
 ]
 
 
@@ -400,7 +468,11 @@ def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
 
 
 #: Tags pydantic puts into the path of a discriminated union; a person never wrote them.
-_UNION_TAGS = frozenset({"popularity", "item-knn", "cross-encoder", "pipeline"})
+_UNION_TAGS = frozenset(
+    {
+        "popularity", "item-knn", "user-knn", "ease", "svd", "als", "bpr", "bias-knn", "cross-encoder", "pipeline",
+    }
+)  # fmt: skip
 
 
 def spec_errors(error: ValidationError) -> list[tuple[str, str]]:

@@ -5,13 +5,37 @@ They keep the Recommender contract, learn from training rows only, and import no
 
 from __future__ import annotations
 
+from llmrec_core.baselines.bias_knn import BiasKNNRecommender
+from llmrec_core.baselines.ease import EASERecommender
+from llmrec_core.baselines.factors import ALSRecommender, BPRRecommender, SVDRecommender
 from llmrec_core.baselines.item_knn import ItemKNNRecommender
 from llmrec_core.baselines.popularity import PopularityRecommender
+from llmrec_core.baselines.user_knn import UserKNNRecommender
+from llmrec_core.contracts import Recommender
 
 #: Family name (as in the spec) -> class; ``BASELINES[spec.family](spec)`` builds an unfitted one.
-BASELINES: dict[str, type[PopularityRecommender] | type[ItemKNNRecommender]] = {
-    "popularity": PopularityRecommender,
-    "item-knn": ItemKNNRecommender,
+BASELINES: dict[str, type[Recommender]] = {
+    family.family: family
+    for family in (
+        PopularityRecommender,
+        ItemKNNRecommender,
+        UserKNNRecommender,
+        EASERecommender,
+        SVDRecommender,
+        ALSRecommender,
+        BPRRecommender,
+        BiasKNNRecommender,
+    )
 }
 
-__all__ = ["BASELINES", "ItemKNNRecommender", "PopularityRecommender"]
+__all__ = [
+    "BASELINES",
+    "ALSRecommender",
+    "BPRRecommender",
+    "BiasKNNRecommender",
+    "EASERecommender",
+    "ItemKNNRecommender",
+    "PopularityRecommender",
+    "SVDRecommender",
+    "UserKNNRecommender",
+]

@@ -1,5 +1,7 @@
 """Most popular first: the score of an item is how many training rows name it, for every user alike.
 
+With ``half_life_days`` a row counts 0.5 ** (its days before the last training row / half life): what is popular now.
+
 Where the data has ratings it also predicts them, as the mean plus damped offsets of the item and of the user (the bias
 model of LensKit and of Koren et al., "Matrix factorization techniques for recommender systems", 2009): the floor under
 RMSE and MAE.
@@ -25,7 +27,7 @@ from llmrec_core.contracts import (
     check_candidates,
     check_task,
 )
-from llmrec_core.errors import InputError, ModelError
+from llmrec_core.errors import DataError, InputError, ModelError
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import PopularitySpec
 
@@ -45,6 +47,8 @@ class PopularityRecommender(Recommender):
     def __init__(self, spec: PopularitySpec | None = None) -> None:
         self.spec: PopularitySpec = spec or PopularitySpec()
         self._counts: IntArray | None = None
+        #: What an item scores, float32 [n_items]: its count, or its count with older rows weighing less.
+        self._weights: FloatArray = np.empty(0, np.float32)
         #: Damped mean offset of each item's ratings, float64 [n_items]; NaN throughout where there are no ratings.
         self._item_offset: npt.NDArray[np.float64] = np.empty(0)
         #: Mean, lowest and highest training rating.
@@ -64,6 +68,9 @@ class PopularityRecommender(Recommender):
         items = split.dataset.interactions["item_idx"].to_numpy()[split.train]
         n_items = split.dataset.n_items
         self._counts = np.bincount(items, minlength=n_items).astype(np.int64)
+        self._weights = self._counts.astype(np.float32)
+        if self.spec.half_life_days is not None:
+            self._weights = self._recent(split, items)
         self._catalogue = catalogue_sha256(split.dataset.item_ids)
         self._item_index = split.dataset.item_index
         ratings = split.dataset.interactions["rating"].to_numpy(np.float64)[split.train]
@@ -80,8 +87,21 @@ class PopularityRecommender(Recommender):
         check_task(task, self.capabilities.tasks)
         items = check_candidates(candidates, len(queries), len(counts))
         # The last place stands for padding: index -1 finds it.
-        padded = np.append(counts.astype(np.float32), np.float32(-np.inf))
+        padded = np.append(self._weights, np.float32(-np.inf))
         return padded[items]
+
+    def _recent(self, split: Split, items: IntArray) -> FloatArray:
+        assert self.spec.half_life_days is not None
+        if not split.dataset.meta.has_timestamps:
+            raise DataError(
+                "recent popularity needs timestamps, and this data has none.",
+                where=f"popularity.half_life_days, dataset {split.dataset.name}",
+                fix="Leave half_life_days empty, or import a timestamp column.",
+            )
+        times = split.dataset.interactions["timestamp"].to_numpy(np.float64)[split.train]
+        ages = (times.max() - times) / 86_400.0
+        weights = np.bincount(items, 0.5 ** (ages / self.spec.half_life_days), minlength=split.dataset.n_items)
+        return weights.astype(np.float32)
 
     def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
         """mean + item offset + user offset, cut to the scale; the user's offset comes from the query's history."""
@@ -108,7 +128,12 @@ class PopularityRecommender(Recommender):
             family=self.family,
             spec=self.spec,
             catalogue_sha256=self._catalogue,
-            arrays={"counts": self._fitted(), "item_offset": self._item_offset, "ratings": self._ratings},
+            arrays={
+                "counts": self._fitted(),
+                "weights": self._weights,
+                "item_offset": self._item_offset,
+                "ratings": self._ratings,
+            },
         )
 
     @classmethod
@@ -119,15 +144,18 @@ class PopularityRecommender(Recommender):
             family=cls.family,
             spec_type=PopularitySpec,
             catalogue_sha256=catalogue,
-            arrays={"counts": "int64", "item_offset": "float64", "ratings": "float64"},
+            arrays={"counts": "int64", "weights": "float32", "item_offset": "float64", "ratings": "float64"},
         )
         counts, offset, ratings = arrays["counts"], arrays["item_offset"], arrays["ratings"]
-        if counts.shape != (dataset.n_items,) or (counts < 0).any():
+        weights = arrays["weights"]
+        sound = counts.shape == weights.shape == (dataset.n_items,) and bool(np.isfinite(weights).all())
+        if not sound or (counts < 0).any():
             raise ModelError("its counts do not fit the catalogue.", where=str(folder), fix="Train it again.")
         if offset.shape != counts.shape or ratings.shape != (3,):
             raise ModelError("its rating offsets do not fit the catalogue.", where=str(folder), fix="Train it again.")
         loaded = cls(spec)
         loaded._counts, loaded._item_offset, loaded._ratings = counts, offset, ratings
+        loaded._weights = weights
         loaded._catalogue, loaded._item_index = catalogue, dataset.item_index
         return loaded
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_core.baselines import ItemKNNRecommender, item_knn
+from llmrec_core.baselines import ItemKNNRecommender, _history
 from llmrec_core.contracts import FitContext, HistoryItem, Query
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
@@ -129,7 +129,7 @@ def test_blocks_do_not_change_scores(monkeypatch):
     model = fitted(ItemKNNSpec(), "abcd", "bcaf")
     queries = [Query("u", tuple(HistoryItem(item) for item in history)) for history in ("a", "abc", "", "fa", "d")]
     whole = model.score(queries, np.arange(10))
-    monkeypatch.setattr(item_knn, "_BLOCK_CELLS", 20)
+    monkeypatch.setattr(_history, "BLOCK_CELLS", 20)
     assert (model.score(queries, np.arange(10)) == whole).all()
 
 

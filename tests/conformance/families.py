@@ -18,8 +18,21 @@ from tiny_models import write_tiny_bert
 from llmrec_core.baselines import ItemKNNRecommender, PopularityRecommender
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, Split, make_split
+from llmrec_core.recommenders.pipeline import make_baseline
 from llmrec_core.recommenders.registry import build
-from llmrec_core.specs import ItemKNNSpec, PopularitySpec, RunSpec, SplitSpec
+from llmrec_core.specs import (
+    ALSSpec,
+    BaselineSpec,
+    BiasKNNSpec,
+    BPRSpec,
+    EASESpec,
+    ItemKNNSpec,
+    PopularitySpec,
+    RunSpec,
+    SplitSpec,
+    SVDSpec,
+    UserKNNSpec,
+)
 
 Factory = Callable[[Split, FitContext], Recommender]
 
@@ -66,6 +79,15 @@ def _item_knn(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _baseline(spec: BaselineSpec) -> Factory:
+    def fitted(split: Split, ctx: FitContext) -> Recommender:
+        recommender = make_baseline(spec)
+        recommender.fit(split, ctx)
+        return recommender
+
+    return fitted
+
+
 def _tiny_run(models: Path, **fields: object) -> RunSpec:
     """A run of three heads on a random BERT in ``models``; a few steps, since only the contract is looked at."""
     folder = models / "tiny-bert"
@@ -107,6 +129,12 @@ def _pipeline(split: Split, ctx: FitContext) -> Recommender:
 FAMILIES: dict[str, Factory] = {
     "popularity": _popularity,
     "item-knn": _item_knn,
+    "user-knn": _baseline(UserKNNSpec(n_neighbours=4)),
+    "ease": _baseline(EASESpec(l2=2.0)),
+    "svd": _baseline(SVDSpec(n_factors=3)),
+    "als": _baseline(ALSSpec(n_factors=4, n_iterations=5)),
+    "bpr": _baseline(BPRSpec(n_factors=4, n_iterations=20)),
+    "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
     "cross-encoder": _cross_encoder,
     "pipeline": _pipeline,
 }
