@@ -1,68 +1,71 @@
 """Dates in text, whatever their shape: taken apart by pattern, put together as seconds since 1970 UTC.
 
-Every shape is tried as a whole column at once. What a cell leaves open (05/03/2024) is left open here: the column
-decides, in :mod:`llmrec_core.data._values.times`.
+A column has few templates: ``2024-01-05 10:11`` with every digit as a zero is one. Patterns look at templates only and
+tell where the year, the month and the others stand; the digits of all cells of a template are then read at once.
+What a cell leaves open (05/03/2024) is left open here: the column decides, in :mod:`llmrec_core.data._values.times`.
 """
 
 from __future__ import annotations
 
 import re
 import zoneinfo
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec_core.data._values.words import TEXT, Floats, Mask, mask, matches
+from llmrec_core.data._values.words import TEXT, Floats, Mask, mask, matches, plain_words
 
 Ints = npt.NDArray[np.int64]
 
-#: The one shape that databases and programs write; it needs no decision, and DuckDB reads it too.
-_CLOCK = r"(?:[01][0-9]|2[0-4]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,9})?)?"
-_OFFSET = r"Z|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?"
-ISO_NAIVE = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[ T]{_CLOCK})?"
-ISO_ZONED = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[ T]{_CLOCK}(?:{_OFFSET})"
-ISO = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[ T]{_CLOCK}(?:{_OFFSET})?)?"
-
-_REST = r"(?P<tail>(?:[^0-9].*)?)$"
-_NAME = r"(?P<name>\p{L}{3,})"
+_LETTER = r"[^\W\d_]"
+_REST = r"(?P<tail>(?:\D.*)?)"
+_NAME = rf"(?P<name>{_LETTER}{{3,}})"
+#: Patterns of templates, most common first.
 _SHAPES: dict[str, str] = {
-    "year_first": r"^(?P<y>[0-9]{4})(?P<s>[-/.])(?P<m>[0-9]{1,2})(?P<s2>[-/.])(?P<d>[0-9]{1,2})" + _REST,
-    "compact": r"^(?P<y>(?:19|20|21)[0-9]{2})(?P<m>[0-9]{2})(?P<d>[0-9]{2})"
-    r"(?P<tail>(?:[t ]?[0-9]{4}(?:[0-9]{2})?z?)?)$",
-    "numeric": r"^(?P<a>[0-9]{1,2})(?P<s>[-/.])(?P<b>[0-9]{1,2})(?P<s2>[-/.])(?P<y>[0-9]{4}|[0-9]{2})" + _REST,
-    "cjk": r"^(?P<era>令和|平成|昭和|民国|民國)? *(?P<y>[0-9]{1,4}|元) *[年년] *(?P<m>[0-9]{1,2}) *[月월]"
-    r"(?: *(?P<d>[0-9]{1,2}) *[日号號일])?(?P<tail>.*)$",
-    "day_name": r"^(?:\p{L}+\.?,? +){0,2}(?P<d>[0-9]{1,2})(?:st|nd|rd|th|er|o|\.)?[ \-./]*(?:de |of )?"
-    rf"{_NAME}\.?[ \-./,]*(?:de |del )?'?(?P<y>[0-9]{{4}}|[0-9]{{2}}){_REST}",
-    "name_day": rf"^(?:\p{{L}}+\.?,? +)?{_NAME}\.?[ \-./]*(?P<d>[0-9]{{1,2}})(?:st|nd|rd|th)?,?[ \-./]+"
-    rf"(?P<y>[0-9]{{4}}){_REST}",
-    "ctime": rf"^(?:\p{{L}}{{2,9}}\.?,? +)?{_NAME} +(?P<d>[0-9]{{1,2}}) +"
-    r"(?P<tail>[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?: ?[ap]m)?(?: +(?:[+-][0-9]{4}|[a-z]{1,5}))?) +(?P<y>[0-9]{4})$",
-    "year_name": rf"^(?P<y>[0-9]{{4}})[ \-./]{_NAME}[ \-./](?P<d>[0-9]{{1,2}}){_REST}",
-    "month_day_year": r"^(?P<m>[0-9]{1,2}) (?P<d>[0-9]{1,2}), ?(?P<y>[0-9]{4})" + _REST,
-    "week": r"^(?P<y>[0-9]{4})-?w(?P<week>[0-9]{2})(?:-?(?P<weekday>[1-7]))?(?P<tail>(?:[t ].*)?)$",
-    "ordinal": r"^(?P<y>[0-9]{4})-(?P<day>[0-9]{3})(?P<tail>(?:[t ].*)?)$",
-    "month": r"^(?P<y>[0-9]{4})[-/](?P<m>[0-9]{1,2})$",
-    "name_year": rf"^{_NAME}\.?,? (?:de )?(?P<y>[0-9]{{4}})$",
+    "year_first": rf"(?P<y>\d{{4}})(?P<s>[-/.])(?P<m>\d{{1,2}})(?P=s)(?P<d>\d{{1,2}}){_REST}",
+    "compact": r"(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})(?P<tail>(?:[t ]?\d{4}(?:\d{2})?z?)?)",
+    "numeric": rf"(?P<a>\d{{1,2}})(?P<s>[-/.])(?P<b>\d{{1,2}})(?P=s)(?P<y>\d{{4}}|\d{{2}}){_REST}",
+    "cjk": r"(?P<era>令和|平成|昭和|民国|民國)? *(?P<y>\d{1,4}|元) *[年년] *(?P<m>\d{1,2}) *[月월]"
+    r"(?: *(?P<d>\d{1,2}) *[日号號일])?(?P<tail>.*)",
+    "day_name": rf"(?:{_LETTER}+\.?,? +){{0,2}}(?P<d>\d{{1,2}})(?:st|nd|rd|th|er|o|º|\.)?[ \-./]*(?:de |of )?"
+    rf"{_NAME}\.?[ \-./,]*(?:de |del )?'?(?P<y>\d{{4}}|\d{{2}}){_REST}",
+    "name_day": rf"(?:{_LETTER}+\.?,? +)?{_NAME}\.?[ \-./]*(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?[ \-./]+"
+    rf"(?P<y>\d{{4}}){_REST}",
+    "ctime": rf"(?:{_LETTER}{{2,9}}\.?,? +)?{_NAME} +(?P<d>\d{{1,2}}) +"
+    r"(?P<tail>\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?(?: +(?:[+-]\d{4}|[a-z]{1,5}))?) +(?P<y>\d{4})",
+    "year_name": rf"(?P<y>\d{{4}})[ \-./]{_NAME}[ \-./](?P<d>\d{{1,2}}){_REST}",
+    "month_day_year": rf"(?P<m>\d{{1,2}}) (?P<d>\d{{1,2}}), ?(?P<y>\d{{4}}){_REST}",
+    "week": r"(?P<y>\d{4})-?w(?P<week>\d{2})(?:-?(?P<weekday>\d))?(?P<tail>(?:[t ].*)?)",
+    "ordinal": r"(?P<y>\d{4})-(?P<nth>\d{3})(?P<tail>(?:[t ].*)?)",
+    "month": r"(?P<y>\d{4})[-/](?P<m>\d{1,2})",
+    "name_year": rf"{_NAME}\.?,? (?:de )?(?P<y>\d{{4}})",
 }  # fmt: skip
+SHAPES = tuple(_SHAPES)
+NUMERIC, CLOCK = SHAPES.index("numeric"), len(SHAPES)
+MONTH_ONLY = (SHAPES.index("month"), SHAPES.index("name_year"))
+#: What every template above looks like from afar; spares looking closely at whole paragraphs.
+_PLAUSIBLE = r"(?:[\p{L}]{1,12}\.?,? *){0,3}0{1,14}(?:[^0].{0,90})?"
 _ERAS = {"令和": 2018, "平成": 1988, "昭和": 1925, "民国": 1911, "民國": 1911}
 
-_NOON = "上午|下午|晚上|凌晨|早上|清晨|中午|傍晚|午前|午後|오전|오후"
-_ZONE = r"(?:utc|gmt)?[+-][0-9]{1,2}(?::?[0-9]{2})?|[a-z]{1,5}|[a-z]+(?:/[a-z_+\-0-9]+)+"
-_SECONDS = r"(?P<sec>[0-9]{1,2})(?:[.,](?P<f>[0-9]{1,9}))?"
-_MINUTES = rf"(?P<i>[0-9]{{1,2}})(?: *[:.分분m] *(?:{_SECONDS})?)?"
-_TAIL = (
-    r"^(?:[ t,]|at |um |à |a las |(?:星期|周|礼拜).|\(.\)|[月火水木金土日]曜日?)*"
-    rf"(?P<noon>{_NOON})? *(?P<h>[0-9]{{1,2}})(?: *[:.h时時点點시] *(?:{_MINUTES})?)? *[秒초分분]? *"
-    rf"(?:(?P<half>[ap])\.? ?m\.?)? *(?P<zone>{_ZONE})?(?: *[\[(][a-z_/ .+\-0-9]+[\])])?$"
+_MORNING = ("a", "上午", "凌晨", "早上", "清晨", "午前", "오전")
+_LATER = ("p", "下午", "晚上", "傍晚", "午後", "오후")
+_NOON = "|".join((*_MORNING[1:], *_LATER[1:], "中午"))
+_ZONE = r"(?:utc|gmt)?[+-]\d{1,2}(?::?\d{2})?|[a-z]{1,5}|[a-z]+(?:/[a-z_+\-]+)+"
+_SECONDS = r"(?P<sec>\d{1,2})(?:[.,](?P<f>\d{1,9}))?"
+_MINUTES = rf"(?P<i>\d{{1,2}})(?: *[:.分분m] *(?:{_SECONDS})?)?"
+_TAIL = re.compile(
+    r"(?:[ t,]|at |um |à |a las |(?:星期|周|礼拜).|\(.\)|[月火水木金土日]曜日?)*"
+    rf"(?P<noon>{_NOON})? *(?P<h>\d{{1,2}})(?P<told> *[:.h时時点點시] *(?:{_MINUTES})?)? *[秒초分분]? *"
+    rf"(?:(?P<half>[ap])\.? ?m\.?)? *(?P<zone>{_ZONE})?(?: *[\[(][a-z_/ .+\-\d]+[\])])?"
 )
-_COMPACT_TAIL = r"^[t ]?(?P<h>[0-9]{2})(?P<i>[0-9]{2})(?P<sec>[0-9]{2})?(?P<zone>z)?$"
-#: Abbreviations that mean one zone. CST, IST, BST and others mean several, so they are refused.
+_COMPACT_TAIL = re.compile(r"[t ]?(?P<h>\d{2})(?P<i>\d{2})(?P<sec>\d{2})?(?P<zone>z)?")
+_OFFSET = re.compile(r"(?:utc|gmt)?(?P<sign>[+-])(?P<zh>\d{1,2})(?::?(?P<zm>\d{2}))?")
+#: Hours east of Greenwich where an abbreviation means one zone. CST, IST, BST and others mean several.
 _HOURS = {
     "z": 0.0, "ut": 0.0, "utc": 0.0, "gmt": 0.0, "wet": 0.0, "west": 1.0, "cet": 1.0, "cest": 2.0, "mez": 1.0,
     "mesz": 2.0, "eet": 2.0, "eest": 3.0, "msk": 3.0, "jst": 9.0, "kst": 9.0, "hkt": 8.0, "sgt": 8.0, "est": -5.0,
@@ -83,18 +86,37 @@ _MONTHS = (
     "december dec dezember dez décembre déc diciembre dic",
 )
 _MONTH_OF = {name: number for number, names in enumerate(_MONTHS, start=1) for name in names.split()}
+_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """Where the parts of a template stand (byte positions), and what its letters say."""
+
+    shape: int
+    spans: dict[str, tuple[int, int]]
+    month: int = 0
+    era: int = 0
+    first_year: bool = False
+    separator: str = ""
+    half: str = ""
+    #: Hours east of Greenwich, an IANA name, or None: the template names no zone. With ``sign`` the digits tell.
+    zone: float | str | None = None
+    sign: int = 0
+
+
+@dataclass
 class Dates:
     """Cells taken apart; arrays are aligned with the cells.
 
     Attributes:
-        shape: position of the shape in ``SHAPES``, -1 where none fits.
+        shape: position of the shape in ``SHAPES``; ``CLOCK`` for a time of day alone; -1 where none fits.
         year, month, day: 0 where unknown; of the shape "numeric" month and day are ``first`` and ``second``, open.
         short_year: the year has two digits.
         dotted, dashed: the separator of a numeric date.
-        tail: what stands behind the date.
+        micros: time of the day; -1 where there is no such time.
+        offset: hours east of Greenwich; NaN where no zone is named.
+        zones: (IANA name, cells that name it).
     """
 
     shape: npt.NDArray[np.int8]
@@ -106,102 +128,208 @@ class Dates:
     short_year: Mask
     dotted: Mask
     dashed: Mask
-    tail: pa.Array
+    micros: Ints
+    offset: Floats
+    zones: list[tuple[str, Ints]] = field(default_factory=list)
+
+    @classmethod
+    def unknown(cls, n: int) -> Dates:
+        year, month, day, first, second, micros = (np.zeros(n, np.int64) for _ in range(6))
+        short, dotted, dashed = (np.zeros(n, bool) for _ in range(3))
+        shape, offset = np.full(n, -1, np.int8), np.full(n, np.nan)
+        return cls(shape, year, month, day, first, second, short, dotted, dashed, micros, offset)
+
+    @property
+    def zoned(self) -> Mask:
+        named = ~np.isnan(self.offset)
+        for _, rows in self.zones:
+            named[rows] = True
+        return named
 
 
-SHAPES = tuple(_SHAPES)
-NUMERIC = SHAPES.index("numeric")
+def take_apart(words: pa.Array, *, tidy: bool = False) -> Dates:
+    """Trimmed words, in any case and script; ``tidy``: they went through ``plain_words``."""
+    found = Dates.unknown(len(words))
+    data, starts, codes, templates = _templates(words)
+    if not len(templates):
+        return found
+    plain = plain_words(templates)
+    odd = ~_aligned(templates, plain) | (mask(pc.not_equal(templates, plain)) & ~mask(pc.string_is_ascii(templates)))
+    likely = matches(plain, _PLAUSIBLE) & ~odd
+    texts = {int(code): plain[int(code)].as_py() for code in np.flatnonzero(likely)}
+    for code, rows in _groups(codes, len(templates)):
+        plan = _plan(texts[code]) if code in texts else None
+        if plan is not None:
+            _read(found, plan, data, starts[rows], rows)
+    if odd.any() and not tidy:
+        rows = np.flatnonzero(odd[codes])
+        _put(found, take_apart(plain_words(words.take(pa.array(rows))), tidy=True), rows)
+    return found
 
 
-def take_apart(words: pa.Array) -> Dates:
-    """``words``: as ``plain_words`` gives them."""
-    n = len(words)
-    shape = np.full(n, -1, np.int8)
-    columns = {name: np.zeros(n, np.int64) for name in ("year", "month", "day", "first", "second")}
-    flags = {name: np.zeros(n, bool) for name in ("short_year", "dotted", "dashed")}
-    tails: list[tuple[Mask, pa.Array]] = []
-    open_ = np.ones(n, bool)
-    for code, (name, pattern) in enumerate(_SHAPES.items()):
-        here = np.flatnonzero(open_)
-        if not len(here):
-            break
-        found = pc.extract_regex(words if len(here) == n else pc.take(words, pa.array(here)), pattern)
-        fits = mask(pc.is_valid(found))
-        if not fits.any():
+def _templates(words: pa.Array) -> tuple[npt.NDArray[np.uint8], Ints, npt.NDArray[np.int32], pa.Array]:
+    """(bytes of all words, where each begins, the template of each, distinct templates)."""
+    words = pa.concat_arrays([words]) if words.offset else words
+    _, offsets, data = words.buffers()
+    starts = np.frombuffer(offsets, np.int64)[: len(words) + 1]
+    raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+    raw = raw[: int(starts[-1])] if len(starts) else raw
+    zeros = np.where((raw >= 48) & (raw <= 57), np.uint8(48), raw)
+    blanked = pa.Array.from_buffers(TEXT, len(words), [None, offsets, pa.py_buffer(zeros)])
+    encoded = blanked.dictionary_encode()
+    return raw, starts[:-1], encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary
+
+
+def _aligned(templates: pa.Array, plain: pa.Array) -> Mask:
+    """Templates whose tidy form has every character at the same bytes."""
+    same = mask(pc.equal(pc.binary_length(templates), pc.binary_length(plain)))
+    return same & mask(pc.equal(pc.utf8_length(templates), pc.utf8_length(plain)))
+
+
+def _groups(codes: npt.NDArray[np.int32], n_codes: int) -> Iterator[tuple[int, Ints]]:
+    if n_codes == 1:
+        yield 0, np.arange(len(codes))
+        return
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=n_codes))
+    for code in range(n_codes):
+        yield code, order[ends[code - 1] if code else 0 : ends[code]]
+
+
+def _put(found: Dates, part: Dates, rows: Ints) -> None:
+    for column in fields(Dates):
+        if column.name != "zones":
+            getattr(found, column.name)[rows] = getattr(part, column.name)
+    found.zones += [(zone, rows[chosen]) for zone, chosen in part.zones]
+
+
+# ------------------------------------------------------------------------------------------------ templates
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern) for pattern in _SHAPES.values())
+
+
+@lru_cache(maxsize=4096)
+def _plan(template: str) -> _Plan | None:
+    """How cells of a template are read; None: they are no dates."""
+    for shape, pattern in enumerate(_patterns()):
+        match = pattern.fullmatch(template)
+        if match is None:
             continue
-        at, rows = here[fits], found.filter(pa.array(fits))
-        groups = {field.name: pc.fill_null(rows.field(field.name), "") for field in rows.type}
-        good = _fill(name, groups, columns, flags, at)
-        at = at[good]
-        shape[at] = code
-        open_[at] = False
-        if "tail" in groups:
-            chosen = np.zeros(n, bool)
-            chosen[at] = True
-            tails.append((chosen, pc.filter(groups["tail"], pa.array(good))))
-    tail = pa.array([""] * n, TEXT) if not tails or not tails[0][0].all() else tails[0][1].cast(TEXT)
-    for chosen, texts in tails if not tails or not tails[0][0].all() else ():
-        tail = pc.replace_with_mask(tail, pa.array(chosen), texts.cast(TEXT))
-    return Dates(
-        shape,
-        columns["year"],
-        columns["month"],
-        columns["day"],
-        columns["first"],
-        columns["second"],
-        flags["short_year"],
-        flags["dotted"],
-        flags["dashed"],
-        tail,
-    )
+        groups = match.groupdict()
+        month = _MONTH_OF.get(groups["name"], 0) if "name" in groups else 0
+        if "name" in groups and not month:
+            continue
+        spans = _spans(match, ("y", "m", "d", "a", "b", "week", "weekday", "nth"))
+        first_year = groups["y"] == "元"
+        if first_year:
+            del spans["y"]
+        plan = _Plan(shape, spans, month, _ERAS.get(groups.get("era") or "", 0), first_year, groups.get("s") or "")
+        return _with_clock(plan, template, *match.span("tail")) if groups.get("tail") else plan
+    clock = _with_clock(_Plan(CLOCK, {}), template, 0, len(template))
+    return clock if clock is not None and clock.half + clock.separator else None
 
 
-def _fill(name: str, groups: dict[str, Any], columns: dict[str, Ints], flags: dict[str, Mask], at: Ints) -> Mask:
-    """Writes what one shape found; returns which of its rows hold a date at all."""
-    good = np.ones(len(at), bool)
-    year_text = groups["y"]
-    years = _whole(pc.if_else(pc.equal(year_text, "元"), "1", year_text))
-    short = mask(pc.less_equal(pc.utf8_length(year_text), 2))
-    if "s2" in groups:
-        good &= mask(pc.equal(groups["s"], groups["s2"]))
-    if "era" in groups:
-        eras = groups["era"].to_pylist()
-        shift = np.array([_ERAS.get(str(era), 0) for era in eras], np.int64)
-        years, short = years + shift, short & (shift == 0)
-    if "name" in groups:
-        names = groups["name"].dictionary_encode()
-        known = np.array([_MONTH_OF.get(str(word), 0) for word in names.dictionary.to_pylist()], np.int64)
-        columns["month"][at] = known[names.indices.to_numpy(zero_copy_only=False)]
-        good &= columns["month"][at] > 0
-    if "m" in groups:
-        columns["month"][at] = _whole(groups["m"])
-    if name == "numeric":
-        columns["first"][at], columns["second"][at] = _whole(groups["a"]), _whole(groups["b"])
-        flags["dotted"][at] = mask(pc.equal(groups["s"], "."))
-        flags["dashed"][at] = mask(pc.equal(groups["s"], "-"))
-    if name == "week":
-        years, columns["month"][at], columns["day"][at], right = _week_date(
-            years, _whole(groups["week"]), _whole(groups["weekday"], 1)
-        )
-        good &= right
-    elif name == "ordinal":
-        days = _whole(groups["day"])
-        start = (years - 1970).astype("M8[Y]").astype("M8[D]")
-        moment = start + (days - 1).astype("m8[D]")
-        good &= (days >= 1) & (moment.astype("M8[Y]") == start.astype("M8[Y]"))
-        columns["month"][at], columns["day"][at] = _month_day(moment)
-    elif name in ("month", "name_year"):
-        columns["day"][at] = 1
-    elif "d" in groups:
-        columns["day"][at] = _whole(groups["d"], 1)
-    columns["year"][at] = years
-    flags["short_year"][at] = short
-    return good
+def _spans(match: re.Match[str], names: tuple[str, ...], begin: int = 0) -> dict[str, tuple[int, int]]:
+    """Byte positions of the groups that took part."""
+    text, found = match.string, {}
+    for name in names:
+        if name in match.re.groupindex and match.start(name) >= 0:
+            start, stop = match.span(name)
+            found[name] = (len(text[:start].encode()), len(text[:stop].encode()))
+    return found
 
 
-def _whole(texts: Any, empty: int = 0) -> Ints:
-    filled = pc.if_else(pc.equal(texts, ""), str(empty), texts)
-    return np.array(pc.cast(filled, pa.int64()).to_numpy(zero_copy_only=False), np.int64)
+def _with_clock(plan: _Plan, template: str, start: int, stop: int) -> _Plan | None:
+    """The plan with the time of the day that stands behind the date; None where that is something else."""
+    for pattern in (_TAIL, _COMPACT_TAIL):
+        match = pattern.fullmatch(template, start, stop)
+        if match is None:
+            continue
+        groups = match.groupdict()
+        spans = plan.spans | _spans(match, ("h", "i", "sec", "f"))
+        zone: float | str | None = None
+        sign = 0
+        word = groups["zone"] or ""
+        offset = _OFFSET.fullmatch(word)
+        if offset is not None:
+            sign = -1 if offset["sign"] == "-" else 1
+            shift = len(template[: match.start("zone")].encode())
+            spans |= {name: (a + shift, b + shift) for name, (a, b) in _spans(offset, ("zh", "zm")).items()}
+        elif word:
+            zone = zone_of(word)
+            if zone is None:
+                zone = np.inf
+        told = "told" if groups.get("told") else ""
+        half = groups.get("half") or groups.get("noon") or ""
+        return _Plan(plan.shape, spans, plan.month, plan.era, plan.first_year, plan.separator or told, half, zone, sign)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ digits
+
+
+def _read(found: Dates, plan: _Plan, data: npt.NDArray[np.uint8], starts: Ints, rows: Ints) -> None:
+    """Reads the cells of one template."""
+
+    def number(name: str, default: int = 0) -> Ints:
+        start, stop = plan.spans.get(name, (0, 0))
+        total = np.full(len(rows), default if stop == start else 0, np.int64)
+        for position in range(start, stop):
+            total = total * 10 + (data[starts + position].astype(np.int64) - 48)
+        return total
+
+    def has(name: str) -> bool:
+        return name in plan.spans
+
+    year = number("y", 1 if plan.first_year else 0) + plan.era
+    month, day = (number("m") if has("m") else np.full(len(rows), plan.month)), number("d", 1)
+    good = np.ones(len(rows), bool)
+    if has("week"):
+        year, month, day, good = _week_date(year, number("week"), number("weekday", 1))
+    elif has("nth"):
+        start = (year - 1970).astype("M8[Y]")
+        moment = start.astype("M8[D]") + (number("nth") - 1).astype("m8[D]")
+        good = (moment.astype("M8[Y]") == start) & (number("nth") > 0)
+        month, day = _month_day(moment)
+    if plan.shape == NUMERIC:
+        found.first[rows], found.second[rows] = number("a"), number("b")
+    found.year[rows], found.month[rows], found.day[rows] = year, month, day
+    width = plan.spans.get("y", (0, 4))
+    found.short_year[rows] = width[1] - width[0] <= 2 and not plan.era
+    found.dotted[rows], found.dashed[rows] = plan.separator == ".", plan.separator == "-"
+    found.shape[rows] = np.where(good, plan.shape, -1)
+    if has("h"):
+        found.micros[rows] = _micros(plan, number("h"), number("i"), number("sec"), _fraction(plan, number("f")))
+    if plan.sign:
+        hours = number("zh") + number("zm") / 60.0
+        found.offset[rows] = np.where((hours < 16) & (number("zm") < 60), plan.sign * hours, np.inf)
+    elif isinstance(plan.zone, str):
+        found.zones.append((plan.zone, rows))
+    elif plan.zone is not None:
+        found.offset[rows] = plan.zone
+
+
+def _fraction(plan: _Plan, digits: Ints) -> Ints:
+    """Microseconds; finer digits are cut off."""
+    start, stop = plan.spans.get("f", (0, 6))
+    width = stop - start
+    return digits * 10 ** (6 - width) if width <= 6 else digits // 10 ** (width - 6)
+
+
+def _micros(plan: _Plan, hours: Ints, minutes: Ints, seconds: Ints, fraction: Ints) -> Ints:
+    good = (hours <= 24) & (minutes < 60) & (seconds < 60)
+    if plan.half in _MORNING:
+        good &= hours <= 12
+        hours = np.where(hours == 12, 0, hours)
+    elif plan.half in _LATER or plan.half == "中午":
+        hours = np.where(hours < (12 if plan.half in _LATER else 4), hours + 12, hours)
+    if plan.half in ("a", "p"):
+        good &= hours < 24
+    total = ((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + fraction
+    return np.where(good & (total <= _DAY_US), total, -1)
 
 
 def _month_day(days: npt.NDArray[np.datetime64]) -> tuple[Ints, Ints]:
@@ -215,133 +343,51 @@ def _week_date(years: Ints, weeks: Ints, weekdays: Ints) -> tuple[Ints, Ints, In
     monday = fourth - ((fourth.astype(np.int64) + 3) % 7).astype("m8[D]")
     day = monday + ((weeks - 1) * 7 + weekdays - 1).astype("m8[D]")
     thursday = day - ((day.astype(np.int64) + 3) % 7 - 3).astype("m8[D]")
-    right = (weeks >= 1) & (thursday.astype("M8[Y]").astype(np.int64) + 1970 == years)
+    right = (weeks >= 1) & (weekdays >= 1) & (weekdays <= 7)
+    right &= thursday.astype("M8[Y]").astype(np.int64) + 1970 == years
     months, days = _month_day(day)
     return day.astype("M8[Y]").astype(np.int64) + 1970, months, days, right
 
 
-def seconds_of(dates: Dates, month: Ints, day: Ints, year: Ints, timezone: str) -> Floats:
+def seconds_of(dates: Dates, year: Ints, month: Ints, day: Ints, timezone: str) -> Floats:
     """Seconds since 1970 UTC [n]; NaN where there is no such day or time.
 
     Args:
-        month, day, year: with what the column decided; 0 where it is unknown.
+        year, month, day: with what the column decided; 0 where it is unknown.
         timezone: for cells that name none; "" is UTC.
     """
-    good = (dates.shape >= 0) & (month >= 1) & (month <= 12) & (day >= 1) & (year >= 1) & (year <= 9999)
+    good = (dates.shape >= 0) & (dates.shape != CLOCK) & (dates.micros >= 0)
+    good &= (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (year >= 1) & (year <= 9999)
     months = ((np.where(good, year, 1970) - 1970) * 12 + np.where(good, month, 1) - 1).astype("M8[M]")
     days = months.astype("M8[D]") + (np.where(good, day, 1) - 1).astype("m8[D]")
     good &= days.astype("M8[M]") == months
-    micros, zones, read = clock(dates.tail)
-    good &= read
-    return _at_zone(days.astype(np.int64) * 86_400_000_000 + micros, good, zones, timezone)
-
-
-def clock_seconds(words: pa.Array) -> Floats:
-    """Seconds since midnight of words that are a time of day alone; NaN elsewhere."""
-    micros, zones, read = clock(words)
-    told = mask(pc.not_equal(words, "")) & mask(pc.match_substring_regex(words, "[:时時点點시h]|[ap]\\.?m"))
-    return np.where(read & told & mask(pc.equal(zones, "")), micros / 1e6, np.nan)
-
-
-def clock(tail: pa.Array) -> tuple[Ints, pa.Array, Mask]:
-    """(microseconds of the day [n], zone as it is written, whether the tail was understood [n])."""
-    n = len(tail)
-    empty = mask(pc.equal(tail, ""))
-    micros, read = np.zeros(n, np.int64), empty.copy()
-    zones = pa.array([""] * n, TEXT)
-    if empty.all():
-        return micros, zones, read
-    for pattern in (_TAIL, _COMPACT_TAIL):
-        here = np.flatnonzero(~read)
-        if not len(here):
-            break
-        found = pc.extract_regex(pc.take(tail, pa.array(here)), pattern)
-        fits = mask(pc.is_valid(found))
-        if not fits.any():
-            continue
-        rows, at = found.filter(pa.array(fits)), here[fits]
-        part = {field.name: pc.fill_null(rows.field(field.name), "") for field in rows.type}
-        hours, minutes, seconds = (_whole(part[name]) for name in ("h", "i", "sec"))
-        fraction = np.zeros(len(at), np.int64)
-        if "f" in part:
-            fraction = _whole(pc.utf8_slice_codeunits(pc.utf8_rpad(part["f"], 6, "0"), 0, 6))
-            hours, right = _half_days(hours, part["half"], part["noon"])
-        else:
-            right = np.ones(len(at), bool)
-        total = ((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + fraction
-        right &= (hours <= 24) & (minutes < 60) & (seconds < 60) & (total <= 86_400_000_000)
-        micros[at] = total
-        read[at[right]] = True
-        chosen = np.zeros(n, bool)
-        chosen[at] = True
-        zones = pc.replace_with_mask(zones, pa.array(chosen), part["zone"].cast(TEXT))
-    return micros, zones, read
-
-
-def _half_days(hours: Ints, half: Any, noon: Any) -> tuple[Ints, Mask]:
-    """Twelve-hour clocks, by a.m. and p.m. or the words for parts of a day."""
-    words = pc.if_else(pc.equal(noon, ""), half, noon).dictionary_encode()
-    names = [str(word) for word in words.dictionary.to_pylist()]
-    positions = words.indices.to_numpy(zero_copy_only=False)
-    morning = np.array([w in ("a", "上午", "凌晨", "早上", "清晨", "午前", "오전") for w in names], bool)[positions]
-    later = np.array([w in ("p", "下午", "晚上", "傍晚", "午後", "오후") for w in names], bool)[positions]
-    midday = np.array([w == "中午" for w in names], bool)[positions]
-    right = ~(morning & (hours > 12)) & ~(np.isin(half.to_numpy(zero_copy_only=False), ("a", "p")) & (hours == 0))
-    hours = np.where(morning & (hours == 12), 0, hours)
-    hours = np.where((later & (hours < 12)) | (midday & (hours < 4)), hours + 12, hours)
-    return hours, right
-
-
-def _at_zone(micros: Ints, good: Mask, zones: pa.Array, timezone: str) -> Floats:
-    seconds = np.where(good, micros / 1e6, np.nan)
-    encoded = zones.dictionary_encode()
-    positions = encoded.indices.to_numpy(zero_copy_only=False)
-    for position, word in enumerate(encoded.dictionary.to_pylist()):
-        zone = zone_of(word) if word else (timezone or 0.0)
-        if zone == 0.0:
-            continue
-        here = good & (positions == position)
-        if zone is None:
-            seconds[here] = np.nan
-        elif isinstance(zone, float):
-            seconds[here] -= zone * 3600.0
-        else:
-            local = pa.array(micros[here], pa.timestamp("us"))
-            moments = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="earliest")
-            seconds[here] = moments.cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
+    micros = days.astype(np.int64) * _DAY_US + dates.micros
+    shift = np.where(np.isnan(dates.offset), 0.0, dates.offset) * 3600.0
+    seconds = np.where(good & np.isfinite(shift), micros / 1e6 - np.where(np.isfinite(shift), shift, 0.0), np.nan)
+    zones = [*dates.zones]
+    if timezone:
+        zones.append((timezone, np.flatnonzero(~dates.zoned)))
+    for zone, chosen in zones:
+        rows = chosen[good[chosen]]
+        local = pa.array(micros[rows], pa.timestamp("us"))
+        moments = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="earliest")
+        seconds[rows] = moments.cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
     return seconds
 
 
-@lru_cache(maxsize=1000)
+def clock_seconds(dates: Dates) -> Floats:
+    """Seconds since midnight of cells that are a time of day alone; NaN elsewhere."""
+    alone = (dates.shape == CLOCK) & (dates.micros >= 0) & ~dates.zoned
+    return np.where(alone, dates.micros / 1e6, np.nan)
+
+
 def zone_of(word: str) -> float | str | None:
     """Hours east of Greenwich, or an IANA name; None for a zone that is unknown or could be several."""
     if word in _HOURS:
         return _HOURS[word]
-    offset = re.fullmatch(r"(?:utc|gmt)?([+-])(\d{1,2})(?::?(\d{2}))?", word)
-    if offset:
-        hours = int(offset[2]) + int(offset[3] or 0) / 60
-        return (-hours if offset[1] == "-" else hours) if hours <= 15.99 and int(offset[3] or 0) < 60 else None
-    if "/" in word:
-        return _zone_names().get(word)
-    return None
+    return _zone_names().get(word) if "/" in word else None
 
 
 @lru_cache(maxsize=1)
 def _zone_names() -> dict[str, str]:
     return {name.lower(): name for name in zoneinfo.available_timezones()}
-
-
-def iso_seconds(words: pa.Array) -> Floats:
-    """Seconds of the words in :data:`ISO` form, NaN elsewhere; the quick way of the commonest shape."""
-    fits = matches(words, ISO)
-    if fits.all() and len(words):
-        for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-            try:
-                return np.asarray(words.cast(kind).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6)
-            except pa.ArrowInvalid:
-                # No such day, more digits than microseconds, or a mix of forms: taken apart below.
-                continue
-    lowered = pc.utf8_lower(pc.if_else(pa.array(fits), words, ""))
-    dates = take_apart(lowered)
-    seconds = seconds_of(dates, dates.month, dates.day, dates.year, "")
-    return np.where(fits, seconds, np.nan)

@@ -34,7 +34,7 @@ from llmrec_core.data._values.words import (
     trim_sql,
 )
 
-_POWER = r"(?:e[+-]?[0-9]+)?"
+_POWER = r"(?:[eE][+-]?[0-9]+)?"
 _PLAIN = {
     "point": rf"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+){_POWER}",
     "comma": rf"[+-]?(?:[0-9]+,?[0-9]*|,[0-9]+){_POWER}",
@@ -132,17 +132,31 @@ class NumberFormat:
     def numbers(self, text: pa.Array) -> tuple[Floats, Mask]:
         """(values [n], NaN where blank or bad; bad [n])."""
         cells, positions = distinct(text)
-        values, bad = self._read(trim(cells))
+        values, bad = self.read_words(cells)
         return spread(values, positions), spread(bad, positions)
 
-    def _read(self, words: pa.Array) -> tuple[Floats, Mask]:
-        blank = is_missing(words)
-        if self.rich:
-            words = plain_words(words)
-            blank |= is_missing(words)
-            values = self._read_rich(words)
-        else:
+    def read_words(self, words: pa.Array) -> tuple[Floats, Mask]:
+        """:meth:`numbers` of words as they are, without looking for repeated ones."""
+        if self.kind == "number" and pc.all(pc.ascii_is_decimal(words)).as_py():
+            # Nothing but digits, as nearly everywhere: no pattern is needed.
+            values = np.array(pc.cast(words, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+            return self._checked(values, np.zeros(len(values), bool))
+        words = trim(words)
+        values = np.full(len(words), np.nan)
+        if not self.rich:
             values = _cast(words, _PLAIN[self.decimal], self.decimal)
+        rest = np.flatnonzero(np.isnan(values))
+        blank = np.zeros(len(words), bool)
+        if len(rest):
+            odd = words if len(rest) == len(words) else words.take(pa.array(rest))
+            if self.rich:
+                odd = plain_words(odd)
+                values[rest] = self._read_rich(odd)
+            blank[rest] = is_missing(odd)
+        return self._checked(values, blank)
+
+    @staticmethod
+    def _checked(values: Floats, blank: Mask) -> tuple[Floats, Mask]:
         bad = ~blank & ~(np.abs(values) <= _MAX_ABS)
         values[bad | blank] = np.nan
         return values, bad
@@ -310,10 +324,9 @@ def settle_numbers(
     """(format, values [n], bad [n]) of a column that lies in memory as a whole."""
     cells, positions = distinct(text)
     found = decide_numbers(text, column, options, money=money)
-    words = trim(cells)
     while True:
-        values, bad = found._read(words)
-        better = found.reconsider(pc.filter(words, pa.array(bad)))
+        values, bad = found.read_words(cells)
+        better = found.reconsider(pc.filter(cells, pa.array(bad)))
         if better == found:
             return better, spread(values, positions), spread(bad, positions)
         found = better
@@ -324,7 +337,7 @@ def settle_numbers(
 
 def _cast(words: pa.Array, pattern: str, decimal: str) -> Floats:
     """Numbers of the words that fit the pattern, NaN elsewhere; too large ones are infinite."""
-    good = matches(pc.utf8_lower(words), pattern)
+    good = matches(words, pattern)
     tidy = pc.if_else(pa.array(good), words, pa.scalar("nan", TEXT))
     if decimal == "comma":
         tidy = pc.replace_substring(tidy, ",", ".")

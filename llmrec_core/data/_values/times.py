@@ -26,14 +26,11 @@ from llmrec_core.data._values.words import (
     distinct,
     first_filled,
     is_missing,
-    mask,
     matches,
-    missing_sql,
     plain_words,
     some,
     spread,
     trim,
-    trim_sql,
 )
 
 #: Years 1900 to 2200: outside, a time is a typing error or another unit.
@@ -61,7 +58,6 @@ class TimeFormat:
         kind: unit of numbers, ``order`` (numbers without a calendar), ``dates``, ``clock`` (times of day alone) or
             ``nothing`` (no cell is filled).
         figures: how numbers are read.
-        rich: of dates: more than ISO 8601 is admitted.
         order: of dates such as 05/03/2024: what comes first; None while nobody knows.
         year_first: of dates such as 99-12-31.
     """
@@ -70,7 +66,6 @@ class TimeFormat:
     options: ValueOptions
     kind: Kind = "nothing"
     figures: NumberFormat | None = None
-    rich: bool = False
     order: Literal["day", "month"] | None = None
     year_first: bool = False
     _profile: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
@@ -89,21 +84,20 @@ class TimeFormat:
     def _read(self, words: pa.Array) -> tuple[Floats, Mask]:
         if self.figures is not None:
             return self._read_numbers(words)
-        blank = is_missing(words)
-        if self.kind == "dates" and not self.rich and not self.options.timezone:
-            seconds = date.iso_seconds(words)
-        elif self.kind in ("dates", "clock"):
-            words = plain_words(words)
-            blank |= is_missing(words)
-            seconds = self._read_dates(words) if self.kind == "dates" else date.clock_seconds(words)
+        if self.kind == "dates":
+            seconds = self._read_dates(date.take_apart(words))
+        elif self.kind == "clock":
+            seconds = date.clock_seconds(date.take_apart(words))
         else:
             seconds = np.full(len(words), np.nan)
-        bad = ~blank & ~((seconds >= EARLIEST_S) & (seconds <= LATEST_S))
-        return np.where(bad | blank, np.nan, seconds), bad
+        bad = ~((seconds >= EARLIEST_S) & (seconds <= LATEST_S))
+        seconds[bad] = np.nan
+        bad[bad] = ~is_missing(plain_words(pc.filter(words, pa.array(bad))))
+        return seconds, bad
 
     def _read_numbers(self, words: pa.Array) -> tuple[Floats, Mask]:
         assert self.figures is not None
-        values, bad = self.figures._read(words)
+        values, bad = self.figures.read_words(words)
         blank = np.isnan(values) & ~bad
         if self.kind == "excel":
             seconds = np.round((values - _EXCEL_EPOCH) * 86_400_000.0) / 1000.0
@@ -123,8 +117,7 @@ class TimeFormat:
         bad |= ~blank & ~((seconds >= EARLIEST_S) & (seconds <= LATEST_S))
         return np.where(bad | blank, np.nan, seconds), bad
 
-    def _read_dates(self, words: pa.Array) -> Floats:
-        found = date.take_apart(words)
+    def _read_dates(self, found: date.Dates) -> Floats:
         year, month, day = found.year, found.month, found.day
         numeric = found.shape == date.NUMERIC
         if numeric.any():
@@ -139,35 +132,7 @@ class TimeFormat:
                 year = np.where(short, found.first, year)
                 month, day = np.where(short, found.second, month), np.where(short, found.year, day)
         year = np.where(found.short_year, year + np.where(year >= 69, 1900, 2000), year)
-        return date.seconds_of(found, month, day, year, self.options.timezone)
-
-    def sql(self, column: str) -> str | None:
-        """A DuckDB expression with the same values (NULL where blank or bad); None where only :meth:`times` can."""
-        if self.figures is not None:
-            value = self.figures.sql(column)
-            if value is None or self.kind in ("excel", "years", "order", "nothing"):
-                return None if self.kind != "order" or value is None else _bounded(value)
-            low, high = _LIKELY_S
-            other = "" if self.kind == "s" else f" OR abs({value}) BETWEEN {low!r} AND {high!r}"
-            seconds = f"(CASE WHEN {value} IN (0, -1){other} THEN NULL ELSE {value} / {_DIVISORS[self.kind]!r} END)"
-            return _bounded(seconds)
-        if self.kind != "dates" or self.rich or self.options.timezone:
-            return None
-        text = trim_sql(column)
-        naive = f"epoch_us(TRY_CAST({text} AS TIMESTAMP))"
-        zoned = f"epoch_us(TRY_CAST({text} AS TIMESTAMPTZ))"
-        return _bounded(
-            f"((CASE WHEN regexp_full_match({text}, '{date.ISO_NAIVE}') THEN {naive} "
-            f"WHEN regexp_full_match({text}, '{date.ISO_ZONED}') THEN {zoned} END) / 1000000.0)"
-        )
-
-    def blank_sql(self, column: str) -> str | None:
-        """A DuckDB condition: the cell is blank or says that there is no time. None with :meth:`sql`."""
-        if self.sql(column) is None:
-            return None
-        if self.kind in _DIVISORS and self.figures is not None:
-            return f"({missing_sql(column)} OR coalesce({self.figures.sql(column)} IN (0, -1), false))"
-        return missing_sql(column)
+        return date.seconds_of(found, year, month, day, self.options.timezone)
 
     # ------------------------------------------------------------------------------------------------ deciding
 
@@ -178,15 +143,16 @@ class TimeFormat:
         """
         if self.figures is not None:
             return replace(self, figures=self.figures.reconsider(refused))
-        tags = frozenset(tag for tag, chosen in _tagged(pc.unique(first_filled(refused, len(refused)))) if chosen.any())
+        if self.kind != "dates":
+            return self
+        found = date.take_apart(first_filled(refused, len(refused)))
+        tags = {tag for tag, chosen in _tagged(found) if chosen.any()}
         return self._decided(self._later | tags)
 
     def _decided(self, later: frozenset[str]) -> TimeFormat:
         first = Counter(dict(self._profile))
-        unusual = ("rich", "open", "open_short", "dotted", "day", "month", "short")
         return replace(
             self,
-            rich=any(first[tag] or tag in later for tag in unusual),
             order=self._order(first, later),
             year_first=bool(first["year_first"] or "year_first" in later),
             _later=later,
@@ -285,21 +251,17 @@ class TimeFormat:
             if self.kind in _DIVISORS and self.kind != "s" and _LIKELY_S[0] <= abs(values[0]) <= _LIKELY_S[1]:
                 return f"{shown} looks like seconds, where the others are {_UNIT_NAMES[self.kind]}"
             return f"{shown} lies outside the years 1900 to 2200"
-        words = plain_words(trim(pa.array([cell], TEXT)))
-        found = date.take_apart(words)
-        if self.kind == "clock" or found.shape[0] < 0:
+        found = date.take_apart(trim(pa.array([cell], TEXT)))
+        if found.shape[0] < 0 or (found.shape[0] == date.CLOCK) != (self.kind == "clock"):
             return f"{shown} is not a {'time of day' if self.kind == 'clock' else 'date'} that can be read"
-        zone = date.clock(found.tail)[1][0].as_py()
-        if zone and date.zone_of(zone) is None:
+        if np.isinf(found.offset[0]):
             return f"the time zone of {shown} is unknown or could be several"
+        if found.micros[0] < 0:
+            return f"{shown} is no time of a day"
         if found.shape[0] == date.NUMERIC and self.order is None:
             return f"nobody can tell day and month of {shown}"
         order = f" ({self.order} first)" if found.shape[0] == date.NUMERIC else ""
         return f"{shown} is no day that exists between 1900 and 2200{order}"
-
-
-def _bounded(value: str) -> str:
-    return f"(CASE WHEN {value} BETWEEN {EARLIEST_S!r} AND {LATEST_S!r} THEN {value} END)"
 
 
 def decide_times(cells: pa.Array, column: str, options: ValueOptions = DEFAULT) -> TimeFormat:
@@ -309,29 +271,22 @@ def decide_times(cells: pa.Array, column: str, options: ValueOptions = DEFAULT) 
     fresh = TimeFormat(column, options, _blanks=blanks)
     if not len(words):
         return fresh
-    tidy = plain_words(words)
     figures = decide_numbers(words, column, options)
     values, bad = figures.numbers(words)
     numeric = ~bad
-    compact = matches(tidy, _COMPACT)
     told = options.time_unit
-    if told != "auto" or (numeric.sum() * 2 > len(words) and not compact[numeric].all()):
+    if told != "auto" or (numeric.sum() * 2 > len(words) and not matches(words, _COMPACT)[numeric].all()):
         kind: Kind = told if told != "auto" else _unit(values[numeric], column)
         return replace(fresh, kind=kind, figures=figures)
-    if numeric.sum() * 2 > len(words) and not (date.take_apart(tidy).shape[compact] >= 0).all():
-        return replace(fresh, kind=_unit(values[numeric], column), figures=figures)
-    clocks = ~np.isnan(date.clock_seconds(tidy))
-    if clocks.sum() * 2 > len(words):
+    parts = date.take_apart(words)
+    if (~np.isnan(date.clock_seconds(parts))).sum() * 2 > len(words):
         return replace(fresh, kind="clock")
     tags: Counter[str] = Counter()
-    counts = words.value_counts() if distinct(words)[1] is not None else None
-    unique = words if counts is None else counts.field("values")
-    weights = np.ones(len(unique), np.int64) if counts is None else counts.field("counts").to_numpy()
     example = ""
-    for tag, chosen in _tagged(unique):
-        tags[tag] += int(weights[chosen].sum())
+    for tag, chosen in _tagged(parts):
+        tags[tag] += int(chosen.sum())
         if tag in ("open", "open_short", "short_dashed", "short_other") and not example and chosen.any():
-            example = some(unique, chosen)[0]
+            example = some(words, chosen)[0]
     fresh = replace(fresh, kind="dates", _profile=tuple(sorted(tags.items())), _example=example)
     return fresh._decided(frozenset())
 
@@ -352,20 +307,10 @@ def _unit(values: Floats, column: str) -> Kind:
     return "order"
 
 
-def _tagged(words: pa.Array) -> Iterable[tuple[str, Mask]]:
-    """What the words tell about the dates of the column that they stand in."""
-    if not len(words):
-        return
-    plain = matches(words, date.ISO)
-    zoned = plain & matches(words, date.ISO_ZONED)
-    yield "zoned", zoned
-    yield "naive", plain & ~zoned
-    if plain.all():
-        return
-    found = date.take_apart(plain_words(words))
+def _tagged(found: date.Dates) -> Iterable[tuple[str, Mask]]:
+    """What cells tell about the dates of the column that they stand in."""
     known = found.shape >= 0
     numeric = found.shape == date.NUMERIC
-    yield "rich", known & ~plain & ~numeric
     short = numeric & found.short_year
     year_first = short & (found.first > 31)
     yield "year_first", year_first
@@ -381,10 +326,10 @@ def _tagged(words: pa.Array) -> Iterable[tuple[str, Mask]]:
     yield "short_late", short & (found.year > 31)
     yield "short_dashed", short & found.dashed
     yield "short_other", short & ~found.dashed & ~found.dotted
-    yield "month_only", known & np.isin(found.shape, [date.SHAPES.index(s) for s in ("month", "name_year")])
-    named = ~mask(pc.equal(date.clock(found.tail)[1], ""))
-    yield "naive", known & ~plain & ~named
-    yield "zoned", known & ~plain & named
+    yield "month_only", np.isin(found.shape, date.MONTH_ONLY)
+    zoned = found.zoned
+    yield "zoned", known & zoned
+    yield "naive", known & ~zoned
 
 
 def settle_times(text: pa.Array, column: str, options: ValueOptions = DEFAULT) -> tuple[TimeFormat, Floats, Mask]:

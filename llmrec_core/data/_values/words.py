@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 #: How many filled cells of a column decide how all of it is read.
-PROFILE_CELLS = 100_000
+PROFILE_CELLS = 20_000
 TEXT = pa.large_string()
 #: What SQL and Arrow both cut off.
 _SPACE = " \t\n\v\f\r"
