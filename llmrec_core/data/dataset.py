@@ -476,10 +476,15 @@ class Fingerprint:
         """A column by another name, at the place it had."""
         self._digests = {(t, new if (t, c) == (table, old) else c): d for (t, c), d in self._digests.items()}
 
+    def absorb(self, other: Fingerprint) -> None:
+        """Takes in the tables of another one."""
+        self._rows |= other._rows
+        self._digests |= other._digests
+
     def hexdigest(self) -> str:
         columns = [
             [table, self._rows[table], column, values.hexdigest(), lengths.hexdigest()]
-            for (table, column), (values, lengths) in self._digests.items()
+            for (table, column), (values, lengths) in sorted(self._digests.items(), key=lambda entry: entry[0][0])
         ]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 

@@ -1,57 +1,68 @@
-"""Files -> Dataset: what each file was taken for can be seen and corrected, good rows go in, bad rows are listed.
+"""Files -> Dataset: what each file was taken for can be seen and corrected, good rows go in, bad rows are kept apart.
 
-Nothing is written before every file has been read and checked.
+Everything is read and written beside the dataset's place; a version appears whole, once all is checked, or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
-from llmrec_core.data._raw import readable_lists
-from llmrec_core.data._roles import ROLES, ROLES_OF, Corrections, Kind, field_names, guess, parse_mapping
-from llmrec_core.data._sources import Source, open_source
-from llmrec_core.data._text_files import MAX_LISTED_REJECTS, RawTable, Rejects
-from llmrec_core.data._values import parse_numbers, parse_times
-from llmrec_core.data.dataset import Dataset, SourceFile
-from llmrec_core.data.export import safe_csv
-from llmrec_core.data.store import DatasetStore
+from llmrec_core.data._checking import CheckedBlock, ReadAgain, TableReader
+from llmrec_core.data._engine import MAX_LISTED, Plan, RejectLog, Spill, Written, clear, write_interactions, write_side
+from llmrec_core.data._layouts import PlannedTable
+from llmrec_core.data._roles import NEEDED_OF, ROLES, Corrections, Kind, parse_mapping
+from llmrec_core.data._values import RatingScale, ValueOptions, detect_scale, refuse_unanswered
+from llmrec_core.data.dataset import DatasetMeta, Fingerprint, SourceFile, default_categories, now
+from llmrec_core.data.guessing import ImportGuess, plan
+from llmrec_core.data.mapping import MAPPING_FILE, dump_mapping, mapping_of
+from llmrec_core.data.privacy.detect import mask_text
+from llmrec_core.data.privacy.keys import workspace_key
+from llmrec_core.data.privacy.pseudonyms import transform_ids
+from llmrec_core.data.privacy.removals import forgotten_among
+from llmrec_core.data.store import Build, DatasetStore
 from llmrec_core.data.wheels import file_sha256
 from llmrec_core.errors import DataError
 from llmrec_core.workspace import Workspace, check_name
 
-_MAX_ID_CHARS = 512
-_MAX_TEXT_CHARS = 100_000
-#: Item columns inside interactions are believed only where at most this share of items has contradicting values.
-_MAX_CONFLICTS = 0.1
+#: Text columns of interactions that may belong to the items.
+_OF_ITEMS = (TITLE, "description", "category", "price", "image")
+_PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """Rows of one file."""
+    """Rows of one table."""
 
     file: str
     kind: Kind
     rows_read: int
     rows_rejected: int
     roles: dict[str, str]
+    part: str | None = None
 
 
 @dataclass(frozen=True)
 class ImportReport:
     """What an import did.
 
-    ``rows_*`` count interactions; ``files`` has every file's own counts. ``rejects`` lists the first refused rows of
-    all files (``{file, line, reason}``); where more were refused, a warning says so.
+    ``rows_*`` count interactions; ``files`` has every table's own counts. ``rejects`` lists the first refused rows of
+    all tables (``{file, line, column, reason}``); :meth:`DatasetStore.rejects` has every one.
+
+    Attributes:
+        rows_merged: accepted rows that the duplicates policy took together with others.
+        unchanged: the data and what was said of it equal the newest version, which stays as it is.
+        mapping: what was said, as ``--map`` takes it.
     """
 
     dataset: str
@@ -66,6 +77,9 @@ class ImportReport:
     warnings: list[str]
     files: list[FileReport] = field(default_factory=list)
     fingerprint: str = ""
+    rows_merged: int = 0
+    unchanged: bool = False
+    mapping: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``llmrec data import --json`` prints."""
@@ -82,313 +96,498 @@ class ImportReport:
         }
 
 
+@dataclass(frozen=True)
+class _Table:
+    planned: PlannedTable
+    part: str | None
+
+    @property
+    def name(self) -> str:
+        return self.planned.source.name
+
+
 def import_files(
     workspace: Workspace,
     files: Sequence[str | Path],
     name: str,
     mapping: Mapping[str, str] | Sequence[str] = (),
     *,
+    parts: Mapping[str, Sequence[str | Path]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ImportReport:
-    """Imports files as a new version of dataset ``name``.
+    """Imports files as a new version of dataset ``name``; equal data leaves the newest version as it is.
 
     Args:
-        files: CSV, TSV and kin, Parquet, JSONL, JSON; one holds interactions, others may hold items and users.
+        files: files, folders, archives, workbooks, databases and addresses; one holds interactions, others may hold
+            items, users and further tables.
         mapping: corrections of the guesses: ``role=column`` (for every file with that column),
-            ``items:title=movie_title`` (for files of that kind), ``role=`` (no column plays that role),
-            ``kind:FILE=items``, ``encoding:FILE=gb18030``, ``separator:FILE=;``, ``header:FILE=no``.
+            ``items:title=movie_title`` (for files of that kind), ``title:FILE=name`` (for one file), ``role=`` (no
+            column plays that role), ``kind:FILE=items``, ``encoding:FILE=gb18030``, ``duplicates=last`` and the like.
+        parts: files of a dataset that comes already split, by ``train``, ``valid`` and ``test``; their rows keep the
+            part in the column ``part``.
         progress: told what is going on, one sentence a call.
 
     Raises:
-        DataError: a file is unreadable or no table, there is no user or item column, or no row is acceptable.
+        DataError: a file is unreadable or no table, there is no user or item column, no row is acceptable, or the data
+            leaves open how it is to be read and nobody said.
         InputError: the name or a correction is refused.
     """
     check_name(name, "dataset")
-    say = progress or (lambda message: None)
-    corrections = parse_mapping(mapping)
-    paths = [Path(file) for file in files]
-    if not paths:
+    said = tuple(f"{key}={value}" for key, value in mapping.items()) if isinstance(mapping, Mapping) else tuple(mapping)
+    corrections = parse_mapping(said)
+    options = ValueOptions.of(corrections.options)
+    by_part = _checked_parts(files, parts)
+    with DatasetStore(workspace).building(name) as build:
+        scratch = build.folder / "scratch"
+        scratch.mkdir()
+        tables = [
+            _Table(planned, part or corrections.option("part", planned.source.name))
+            for part, places in by_part
+            for planned in plan(places, corrections, scratch)
+        ]
+        _check_plan(tables, corrections)
+        work = _Import(workspace, name, build, tables, corrections, options, said, progress or (lambda message: None))
+        return work.run()
+
+
+def _checked_parts(
+    files: Sequence[str | Path], parts: Mapping[str, Sequence[str | Path]] | None
+) -> list[tuple[str | None, list[str | Path]]]:
+    parts = parts or {}
+    for part in parts:
+        if part not in _PARTS:
+            raise DataError(f"unknown part {part[:40]!r}.", where="parts", fix=f"Use {', '.join(_PARTS)}.")
+    by_part: list[tuple[str | None, list[str | Path]]] = [(part, list(parts.get(part, ()))) for part in _PARTS]
+    by_part.append((None, list(files)))
+    places = [str(place) for _, chosen in by_part for place in chosen]
+    if not places:
         raise DataError("no file was given.", fix="Give a file of interactions.")
-    _check_file_options(corrections, paths)
-    planned: list[tuple[Source, Kind, dict[str, str]]] = []
-    for path in paths:
-        source = open_source(path, corrections)
-        planned.append((source, *guess(path.name, source.columns, source.sample(), corrections)))
-    _check_plan(planned, corrections)
-    parts: dict[Kind, list[pd.DataFrame]] = {"interactions": [], "items": [], "users": []}
-    rejects: list[Rejects] = []
-    reports: list[FileReport] = []
-    sources: list[SourceFile] = []
-    notes: list[str] = []
-    known: dict[str, set[str]] = {ITEM: set(), USER: set()}
-    for source, kind, roles in planned:
-        say(f"reading {source.path.name} as {kind}")
-        table, refused, found_notes, rows_read = _read(source, kind, roles, known)
-        parts[kind].append(table)
-        rejects.append(refused)
-        notes += [f"{source.path.name}: {note}" for note in (*source.notes, *found_notes)]
-        if kind != "interactions" and refused.count:
-            notes.append(f"{source.path.name}: {refused.count:,} of {rows_read:,} rows refused")
-        reports.append(FileReport(source.path.name, kind, rows_read, refused.count, roles))
-        sources.append(
-            SourceFile(
-                name=source.path.name, kind=kind, sha256=file_sha256(source.path), encoding=source.encoding,
-                separator=source.separator, rows_read=rows_read, rows_rejected=refused.count,
-            )
-        )  # fmt: skip
-    listed = [
-        {"file": refused.file, "line": line, "reason": reason} for refused in rejects for line, reason in refused.listed
-    ]
-    total = sum(refused.count for refused in rejects)
-    interactions = pd.concat(parts["interactions"], ignore_index=True)
-    if interactions.empty:
-        first = "; ".join(f"{r['file']}, line {r['line']}: {r['reason']}" for r in listed[:3])
-        raise DataError(
-            f"no row of interactions is acceptable. {first}".strip(),
-            where=", ".join(source.path.name for source, kind, _ in planned if kind == "interactions"),
-            fix="Correct the file or the roles.",
-        )
-    if total > len(listed[:MAX_LISTED_REJECTS]):
-        notes.append(f"{total:,} rows were refused; the first {MAX_LISTED_REJECTS:,} are listed")
-    say("building the dataset")
-    interactions, items = _with_item_columns(interactions, parts["items"], notes)
-    users = pd.concat(parts["users"], ignore_index=True).fillna("") if parts["users"] else None
-    _note_content(interactions, items, notes)
-    merged = _merged_roles(reports)
-    counted = [r for r in reports if r.kind == "interactions"]
-    dataset = Dataset.from_frames(
-        name, interactions, items, users, roles=merged, sources=sources, rows_rejected=total, warnings=notes
-    )
-    extra = {"rejects.csv": safe_csv(pd.DataFrame(listed[:MAX_LISTED_REJECTS]))} if listed else {}
-    stored = DatasetStore(workspace).save(dataset, extra)
-    return ImportReport(
-        dataset=name,
-        version=stored.version,
-        rows_read=sum(r.rows_read for r in counted),
-        rows_accepted=len(interactions),
-        rows_rejected=sum(r.rows_rejected for r in counted),
-        rejects=listed[:MAX_LISTED_REJECTS],
-        n_users=stored.n_users,
-        n_items=stored.n_items,
-        roles=merged,
-        warnings=notes,
-        files=reports,
-        fingerprint=stored.fingerprint,
-    )
+    if len(set(places)) != len(places):
+        raise DataError("a file was given twice.", where=max(places, key=places.count), fix="Give it once.")
+    return [(part, chosen) for part, chosen in by_part if chosen]
 
 
-def _check_file_options(corrections: Corrections, paths: Sequence[Path]) -> None:
-    names = [path.name for path in paths]
-    for option, file_name in dict(corrections.files):
-        if file_name not in names:
-            raise DataError(f"{option}:{file_name}: no such file in this import.", where="map", fix=f"Files: {names}.")
-    if len(set(names)) != len(names):
-        raise DataError("two files have the same name.", fix="Rename one, so that refused rows can be told apart.")
-
-
-def _check_plan(planned: Sequence[tuple[Source, Kind, dict[str, str]]], corrections: Corrections) -> None:
+def _check_plan(tables: Sequence[_Table], corrections: Corrections) -> None:
     """Refuses a plan that would lose what the person meant, before anything long is read."""
+    names = list(dict.fromkeys(table.name for table in tables))
+    _check_names(tables, corrections, names)
     for kind, role, column in corrections.roles:
         if column and not any(
-            roles.get(role) == column for _, file_kind, roles in planned if kind is None or file_kind == kind
+            table.planned.roles.get(role) == column for table in tables if kind is None or table.planned.kind == kind
         ):
-            columns = "; ".join(f"{s.path.name} ({k}): {', '.join(s.columns[:30])}" for s, k, _ in planned)
+            columns = "; ".join(_described(table) for table in tables)
             raise DataError(
                 f"no {kind or 'file'} has a column {column[:80]!r} for the role {role}.",
                 where="map",
                 fix=f"Columns are: {columns}.",
             )
-    needed: dict[Kind, tuple[str, ...]] = {"interactions": (USER, ITEM), "items": (ITEM,), "users": (USER,)}
-    for source, kind, roles in planned:
-        for role in needed[kind]:
-            if role not in roles:
+    for table in tables:
+        for role in NEEDED_OF[table.planned.kind]:
+            if role not in table.planned.roles:
                 word = role.removesuffix("_id")
-                seen = ", ".join(source.columns[:30])
+                seen = ", ".join(table.planned.source.columns[:30])
                 raise DataError(
-                    f"no {word} column was found (taken as {kind}; columns: {seen}).",
-                    where=source.path.name,
+                    f"no {word} column was found (taken as {table.planned.kind}; columns: {seen}).",
+                    where=table.name,
                     fix=f"Say which it is with --map {role}=COLUMN.",
                 )
-    if not any(kind == "interactions" for _, kind, _ in planned):
-        what = "; ".join(
-            f"{s.path.name} was taken as {k} (columns: {', '.join(s.columns[:30])})" for s, k, _ in planned
-        )
-        missing = "user" if all(kind == "items" for _, kind, _ in planned) else "item"
+    if not any(table.planned.kind == "interactions" for table in tables):
+        what = "; ".join(f"{t.name} was taken as {t.planned.kind}" for t in tables) or "all were left out"
+        missing = "user" if all(table.planned.kind == "items" for table in tables) else "item"
+        columns = "; ".join(_described(table) for table in tables)
         raise DataError(
-            f"no file holds interactions, since none has both a user and an item column: {what}.",
-            where=", ".join(source.path.name for source, _, _ in planned),
+            f"no file holds interactions, since none has both a user and an item column: {what}. Columns: {columns}.",
+            where=", ".join(names),
             fix=f"Say which it is with --map {missing}_id=COLUMN.",
         )
 
 
-def _read(
-    source: Source, kind: Kind, roles: dict[str, str], known: dict[str, set[str]]
-) -> tuple[pd.DataFrame, Rejects, list[str], int]:
-    """(accepted rows, refused rows, notes, rows read) of one file."""
-    raw = source.fast()
-    checked = None if raw is None else _check(raw, kind, roles, known)
-    if checked is None or (checked.bad.any() and checked.raw.lines is None):
-        # Something is wrong somewhere: read again, slower, knowing the line of every row.
-        checked = _check(source.careful(None), kind, roles, known)
-    raw, rejects = checked.raw, checked.raw.rejects
-    rows_read = len(raw.table) + rejects.count
-    if checked.bad.any() and raw.lines is not None:
-        positions = np.flatnonzero(checked.bad)
-        rejects.add_many(raw.lines[positions], checked.reasons(positions))
-        rejects.listed.sort(key=lambda entry: entry[0])
-    frame = checked.frame[~checked.bad].reset_index(drop=True)
-    if kind != "interactions":
-        key = ITEM if kind == "items" else USER
-        known[key].update(frame[key])
-    return frame, rejects, checked.notes, rows_read
+def _described(table: _Table) -> str:
+    return f"{table.name} ({table.planned.kind}): {', '.join(table.planned.source.columns[:30])}"
 
 
-@dataclass(frozen=True)
-class _Checked:
-    raw: RawTable
-    frame: pd.DataFrame
-    bad: npt.NDArray[np.bool_]
-    #: (mask, how to say it with the cell in hand, the cells)
-    faults: list[tuple[npt.NDArray[np.bool_], str, Any]]
-    notes: list[str]
-
-    def reasons(self, positions: npt.NDArray[np.int64]) -> Iterator[str]:
-        for position in positions.tolist():
-            said = []
-            for mask, words, cells in self.faults:
-                if mask[position]:
-                    said.append(words.format(cell=repr(cells[position].as_py()[:60])))
-            yield "; ".join(said)
-
-
-def _check(raw: RawTable, kind: Kind, roles: dict[str, str], known: dict[str, set[str]]) -> _Checked:
-    """Cells -> canonical columns, with a mask of the rows that cannot be accepted and why."""
-    table, n_rows = raw.table, len(raw.table)
-    faults: list[tuple[npt.NDArray[np.bool_], str, Any]] = []
-    notes: list[str] = []
-    columns: dict[str, Any] = {}
-
-    def cells_of(column: str) -> pa.Array:
-        cells = table.column(column)
-        return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-
-    for role in (USER, ITEM):
-        if role in roles:
-            ids = pc.utf8_trim_whitespace(cells_of(roles[role]))
-            trimmed = n_rows - int(pc.sum(pc.equal(ids, cells_of(roles[role]))).as_py() or 0)
-            if trimmed:
-                notes.append(f"spaces around {trimmed:,} values of {role} were left out")
-            faults.append((_mask(pc.equal(ids, "")), f"{role} is empty", ids))
-            faults.append(
-                (_mask(pc.match_substring_regex(ids, r"[\x00-\x1f\x7f]")), f"{role} holds control characters", ids)
+def _check_names(tables: Sequence[_Table], corrections: Corrections, names: Sequence[str]) -> None:
+    for option, place in dict(corrections.files):
+        one = replace(corrections, files={(option, place): "x"})
+        if option != "leave_out" and not any(one.option(option, known) for known in names):
+            raise DataError(f"{option}:{place}: no such file in this import.", where="map", fix=f"Files: {names}.")
+    paths: dict[str, Path] = {}
+    for table in tables:
+        source = table.planned.source
+        if paths.setdefault(source.name, source.path) != source.path:
+            raise DataError(
+                f"two files have the name {source.name!r}.", fix="Rename one, so that refused rows can be told apart."
             )
-            faults.append((_mask(pc.greater(pc.utf8_length(ids), _MAX_ID_CHARS)), f"{role} is too long: {{cell}}", ids))
-            columns[role] = ids
-    if kind == "interactions" and RATING in roles:
-        cells = cells_of(roles[RATING])
-        ratings, bad = parse_numbers(cells)
-        bad |= np.abs(np.nan_to_num(ratings)) > 1e30
-        faults.append((bad, "rating {cell} is not a number", cells))
-        columns[RATING] = pa.array(ratings)
-        blank = int(np.isnan(ratings[~bad]).sum())
-        if blank:
-            notes.append(f"{blank:,} rows have no rating; they count as interactions")
-    if kind == "interactions" and TIME in roles:
-        cells = cells_of(roles[TIME])
-        seconds, bad, time_notes = parse_times(cells, roles[TIME])
-        notes += time_notes
-        blank_mask = np.isnan(seconds) & ~bad
-        if n_rows and blank_mask.all():
-            notes.append(f"column {roles[TIME]!r} is empty: imported without times")
-        else:
-            faults.append((bad, "time {cell} cannot be read", cells))
-            faults.append((blank_mask, "the time is empty", cells))
-            columns[TIME] = pa.array(seconds)
-    for role in (TITLE, "description", "category"):
-        if role in roles:
-            columns[role] = _tidy(cells_of(roles[role]), role)
-    others = [c for c in table.column_names if c not in roles.values()]
-    reserved = [*ROLES, "user_idx", "item_idx"] if kind == "interactions" else ROLES_OF[kind]
-    named, name_notes = field_names(others, reserved)
-    notes += name_notes
-    for column in others:
-        columns[named[column]] = _tidy(cells_of(column), "")
-        long = _mask(pc.greater(pc.utf8_length(columns[named[column]]), _MAX_TEXT_CHARS))
-        faults.append((long, f"{named[column]} is longer than {_MAX_TEXT_CHARS:,} characters", columns[named[column]]))
-    if kind != "interactions":
-        key = ITEM if kind == "items" else USER
-        repeated = pd.Series(columns[key].to_pandas()).duplicated().to_numpy(bool)
-        if known[key]:
-            repeated |= np.array([value in known[key] for value in columns[key].to_pylist()], bool)
-        faults.append(
-            (
-                repeated & ~_mask(pc.equal(columns[key], "")),
-                f"{key} {{cell}} came before",
-                columns[key],
-            )
+
+
+@dataclass
+class _Import:
+    """One import, from checked plan to report."""
+
+    workspace: Workspace
+    name: str
+    build: Build
+    tables: Sequence[_Table]
+    corrections: Corrections
+    options: ValueOptions
+    said: tuple[str, ...]
+    say: Callable[[str], None]
+    notes: list[str] = field(default_factory=list)
+    reports: list[FileReport] = field(default_factory=list)
+    known: dict[str, set[str]] = field(default_factory=lambda: {"items": set(), "users": set()})
+
+    def __post_init__(self) -> None:
+        self.waiting = self.build.folder / "waiting"
+        self.waiting.mkdir()
+        self.log = RejectLog(self.waiting)
+        hidden = dict(self.corrections.options)
+        self.key = workspace_key(self.workspace) if hidden.get("pseudonymise") == "yes" else None
+        self.masks = {
+            option.removeprefix("mask:"): partial(mask_text, kinds=tuple(kinds.replace(",", "+").split("+")))
+            for option, kinds in hidden.items()
+            if option.startswith("mask:")
+        }
+
+    def run(self) -> ImportReport:
+        with ThreadPoolExecutor(1) as hasher:
+            hashes = {path: hasher.submit(_hash, path) for path in {t.planned.source.path for t in self.tables}}
+            readers = [self._reader(table) for table in self.tables]
+            spills = [self._spill(reader) for reader in readers if reader.planned.kind == "interactions"]
+            self._refuse_nothing(spills)
+            items, users = self._side(readers, "items"), self._side(readers, "users")
+            digest = Fingerprint()
+            extras = self._extras(readers, digest)
+            self._check_masks(readers)
+            scale = self._scale(readers)
+            written = self._write(readers, spills, items, users)
+            written.digest.absorb(digest)
+            report = self._finish(written, extras, scale, hashes)
+        return report
+
+    def _reader(self, table: _Table) -> TableReader:
+        kind = table.planned.kind
+        known = self.known.get(kind, set())
+        return TableReader(table.planned, self.options, self.masks, self.key is not None, known)
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def _read(self, reader: TableReader, begin: Callable[[], Callable[[CheckedBlock], None]]) -> None:
+        """All blocks of a table to where they go; ``begin`` makes a fresh place, and is called again to begin anew."""
+        self.say(f"reading {reader.name} as {reader.planned.kind}")
+        while True:
+            log, take, n_read, n_again = self.log.table(), begin(), 0, 0
+            try:
+                for block in reader.blocks():
+                    take(block)
+                    log.add(reader.name, block.refused)
+                    n_read += block.n_read
+                    self.build.alive()
+                    if n_read - n_again >= 1_000_000:
+                        n_again = n_read
+                        self.say(f"reading {reader.name} as {reader.planned.kind}: {n_read:,} rows")
+                break
+            except ReadAgain:
+                log.close()
+                self.say(f"reading {reader.name} again: later rows say more about its columns")
+        self.log.keep(log)
+        source = reader.planned.source
+        told = [*source.notes, *reader.planned.notes, *reader.notes]
+        self.notes += [note for text in told if (note := f"{reader.name}: {text}") not in self.notes]
+        if reader.planned.kind != "interactions" and log.count:
+            self.notes.append(f"{reader.name}: {log.count:,} of {n_read:,} rows refused")
+        part = next(table.part for table in self.tables if table.planned is reader.planned)
+        self.reports.append(FileReport(reader.name, reader.planned.kind, n_read, log.count, reader.planned.roles, part))
+
+    def _spill(self, reader: TableReader) -> Spill:
+        number = len(self.reports)
+        part = next(table.part for table in self.tables if table.planned is reader.planned)
+        made: list[Spill] = []
+
+        def begin() -> Callable[[CheckedBlock], None]:
+            for old in made:
+                old.close()
+            made.append(Spill(self.waiting, number, part))
+            return made[-1].add
+
+        self._read(reader, begin)
+        made[-1].close()
+        return made[-1]
+
+    def _side(self, readers: Sequence[TableReader], kind: str) -> dict[str, pa.Array]:
+        """Columns of all tables of items, or of users; {} where there is none."""
+        tables: list[pa.Table] = []
+        for reader in readers:
+            if reader.planned.kind == kind:
+                blocks: list[pa.Table] = []
+
+                def begin(blocks: list[pa.Table] = blocks) -> Callable[[CheckedBlock], None]:
+                    blocks.clear()
+                    return lambda block: blocks.append(_plain(block.table))
+
+                self._read(reader, begin)
+                tables += blocks
+        if not tables:
+            return {}
+        table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+        columns = {name: pc.fill_null(_array(table.column(name)), "") for name in table.column_names}
+        if kind == "users":
+            columns[USER] = self._named(columns[USER])
+        return columns
+
+    def _extras(self, readers: Sequence[TableReader], digest: Fingerprint) -> tuple[str, ...]:
+        """Further tables, each written as it is read."""
+        kinds = [r.planned.kind for r in readers if r.planned.kind not in ("interactions", "items", "users")]
+        for kind in dict.fromkeys(kinds):
+            mine = [reader for reader in readers if reader.planned.kind == kind]
+            path, parts = self.build.folder / f"{kind}.parquet", self.waiting / kind
+            parts.mkdir()
+            columns: dict[str, pa.DataType] = {}
+            for reader in mine:
+                columns |= dict.fromkeys([*reader.ids, *reader.texts], pa.large_string())
+                if TIME in reader.planned.roles:
+                    columns[TIME] = pa.float64()
+            schema = pa.schema(list(columns.items()))
+            for number, reader in enumerate(mine):
+                self._stream(reader, parts / f"{number}.parquet", schema)
+            with pq.ParquetWriter(path, schema) as writer:
+                for number in range(len(mine)):
+                    with pq.ParquetFile(parts / f"{number}.parquet") as opened:
+                        for batch in opened.iter_batches(100_000):
+                            rows = {name: batch.column(name) for name in schema.names}
+                            digest.add(kind, rows)
+                            writer.write_batch(batch)
+        return tuple(dict.fromkeys(kinds))
+
+    def _stream(self, reader: TableReader, path: Path, schema: pa.Schema) -> None:
+        writers: list[pq.ParquetWriter] = []
+
+        def begin() -> Callable[[CheckedBlock], None]:
+            for old in writers:
+                old.close()
+            writers.append(pq.ParquetWriter(path, schema))
+
+            def take(block: CheckedBlock) -> None:
+                table, n_rows = _plain(block.table), len(block.table)
+                cells = {name: _array(table.column(name)) for name in table.column_names}
+                if USER in cells:
+                    cells[USER] = self._named(cells[USER])
+                empty = {pa.large_string(): "", pa.float64(): float("nan")}
+                full = [cells.get(f.name, pa.repeat(pa.scalar(empty[f.type], f.type), n_rows)) for f in schema]
+                writers[-1].write_table(pa.table(full, schema=schema))
+
+            return take
+
+        self._read(reader, begin)
+        writers[-1].close()
+
+    # ------------------------------------------------------------------------------------------------ settling
+
+    def _named(self, users: pa.Array) -> pa.Array:
+        """Users by the names that they have in the dataset."""
+        return users if self.key is None else transform_ids(users, "user", self.key)
+
+    def _refuse_nothing(self, spills: Sequence[Spill]) -> None:
+        if any(spill.n_rows for spill in spills):
+            return
+        first = "; ".join(f"{r['file']}, line {r['line']}: {r['reason']}" for r in self.log.listed[:3])
+        raise DataError(
+            f"no row of interactions is acceptable. {first}".strip(),
+            where=", ".join(t.name for t in self.tables if t.planned.kind == "interactions"),
+            fix="Correct the file or the roles.",
         )
-    bad = np.zeros(n_rows, bool)
-    for mask, _, _ in faults:
-        bad |= mask
-    return _Checked(raw, pa.table(columns).to_pandas(), bad, faults, notes)
+
+    def _check_masks(self, readers: Sequence[TableReader]) -> None:
+        for column in self.masks:
+            if not any(column in (*reader.texts, *reader.texts.values()) for reader in readers):
+                raise DataError(
+                    f"there is no text column {column[:80]!r} to mask.",
+                    where="map",
+                    fix=f"Text columns: {', '.join(dict.fromkeys(c for r in readers for c in r.texts))}.",
+                )
+
+    def _scale(self, readers: Sequence[TableReader]) -> RatingScale:
+        rated = [r for r in readers if r.planned.kind == "interactions" and RATING in r.planned.roles]
+        counts: Counter[float] = sum((reader.rating_counts for reader in rated), Counter())
+        column = rated[0].planned.roles[RATING] if rated else RATING
+        tops = {reader.out_of for reader in rated if reader.out_of is not None}
+        scale = detect_scale(
+            list(counts), list(counts.values()), column=column, options=self.options, out_of=max(tops, default=None)
+        )
+        if scale.question is not None:
+            refuse_unanswered([scale.question], ", ".join(reader.name for reader in rated))
+        if scale.note:
+            self.notes.append(scale.note)
+        return scale
+
+    def _timed(self, readers: Sequence[TableReader], spills: Sequence[Spill]) -> bool:
+        """Whether rows have times: all of them, or none."""
+        mine = [r for r in readers if r.planned.kind == "interactions"]
+        timed = [reader.has_times for reader, spill in zip(mine, spills, strict=True) if spill.n_rows]
+        missing = sum(reader.missing_times for reader in mine)
+        if any(timed) and not all(timed):
+            if self.options.missing_time != "drop-all":
+                without = ", ".join(r.name for r, s in zip(mine, spills, strict=True) if s.n_rows and not r.has_times)
+                raise DataError(
+                    "some files have times and others have none, so that their rows have no common order.",
+                    where=without,
+                    fix="Give every file a time column, or import all without: --map missing_time=drop-all.",
+                )
+            missing += 1
+        if any(timed) and missing and self.options.missing_time == "drop-all":
+            self.notes.append("some rows have no time, so all were imported without: file order stands for time")
+            return False
+        if any(timed) and missing and self.options.missing_time == "keep-order":
+            self.notes.append(f"{missing:,} rows without a time took that of the row before them")
+        return any(timed)
+
+    def _write(
+        self,
+        readers: Sequence[TableReader],
+        spills: Sequence[Spill],
+        items: Mapping[str, pa.Array],
+        users: Mapping[str, pa.Array],
+    ) -> Written:
+        self.say("building the dataset")
+        mine = [r for r in readers if r.planned.kind == "interactions"]
+        roles = {role for reader in mine for role in reader.planned.roles}
+        rename = None if self.key is None else self._named
+        timed = self._timed(readers, spills)
+        carried = [column for column in _OF_ITEMS if column in roles and column in ROLES]
+        written = write_interactions(
+            self.build, spills, items, users, Plan(self.name, timed, self.options.duplicates, carried, rename)
+        )
+        for table, columns in (("items", written.items), ("users", written.users)):
+            write_side(self.build, table, columns, written.digest)
+        self.notes += written.notes
+        if not timed:
+            self.notes.append("no timestamps: file order stands for time, and there is no temporal split")
+        if all(
+            written.items[TITLE].to_numpy(zero_copy_only=False) == written.items[ITEM].to_numpy(zero_copy_only=False)
+        ):
+            self.notes.append("items have no title: their ids stand in")
+        gone = forgotten_among(self.workspace, self.name, written.users[USER])
+        if gone:
+            self.notes.append(
+                f"{len(gone):,} users who were removed from this dataset are in it again: remove them once more"
+            )
+        return written
+
+    def _finish(
+        self, written: Written, extras: tuple[str, ...], scale: RatingScale, hashes: Mapping[Path, Future[str]]
+    ) -> ImportReport:
+        if self.log.count > MAX_LISTED:
+            self.notes.append(
+                f"{self.log.count:,} rows were refused; the first {MAX_LISTED:,} are listed, and all are kept"
+            )
+        counted = [r for r in self.reports if r.kind == "interactions"]
+        roles = _merged_roles(self.reports)
+        by_name = {table.name: table.planned.source for table in self.tables}
+        sources = tuple(
+            SourceFile(
+                name=r.file, kind=r.kind, sha256=hashes[by_name[r.file].path].result(), rows_read=r.rows_read,
+                encoding=by_name[r.file].encoding, separator=by_name[r.file].separator, rows_rejected=r.rows_rejected,
+            )
+            for r in self.reports
+        )  # fmt: skip
+        meta = DatasetMeta(
+            name=self.name,
+            created_at=now(),
+            fingerprint=written.digest.hexdigest(),
+            n_interactions=written.n_rows,
+            n_users=len(written.users[USER]),
+            n_items=len(written.items[ITEM]),
+            rating_scale=None if self.options.duplicates == "count" else scale.bounds,
+            has_timestamps=written.has_timestamps,
+            roles=roles,
+            item_fields=tuple(c for c in written.items if c != ITEM),
+            user_fields=tuple(c for c in written.users if c != USER),
+            category_fields=default_categories(written.items),
+            sources=sources,
+            rows_rejected=self.log.count,
+            rows_merged=written.n_merged,
+            warnings=tuple(self.notes),
+            extras=extras,
+            mapping=self.said,
+        )
+        stored, unchanged = self._stored(meta)
+        return ImportReport(
+            dataset=self.name,
+            version=stored.version,
+            rows_read=sum(r.rows_read for r in counted),
+            rows_accepted=written.n_rows + written.n_merged,
+            rows_rejected=sum(r.rows_rejected for r in counted),
+            rejects=self.log.listed,
+            n_users=stored.n_users,
+            n_items=stored.n_items,
+            roles=roles,
+            warnings=self.notes,
+            files=self.reports,
+            fingerprint=stored.fingerprint,
+            rows_merged=written.n_merged,
+            unchanged=unchanged,
+            mapping=self.said,
+        )
+
+    def _stored(self, meta: DatasetMeta) -> tuple[DatasetMeta, bool]:
+        """The new version; or the newest one, where nothing differs from it."""
+        store = DatasetStore(self.workspace)
+        if store.versions(self.name):
+            newest = store.meta(self.name)
+            same = ("fingerprint", "mapping", "roles", "rating_scale", "rows_rejected", "rows_merged", "extras")
+            if all(getattr(newest, field) == getattr(meta, field) for field in same):
+                self.notes.append(f"the data equals version {newest.version}, which stays as it is")
+                return newest, True
+        self.log.write(self.build.folder)
+        clear(self.waiting)
+        clear(self.build.folder / "scratch")
+        clear(self.build.folder / "overflow")
+        mapping = mapping_of([_guess(table) for table in self.tables], self.said)
+        (self.build.folder / MAPPING_FILE).write_text(dump_mapping(mapping), encoding="utf-8")
+        return self.build.commit(meta), False
 
 
-def _mask(values: Any) -> npt.NDArray[np.bool_]:
-    return np.asarray(values.to_numpy(zero_copy_only=False), bool)
+def _guess(table: _Table) -> ImportGuess:
+    source = table.planned.source
+    return ImportGuess(
+        file=source.name,
+        kind=table.planned.kind,
+        format=source.format,
+        encoding=source.encoding,
+        separator=source.separator,
+        header=source.header,
+        columns=source.columns,
+        roles=table.planned.roles,
+        layout=table.planned.layout,
+        part=table.part,
+    )
 
 
-def _tidy(cells: pa.Array, role: str) -> pa.Array:
-    text = readable_lists(pc.utf8_trim_whitespace(cells))
-    if role == "category":
-        text = pc.replace_substring_regex(text, r"\s*\|\s*", ", ")
-    return text
+def _hash(path: Path) -> str:
+    """SHA-256 of a source; "" for what is no file, such as a database server."""
+    return file_sha256(path) if path.is_file() else ""
 
 
-def _with_item_columns(
-    interactions: pd.DataFrame, item_parts: Sequence[pd.DataFrame], notes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Moves titles, descriptions and categories that stood in the interactions to the items."""
-    items = pd.concat(item_parts, ignore_index=True).fillna("") if item_parts else None
-    carried = [c for c in (TITLE, "description", "category") if c in interactions.columns]
-    for column in carried:
-        filled = interactions.loc[interactions[column].fillna("") != "", [ITEM, column]].drop_duplicates()
-        n_items = filled[ITEM].nunique()
-        n_conflicting = filled.loc[filled[ITEM].duplicated(), ITEM].nunique()
-        taken = items is not None and column in items.columns
-        if taken or n_conflicting > _MAX_CONFLICTS * max(1, n_items):
-            name = f"interaction_{column}"
-            interactions = interactions.rename(columns={column: name})
-            why = "items have their own" if taken else "it differs within one item"
-            notes.append(f"column {column!r} of the interactions is kept as {name!r}: {why}")
-            continue
-        if n_conflicting:
-            notes.append(f"{n_conflicting:,} items had more than one {column}; the first is kept")
-        first = filled.drop_duplicates(ITEM)
-        items = first if items is None else items.merge(first, on=ITEM, how="outer").fillna("")
-        interactions = interactions.drop(columns=column)
-    return interactions, items
+def _plain(table: pa.Table) -> pa.Table:
+    """Dictionary columns as the text they stand for."""
+    cells = [_array(column) for column in table.columns]
+    return pa.table(
+        [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in cells], names=table.column_names
+    )
 
 
-def _note_content(interactions: pd.DataFrame, items: pd.DataFrame | None, notes: list[str]) -> None:
-    """Things a person should know before trusting results."""
-    keys = [c for c in (USER, ITEM, RATING, TIME) if c in interactions.columns]
-    repeats = int(interactions.duplicated(keys).sum())
-    if repeats:
-        notes.append(f"{repeats:,} interactions repeat an earlier row exactly; they are kept")
-    if RATING in interactions.columns and interactions[RATING].nunique() == 1:
-        notes.append("all ratings are the same: treated as likes without a scale")
-    if TIME not in interactions.columns:
-        notes.append("no timestamps: file order stands for time, and there is no temporal split")
-    if items is None or TITLE not in items.columns:
-        notes.append("items have no title: their ids stand in")
+def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _merged_roles(reports: Sequence[FileReport]) -> dict[str, str]:
-    """role -> column over all files; interactions speak first."""
+    """role -> column over all tables; interactions speak first."""
     merged: dict[str, str] = {}
-    for kind in ("interactions", "items", "users"):
+    for kind in NEEDED_OF:
         for report in reports:
             if report.kind == kind:
                 for role, column in report.roles.items():
                     merged.setdefault(role, column)
     return merged
+
+
+__all__ = ["FileReport", "ImportReport", "import_files"]

@@ -181,7 +181,7 @@ class DatasetStore:
             coded = {USER_IDX: np.int32, ITEM_IDX: np.int32}
             narrow = frame.drop(columns=[USER, ITEM]).astype(coded)
             tables = {"interactions": narrow, "items": dataset.items, "users": dataset.users}
-            tables |= {extra: table for extra in dataset.meta.extras if (table := dataset.extra(extra)) is not None}
+            tables |= {extra: more for extra in dataset.meta.extras if (more := dataset.extra(extra)) is not None}
             for table, rows in tables.items():
                 pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), build.folder / f"{table}.parquet")
             for file_name, text in (extra_files or {}).items():

@@ -153,7 +153,7 @@ def test_numbers_in_json_keep_every_digit(workspace: Workspace, tmp_path: Path) 
     table = load(workspace, report).interactions
     assert table["user_id"].tolist() == ["9007199254740993", "12"]
     assert table["item_id"].tolist() == ["7", "007"]
-    assert report.rejects == [{"file": "d.jsonl", "line": 2, "reason": "item_id is empty"}]
+    assert report.rejects == [{"file": "d.jsonl", "line": 2, "column": "item_id", "reason": "item_id is empty"}]
 
 
 def test_bad_rows_are_listed_with_their_lines(workspace: Workspace, tmp_path: Path) -> None:
@@ -188,7 +188,11 @@ def test_bad_rows_are_listed_with_their_lines(workspace: Workspace, tmp_path: Pa
     dataset = load(workspace, report)
     assert dataset.interactions["note"].tolist() == ["fine", "two\nlines, quoted", "fine"]
     assert dataset.folder is not None
-    assert (dataset.folder / "rejects.csv").read_text().count("\n") == 9
+    kept = DatasetStore(workspace).rejects("d")
+    assert kept["line"].tolist() == [6, 7, 8, 9, 10, 11, 12, 13]
+    assert kept["column"].tolist() == ["user_id", "item_id", "rating", "timestamp", "", "timestamp", "rating", ""]
+    assert kept["text"][2] == "u2,c,four,2024-01-02,word"
+    assert kept["reason"].tolist() == [r["reason"] for r in report.rejects]
 
 
 def test_a_stray_quote_does_not_eat_the_rows_below(workspace: Workspace, tmp_path: Path) -> None:
@@ -219,7 +223,8 @@ def test_a_decimal_comma_is_read_and_a_mixed_column_refuses_it(workspace: Worksp
     assert load(workspace, import_files(workspace, [path], "d")).interactions["rating"].tolist() == [3.5, 4.0, 0.5]
     path = put(tmp_path, "mixed.csv", "user_id;item_id;rating\nu1;a;3,5\nu1;b;4.5\nu2;a;5\n")
     report = import_files(workspace, [path], "mixed")
-    assert [(r["line"], r["reason"]) for r in report.rejects] == [(2, "rating '3,5' is not a number")]
+    reason = "rating '3,5' is not a number (the decimal mark of this column is a point)"
+    assert [(r["line"], r["reason"]) for r in report.rejects] == [(2, reason)]
 
 
 def test_a_few_broken_characters_cost_only_their_lines(workspace: Workspace, tmp_path: Path) -> None:
@@ -258,7 +263,7 @@ def test_ambiguous_dates_are_refused_with_a_fix(workspace: Workspace, tmp_path: 
         ("program.csv", b"\x7fELF\x02\x01\x01" + bytes(100), "a program"),
         ("windows.csv", b"MZ\x90\x00" + bytes(100), "a program"),
         ("zip.csv", b"PK\x03\x04" + bytes(100), "zip"),
-        ("cut.csv", b"\x1f\x8b\x08\x00", "gzip"),
+        ("cut.csv", b"\x1f\x8b\x08\x00", "cut short"),
         ("pickle.csv", b"\x80\x04\x95\x10\x00", "pickle"),
         ("zeros.csv", b"user_id,item_id\nu1,a\x00b\n", "zero bytes"),
         ("damaged.parquet", b"PAR1" + bytes(50), "damaged"),
@@ -289,7 +294,23 @@ def test_a_refused_import_leaves_the_old_version(workspace: Workspace, tmp_path:
     with pytest.raises(DataError):
         import_files(workspace, [put(tmp_path, "bad.csv", b"")], "d")
     assert DatasetStore(workspace).versions("d") == [1]
+    put(tmp_path, "d.csv", ROWS + "u3,a,2,2024-01-04\n")
     assert load(workspace, import_files(workspace, [tmp_path / "d.csv"], "d")).version == 2
+
+
+def test_an_equal_import_makes_no_version_and_says_so(workspace: Workspace, tmp_path: Path) -> None:
+    path = put(tmp_path, "d.csv", ROWS)
+    first = import_files(workspace, [path], "d")
+    again = import_files(workspace, [path], "d")
+    assert (first.version, first.unchanged) == (1, False)
+    assert (again.version, again.unchanged, again.fingerprint) == (1, True, first.fingerprint)
+    assert "the data equals version 1, which stays as it is" in again.warnings
+    other = import_files(workspace, [path], "d", ["rating="])
+    assert (other.version, other.unchanged) == (2, False)
+    back = import_files(workspace, [path], "d")
+    assert (back.version, back.unchanged) == (3, False)
+    assert DatasetStore(workspace).versions("d") == [1, 2, 3]
+    assert [path.name for path in (workspace.datasets / "d").iterdir() if path.name.startswith(".")] == []
 
 
 def test_jsonl_faults_are_line_numbered(workspace: Workspace, tmp_path: Path) -> None:
@@ -396,8 +417,9 @@ def test_an_average_rating_of_items_keeps_its_name(workspace: Workspace, tmp_pat
 def test_a_missing_file_and_a_folder_are_refused(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         import_files(workspace, [tmp_path / "nowhere.csv"], "d")
-    with pytest.raises(DataError, match="folder"):
-        import_files(workspace, [tmp_path], "d")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no table in it"):
+        import_files(workspace, [tmp_path / "empty"], "d")
     with pytest.raises(DataError, match="no file"):
         import_files(workspace, [], "d")
 
@@ -436,7 +458,8 @@ def test_column_names_become_identifiers_and_collisions_are_said(workspace: Work
 def test_repeated_items_are_refused_and_counted(workspace: Workspace, tmp_path: Path) -> None:
     items = put(tmp_path, "items.csv", "item_id,title\na,First\nb,B\na,Second\n")
     report = import_files(workspace, [put(tmp_path, "d.csv", ROWS), items], "d")
-    assert report.rejects == [{"file": "items.csv", "line": 4, "reason": "item_id 'a' came before"}]
+    refused = {"file": "items.csv", "line": 4, "column": "item_id", "reason": "item_id 'a' came before"}
+    assert report.rejects == [refused]
     assert report.rows_rejected == 0
     assert report.files[1].rows_rejected == 1
     assert load(workspace, report).item_text(0, "title") == "First"

@@ -1,0 +1,92 @@
+"""What a row must hold to be accepted, said once: pandera schemas over blocks of columns.
+
+Every path of an import asks :func:`broken`, so a row is judged alike however it was read. Ids are judged by their
+distinct values, numbers and times once they are numbers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pandera.pandas as pandera
+import pyarrow as pa
+import pyarrow.compute as pc
+from pandera.errors import SchemaErrors
+
+from llmrec_core.contracts import RATING, TIME
+
+MAX_ID_CHARS = 512
+MAX_TEXT_CHARS = 100_000
+MAX_RATING = 1e30
+#: Years 1900 to 2200: outside, a time is a typing error or in another unit.
+EARLIEST_S, LATEST_S = -2_208_988_800.0, 7_258_118_400.0
+
+Positions = npt.NDArray[np.int64]
+_CONTROL = r"[\x00-\x1f\x7f]"
+
+
+@lru_cache(maxsize=64)
+def id_rules(column: str) -> pandera.DataFrameSchema:
+    """Ids are the user's own strings: any text but the empty one, control characters and whole paragraphs."""
+    checks = [
+        pandera.Check(lambda ids: ids != "", error=f"{column} is empty"),
+        pandera.Check(lambda ids: ~ids.str.contains(_CONTROL), error=f"{column} holds control characters"),
+        pandera.Check(lambda ids: ids.str.len() <= MAX_ID_CHARS, error=f"{column} is too long: {{cell}}"),
+    ]
+    return pandera.DataFrameSchema({column: pandera.Column(None, checks)})
+
+
+@lru_cache(maxsize=64)
+def text_rules(column: str) -> pandera.DataFrameSchema:
+    """Text may be anything of a length that a screen and a prompt can hold."""
+    error = f"{column} is longer than {MAX_TEXT_CHARS:,} characters"
+    check = pandera.Check(lambda cells: cells.str.len() <= MAX_TEXT_CHARS, error=error)
+    return pandera.DataFrameSchema({column: pandera.Column(None, check)})
+
+
+@lru_cache(maxsize=2)
+def rating_rules() -> pandera.DataFrameSchema:
+    """A rating is any finite number, or none: the row then counts as an interaction."""
+    check = pandera.Check.in_range(-MAX_RATING, MAX_RATING, error="rating {cell} is not a number")
+    return pandera.DataFrameSchema({RATING: pandera.Column(float, check, nullable=True)})
+
+
+@lru_cache(maxsize=2)
+def time_rules(*, needed: bool) -> pandera.DataFrameSchema:
+    """Where rows have times, each has one: a row without could not be placed before or after others."""
+    check = pandera.Check.in_range(EARLIEST_S, LATEST_S, error="time {cell} cannot be read")
+    column = pandera.Column(float, check, nullable=not needed)
+    return pandera.DataFrameSchema({TIME: column})
+
+
+_NO_TIME = "the time is empty"
+
+
+def broken(schema: pandera.DataFrameSchema, values: pa.Array | npt.NDArray[np.float64]) -> dict[str, Positions]:
+    """Rule in words -> positions of the values that break it; {} where all is well.
+
+    Args:
+        schema: one of this module, of one column.
+        values: the column [n]. Words may hold ``{cell}``, where the refused cell is shown.
+    """
+    column = next(iter(schema.columns))
+    series = values.to_pandas() if isinstance(values, pa.Array) else pd.Series(values)
+    try:
+        schema.validate(pd.DataFrame({column: series}), lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases
+    else:
+        return {}
+    found: dict[str, Positions] = {}
+    for check, rows in cases.groupby("check", sort=False)["index"]:
+        words = _NO_TIME if check == "not_nullable" else str(check)
+        found[words] = np.sort(rows.to_numpy(np.int64))
+    return found
+
+
+def may_be_long(cells: pa.Array) -> bool:
+    """Whether some text could be over the limit, which costs a look at lengths in bytes only."""
+    return bool((pc.max(pc.binary_length(cells)).as_py() or 0) > MAX_TEXT_CHARS)
