@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmrec_core.workspace import Workspace, check_name
+from llmrec_core.workspace import Workspace, check_name, write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,27 @@ class FeedbackStore:
             except (ValueError, TypeError):
                 continue
         return found
+
+    def remove(self, dataset: str, user_ids: Sequence[str], *, write: bool = True) -> int:
+        """Takes all entries of these users out, torn lines with them; ``write=False`` counts only. Returns: entries."""
+        path = self._path(dataset)
+        if not path.is_file():
+            return 0
+        gone, kept = 0, []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = Feedback(**json.loads(line))
+            except (ValueError, TypeError):
+                # A torn line is no entry for anybody; it may still name them.
+                gone += any(one in line for one in user_ids)
+                continue
+            if entry.user_id in user_ids:
+                gone += 1
+            else:
+                kept.append(line)
+        if gone and write:
+            write_text_atomic(path, "".join(f"{line}\n" for line in kept))
+        return gone
 
     def latest(self, dataset: str, user_id: str) -> dict[str, str]:
         """The last verdict of each item for one user: item_id -> "up" or "down"."""

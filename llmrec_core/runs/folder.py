@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmrec_core.errors import LLMRecError, SpecError
+from llmrec_core.runs.flags import read_flags
 from llmrec_core.runs.processes import ProcessId
 from llmrec_core.specs import DatasetRef, RunSpec, parse_run_spec
 from llmrec_core.workspace import write_json_atomic, write_text_atomic
@@ -118,6 +119,13 @@ class Run:
     status: RunStatus
     folder: Path
     problem: str = ""
+
+    @property
+    def warning(self) -> str:
+        """What removals of persons mean for this run, or for the one it measured again; "" when nothing."""
+        measured = self.spec.parent_run if self.spec.kind == "evaluate" else None
+        folder = self.folder if measured is None else self.folder.with_name(measured)
+        return read_flags(folder).sentence
 
 
 class RunFolder:

@@ -20,7 +20,7 @@ from llmrec_core.recommenders import registry
 from llmrec_core.runs.store import RunStore
 from llmrec_core.runs.worker import RunHandle
 from llmrec_core.serving.actions import MODEL
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec
+from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec, SequentialSpec
 from llmrec_core.workspace import write_json_atomic
 
 
@@ -85,7 +85,7 @@ def _model_name(spec: RunSpec) -> str | None:
     part = spec.recommender
     if isinstance(part, PipelineSpec):
         part = part.ranker
-    return part.model if isinstance(part, CrossEncoderSpec) else None
+    return part.model if isinstance(part, CrossEncoderSpec | SequentialSpec) else None
 
 
 def _ensure_model(spec: RunSpec, run: RunHandle) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmrec_core.data.privacy.removals import refuse_while_pending
 from llmrec_core.errors import InputError, LLMRecError, NotFoundError, RunCancelledError, RunFailedError
 from llmrec_core.prompts import TemplateStore, template_source
 from llmrec_core.runs.events import read_events
@@ -73,7 +74,7 @@ class RunStore:
             request_key: 1-200 characters. The same key again is the same run, from whatever process it comes.
 
         Raises:
-            InputError: an impossible key, or a parent run that does not fit.
+            InputError: an impossible key, a parent run that does not fit, or a person is being removed from the data.
             NotFoundError: no such dataset, version or parent run.
         """
         if request_key is not None:
@@ -239,6 +240,8 @@ class RunStore:
     def _submit(self, spec: RunSpec, request_key: str | None, twin_of: str | None = None) -> str:
         runs = self.workspace.runs
         with self.queue.transaction() as transaction:
+            # Under the lock: a removal that begins after this look finds the run in the queue.
+            refuse_while_pending(self.workspace, spec.dataset.name)
             if request_key is not None and (known := transaction.by_key(request_key)):
                 return known
             if twin_of is not None:

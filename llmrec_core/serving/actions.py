@@ -15,6 +15,7 @@ import numpy as np
 
 from llmrec_core.contracts import FitContext, HistoryItem, Query, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
+from llmrec_core.data.privacy.removals import removal_count
 from llmrec_core.errors import InputError, NotFoundError
 from llmrec_core.explanation.explain import explain as explain_item
 from llmrec_core.explanation.explain import explanation_json
@@ -63,6 +64,7 @@ class Server:
         self.workspace = workspace
         self.device = device
         self._loaded: OrderedDict[str, LoadedRun] = OrderedDict()
+        self._removals = removal_count(workspace)
         self.actions: dict[str, Callable[..., dict[str, Any]]] = {
             "recommend": self.recommend,
             "explain": self.explain,
@@ -72,6 +74,11 @@ class Server:
 
     def load(self, run_id: str) -> LoadedRun:
         """Raises: NotFoundError: no such run. InputError: the run is not finished."""
+        removals = removal_count(self.workspace)
+        if removals != self._removals:
+            # A person was removed from some dataset: what is held in memory may still name them.
+            self._loaded.clear()
+            self._removals = removals
         if run_id in self._loaded:
             self._loaded.move_to_end(run_id)
             return self._loaded[run_id]
@@ -117,8 +124,8 @@ class Server:
             context: replaces the context of the query.
 
         Returns:
-            ``user_id, model, history[], items[{rank, item_id, title, score, popularity, cold, hit}], held_out[]``;
-            ``popularity`` counts training interactions, ``hit`` marks an item held out for the test.
+            ``user_id, model, history[], items[{rank, item_id, title, score, popularity, cold, hit}], held_out[],
+            warnings[]``; ``popularity`` counts training interactions, ``hit`` marks an item held out for the test.
 
         Raises:
             InputError: unknown user, item or recommender, or an impossible k.
@@ -151,6 +158,7 @@ class Server:
             "held_out": [
                 {"item_id": str(dataset.item_ids[i]), "title": dataset.item_text(i, "title")} for i in sorted(held_out)
             ],
+            "warnings": [warning] if (warning := loaded.run.warning) else [],
         }
 
     def explain(

@@ -30,6 +30,7 @@ ALLOWED = {
     "explanation": {"data", "prompts", "models", "training", "recommenders"},
     "figures": {"data"},
     "runs": {"data", "prompts"},
+    "forgetting": {"data", "runs", "feedback"},
     "serving": {"data", "explanation", "recommenders", "runs", "models"},
 }
 #: Modules that join rooms, beyond what their room may do.
@@ -40,6 +41,7 @@ HEAVY = {"torch", "transformers", "peft", "shap", "accelerate"}
 LIGHT = [
     *["errors", "specs", "contracts", "workspace", "presets", "feedback", "cli", "data", "prompts", "baselines"],
     *["evaluation", "figures", "runs", "runs.worker", "runs.supervisor", "serving.client", "models.catalogue"],
+    *["forgetting", "data.privacy"],
 ]
 
 

@@ -6,7 +6,8 @@ Removing a person from a whole workspace concerns runs as well; see :mod:`llmrec
 from llmrec_core.data.privacy.audit import Audit, AuditLine, append_audit, read_audit
 from llmrec_core.data.privacy.detect import KINDS, WHOLE_CELL, PersonalFinding, find_personal, mask_text
 from llmrec_core.data.privacy.keys import keyed_hash, workspace_key
-from llmrec_core.data.privacy.pseudonyms import pseudonym, transform_ids
+from llmrec_core.data.privacy.pseudonyms import person_hash, pseudonym, transform_ids
+from llmrec_core.data.privacy.removals import forgotten_among, pending_removals, removal_count
 
 __all__ = [
     "KINDS",
@@ -16,10 +17,14 @@ __all__ = [
     "PersonalFinding",
     "append_audit",
     "find_personal",
+    "forgotten_among",
     "keyed_hash",
     "mask_text",
+    "pending_removals",
+    "person_hash",
     "pseudonym",
     "read_audit",
+    "removal_count",
     "transform_ids",
     "workspace_key",
 ]

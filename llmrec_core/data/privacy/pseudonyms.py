@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hmac
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec_core.data.privacy.keys import keyed_hash
 from llmrec_core.errors import DataError, InputError
 
 N_CHARS = 20
@@ -21,6 +23,7 @@ _BLOCK = 100_000
 _ALPHABET = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz234567", np.uint8)
 _BIT_VALUES = np.array([16, 8, 4, 2, 1], np.uint8)
 _PREFIX = {"user": "u_", "item": "i_"}
+_USER_PSEUDONYM = re.compile(rf"u_[a-z2-7]{{{N_CHARS}}}")
 #: Roles of the importer and what they name.
 _KIND_OF_ROLE = {"user_id": "user", "item_id": "item"}
 
@@ -43,6 +46,12 @@ def pseudonym(kind: str, id: str, key: bytes) -> str:
     message = kind.encode() + b"\0" + id.encode("utf-8", "surrogatepass")
     letters = base64.b32encode(hmac.digest(key, message, "sha256")[:15])[:N_CHARS]
     return _PREFIX.get(kind, "p_") + letters.decode("ascii").lower()
+
+
+def person_hash(key: bytes, user_id: str) -> str:
+    """What stands for a user in the audit, the same for an id and for its pseudonym."""
+    is_pseudonym = _USER_PSEUDONYM.fullmatch(user_id) is not None
+    return keyed_hash(key, user_id if is_pseudonym else pseudonym("user", user_id, key))
 
 
 def transform_ids(values: pa.Array | pa.ChunkedArray, kind: str, key: bytes) -> pa.Array:
