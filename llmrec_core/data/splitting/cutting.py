@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from llmrec_core.contracts import TIME, IntArray
 from llmrec_core.data.dataset import Dataset
-from llmrec_core.data.splitting.protocols import CUTS, KNOWN, NONE, TEST, TRAIN, VALID, Rows, given_parts
+from llmrec_core.data.splitting.protocols import CUTS, KNOWN, NONE, TEST, TRAIN, VALID, Rows, given_parts, stable_order
 from llmrec_core.data.splitting.split import Split
 from llmrec_core.errors import DataError
 from llmrec_core.specs import SplitSpec
@@ -137,26 +137,13 @@ def time_order(dataset: Dataset, spec: SplitSpec) -> IntArray:
     # Sorts one key after the other, each stable: what ties at all of them stays in file order.
     order = np.arange(len(table), dtype=np.int64)
     for key in keys:
-        order = order[_stable(key[order])]
+        order = order[stable_order(key[order])]
     return order
 
 
 def _parts(dataset: Dataset) -> npt.NDArray[np.int8]:
     parts = given_parts(dataset)
     return np.zeros(len(dataset.interactions), np.int8) if parts is None else parts
-
-
-def _stable(key: npt.NDArray[np.generic]) -> IntArray:
-    """Stable argsort; integers that fit go through 16 bits at a time, which NumPy sorts by radix."""
-    if key.dtype.kind == "i" and key.dtype.itemsize > 2 and len(key):
-        low, high = int(key.min()), int(key.max())
-        if low >= 0 and high < 2**32:
-            words = key.astype(np.uint32)
-            order = np.argsort((words & 0xFFFF).astype(np.uint16), kind="stable")
-            if high >= 2**16:
-                order = order[np.argsort((words >> 16).astype(np.uint16)[order], kind="stable")]
-            return order
-    return np.argsort(key, kind="stable")
 
 
 def _starts(dataset: Dataset, ordered_users: IntArray) -> IntArray:

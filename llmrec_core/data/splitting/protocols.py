@@ -94,6 +94,12 @@ def given_parts(dataset: Dataset) -> Codes | None:
     Raises:
         DataError: a part that is none of train, valid and test.
     """
+    found = _given_parts(dataset)
+    return None if found is None else found[0]
+
+
+def _given_parts(dataset: Dataset) -> tuple[Codes, int] | None:
+    """As :func:`given_parts`, and how many rows have no part."""
     table = dataset.interactions
     if PART not in table.columns:
         return None
@@ -107,21 +113,23 @@ def given_parts(dataset: Dataset) -> Codes | None:
             where=f"dataset {dataset.name}",
             fix="Use train, valid and test.",
         )
-    by_category = np.array([codes[name] for name in known], np.int8)
+    # A missing value has code -1: the last place.
+    by_category = np.array([*(codes[name] for name in known), TRAIN], np.int8)
+    unnamed = np.array([*(name == "" for name in known), True])
     places = names.cat.codes.to_numpy()
-    # A missing value has code -1.
-    return np.append(by_category, np.int8(TRAIN))[places].astype(np.int8)
+    return by_category[places], int(unnamed[places].sum())
 
 
 def _given(rows: Rows, spec: SplitSpec) -> Cut:
     """The data's own parts. Without validation rows, the last training row of users with two or more is taken."""
-    parts = given_parts(rows.dataset)
-    if parts is None:
+    found = _given_parts(rows.dataset)
+    if found is None:
         raise DataError(
             "the given protocol needs data that came already split, and this data did not.",
             where=rows.where,
             fix="Import it with --part train=FILE --part test=FILE, or choose another protocol.",
         )
+    parts, n_unnamed = found
     part = rows.no_part()
     part[rows.order] = parts[rows.order]
     if not (part == TEST).any():
@@ -131,8 +139,6 @@ def _given(rows: Rows, spec: SplitSpec) -> Cut:
             fix="Name the held-out file as the test (--part test=FILE), or choose another protocol.",
         )
     notes: list[str] = []
-    table = rows.dataset.interactions
-    n_unnamed = int((table[PART].fillna("").astype(str).str.strip() == "").sum())
     if n_unnamed:
         notes.append(f"{n_unnamed:,} rows without a part count as training.")
     if not (part == VALID).any():
@@ -258,12 +264,12 @@ def _cold_item(rows: Rows, spec: SplitSpec) -> Cut:
 def _group_stratified(rows: Rows, spec: SplitSpec) -> Cut:
     """Rows are shuffled within their group and dealt to the folds in turn, going on from group to group."""
     group = row_groups(rows, spec)
-    kept = np.sort(rows.order)
-    order = np.lexsort((np.random.default_rng(spec.seed).random(len(kept)), group[kept]))
-    dealt = kept[order]
+    # Shuffled in file order, then brought together by a sort that keeps the shuffle within each group.
+    dealt = np.random.default_rng(spec.seed).permutation(np.sort(rows.order))
+    dealt = dealt[stable_order(group[dealt])]
     is_test = np.arange(len(dealt)) % spec.n_folds == spec.fold - 1
     # Validation takes its share of each group from what is left; fractions are carried on to the next group.
-    sizes = np.bincount(group[kept])
+    sizes = np.bincount(group[dealt])
     ends = np.cumsum(sizes)
     quota = np.diff(np.rint(ends * spec.valid_fraction).astype(np.int64), prepend=0)
     group_of = group[dealt]
@@ -272,7 +278,8 @@ def _group_stratified(rows: Rows, spec: SplitSpec) -> Cut:
     is_valid = ~is_test & (nth_left - first_left[group_of] < quota[group_of])
     part = rows.all_train()
     part[dealt[is_test]], part[dealt[is_valid]] = TEST, VALID
-    return Cut(part, notes=(f"{int((sizes > 0).sum()):,} groups.",))
+    n_groups = int((sizes > 0).sum())
+    return Cut(part, notes=(f"{n_groups:,} group{'s have' if n_groups != 1 else ' has'} rows.",))
 
 
 def row_groups(rows: Rows, spec: SplitSpec) -> IntArray:
@@ -305,6 +312,19 @@ def _quantile_groups(counts: IntArray, n_groups: int) -> IntArray:
     active = np.sort(counts[counts > 0])
     edges = np.unique(active[np.linspace(0, len(active), n_groups, endpoint=False).astype(int)])
     return np.maximum(0, np.searchsorted(edges, counts, side="right") - 1).astype(np.int64)
+
+
+def stable_order(key: npt.NDArray[np.generic]) -> IntArray:
+    """Stable argsort; integers that fit go through 16 bits at a time, which NumPy sorts by radix."""
+    if key.dtype.kind == "i" and key.dtype.itemsize > 2 and len(key):
+        low, high = int(key.min()), int(key.max())
+        if low >= 0 and high < 2**32:
+            words = key.astype(np.uint32)
+            order = np.argsort((words & 0xFFFF).astype(np.uint16), kind="stable")
+            if high >= 2**16:
+                order = order[np.argsort((words >> 16).astype(np.uint16)[order], kind="stable")]
+            return order
+    return np.argsort(key, kind="stable")
 
 
 def _share(n: int, fraction: float) -> int:
