@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,9 +135,9 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
 ROLES_OF_TABLES = (*ROLES, "price", "image")
 
 
-def by_name(role: str, columns: Sequence[str], sample: pa.Table, taken: Sequence[str] | object = ()) -> list[str]:
+def by_name(role: str, columns: Sequence[str], sample: pa.Table, taken: Iterable[str] = ()) -> list[str]:
     """Columns whose name and values fit the role, best first."""
-    used = set(taken)  # type: ignore[call-overload]
+    used = set(taken)
     ranked = sorted((rank, i, c) for i, c in enumerate(columns) if (rank := rank_of(role, c)) is not None)
     return [c for _, _, c in ranked if c not in used and _fits(role, sample.column(c))]
 
