@@ -19,7 +19,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from llmrec_core.data._encodings import MAX_LINE_BYTES, detect_encoding, utf8_blocks, utf8_chunks
 from llmrec_core.data._raw import RawTable, Rejects, text_schema
@@ -479,32 +478,3 @@ def _all_keys(path: Path) -> list[str]:
         return [str(key) for key in _duck(path, query).column("key").to_pylist()]
     except duckdb.Error:
         return []
-
-
-def read_json_fast(file: JsonFile) -> RawTable | None:
-    """The whole file through DuckDB, or None where the careful reader has to judge."""
-    flat = all(
-        inner is None and outer == column for column, (outer, inner) in zip(file.columns, file.places, strict=True)
-    )
-    if file.form != "lines" or file.encoding != "utf-8" or not flat or _globbed(file.path):
-        return None
-    fields = ", ".join(f"{_quote(c)}: 'VARCHAR'" for c in file.columns)
-    query = f"SELECT * FROM read_json($path, format='newline_delimited', columns={{{fields}}})"
-    try:
-        table = _duck(file.path, query)
-    except duckdb.Error:
-        return None
-    if table.column_names != list(file.columns):
-        return None
-    texts = {}
-    for name in file.columns:
-        text = pc.fill_null(table.column(name).combine_chunks().cast(pa.large_string()), "")
-        if pc.any(pc.match_substring_regex(text, r"^\s*[\[{]|^-?(NaN|Infinity)$")).as_py():
-            # Lists, objects and numbers that JSON does not know: the careful reader takes each as what it is.
-            return None
-        texts[name] = text
-    return RawTable(pa.table(texts), None, Rejects(file.name))
-
-
-def _quote(name: str) -> str:
-    return "'" + name.replace("'", "''") + "'"

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llmrec_core.data import _text_files as text_files
-from llmrec_core.data._json_files import JsonFile, json_blocks, read_json_fast, sniff_json
+from llmrec_core.data._archives import archive_kind, unpack
+from llmrec_core.data._folders import files_below, passed_note, table_names
+from llmrec_core.data._json_files import JsonFile, json_blocks, sniff_json
 from llmrec_core.data._raw import MAX_LISTED_REJECTS, RawTable, whole
 from llmrec_core.data._roles import Corrections
 from llmrec_core.data._text_files import Dialect
-from llmrec_core.errors import DataError
+from llmrec_core.errors import DataError, InputError
 
 _SAMPLE_ROWS = 1000
 _GENRES = (
@@ -66,28 +69,133 @@ class Source:
         return self.careful(_SAMPLE_ROWS).table
 
 
-def open_sources(place: str | Path, corrections: Corrections, scratch: Path | None = None) -> list[Source]:
+def open_sources(
+    place: str | Path,
+    corrections: Corrections,
+    scratch: Path | None = None,
+    *,
+    allow_private: bool = False,
+) -> list[Source]:
     """Looks at everything that lies in one place: one Source a table.
 
+    A table of a folder or an archive that cannot be read is a Source too: reading it raises the reason. So the others
+    can still be looked at, and an import that includes it is refused.
+
     Args:
-        place: a file, or the URL of a PostgreSQL database.
-        scratch: a folder for what has to be unpacked; the caller removes it when the sources are read.
+        place: a file, a folder, an archive, ``FILE#table`` of a database, or a URL (http, https, postgresql).
+        scratch: a folder for what has to be unpacked or fetched; the caller removes it when the sources are read.
+        allow_private: let URLs lead to addresses of this machine and of private networks.
 
     Raises:
-        DataError: something there cannot be read, or is of a kind that holds no table.
+        DataError: something there is unsafe or cannot be read, or nothing there holds a table.
+        InputError: there is something to unpack or to fetch, and no scratch folder.
     """
     scheme = _URL.match(place) if isinstance(place, str) else None
-    if scheme and scheme[1].lower() in ("postgresql", "postgres"):
+    if scheme and scheme[0].lower().startswith("postgres"):
         from llmrec_core.data._databases import database_sources
 
         return database_sources(place, corrections)
     if scheme:
-        raise DataError(f"addresses of kind {scheme[1][:20]!r} are not read.", fix="Give a file.")
-    return _file_sources(Path(place), corrections)
+        from llmrec_core.data.download import download
+
+        fetched = download(str(place), _needed(scratch, str(place)), allow_private=allow_private)
+        return _local(fetched, corrections, scratch)
+    return _local(Path(place), corrections, scratch)
 
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+#: Also "file:/x", which has no second slash, but not a drive letter.
+_URL = re.compile(r"(?i)[a-z][a-z0-9+.-]+://|(file|ftp|data|postgres|postgresql|https?):")
 _WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".ods", ".xls")
+
+
+def _needed(scratch: Path | None, where: str) -> Path:
+    if scratch is None:
+        raise InputError("a scratch folder is needed to unpack or fetch this.", where=where)
+    return scratch
+
+
+def _local(path: Path, corrections: Corrections, scratch: Path | None, name: str = "") -> list[Source]:
+    """The tables of a file, a folder or an archive."""
+    name = name or path.name
+    if path.is_dir():
+        return _folder(path, corrections, scratch)
+    kind = archive_kind(path)
+    if kind is None:
+        return _file_sources(path, corrections, name)
+    names: list[str] = []
+
+    def wanted(member: str) -> bool:
+        names.append(member)
+        return bool(table_names([member])[0])
+
+    members, several = unpack(path, kind, _needed(scratch, name), wanted, name=name)
+    if not several:
+        # ratings.csv.gz is one table, and is called as a person knows it.
+        return _file_sources(members[0].path, corrections, name)
+    tables, passed = table_names(names)
+    by_name = {member.name: member.path for member in members}
+    opened = [(by_name[table], f"{name}/{table}") for table in tables]
+    return _several(opened, passed, corrections, name)
+
+
+def _folder(path: Path, corrections: Corrections, scratch: Path | None) -> list[Source]:
+    where = path.resolve().name
+    found = files_below(path, str(path))
+    if _one_parquet(path, found):
+        from llmrec_core.data._parquet import parquet_source
+
+        return [parquet_source(path, corrections, where)]
+    tables, passed = table_names(found)
+    sources: list[Source] = []
+    plain = [(path / table, f"{where}/{table}") for table in tables if archive_kind(path / table) is None]
+    for table in tables:
+        if archive_kind(path / table) is not None:
+            sources += _local(path / table, corrections, scratch, f"{where}/{table}")
+    return _several(plain, passed, corrections, str(path), sources)
+
+
+def _one_parquet(path: Path, found: Sequence[str]) -> bool:
+    """Whether a folder is one table in several Parquet files, as Spark and others write them."""
+    parts = [name for name in found if not name.rpartition("/")[2].startswith((".", "_"))]
+    if len(parts) < 2 or not all(name.lower().endswith((".parquet", ".pq", ".parq")) for name in parts):
+        return False
+    try:
+        return len({tuple(pq.read_schema(path / name).names) for name in parts}) == 1
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _several(
+    files: Sequence[tuple[Path, str]],
+    passed: Sequence[str],
+    corrections: Corrections,
+    where: str,
+    sources: Sequence[Source] = (),
+) -> list[Source]:
+    """The tables of the files of a folder or an archive; the first one's notes tell what was passed over."""
+    opened, left = list(sources), list(passed)
+    for path, name in files:
+        try:
+            opened += _file_sources(path, corrections, name)
+        except DataError as error:
+            if path.suffix.lower() == ".txt" and "only one column" in error.what:
+                left.append(name)
+                continue
+            opened.append(_broken(path, name, error))
+    if not opened:
+        raise DataError("there is no table in it.", where=where, fix="Choose a place with CSV, TSV, Parquet or JSONL.")
+    if left:
+        opened[0] = replace(opened[0], notes=(*opened[0].notes, passed_note(left)))
+    return opened
+
+
+def _broken(path: Path, name: str, error: DataError) -> Source:
+    """A table that cannot be read: whoever reads it is told why."""
+
+    def fail(max_rows: int | None = None) -> RawTable:
+        raise DataError(error.what, where=error.where, fix=error.fix)
+
+    return Source(path, "unreadable", (), fail, fail, name=name, batches=lambda n: iter([fail(n)]))
 
 
 def _file_sources(path: Path, corrections: Corrections, name: str = "") -> list[Source]:
@@ -97,10 +205,12 @@ def _file_sources(path: Path, corrections: Corrections, name: str = "") -> list[
         raise DataError("this is a folder.", where=str(path), fix="Choose files.")
     head = _head(path)
     suffix = path.suffix.lower()
-    if head.startswith(b"SQLite format 3\0") or head[8:12] == b"DUCK":
-        from llmrec_core.data._databases import database_sources
+    if head.startswith(b"SQLite format 3\0") or head[8:12] == b"DUCK" or (not head and "#" in path.name):
+        from llmrec_core.data._databases import database_sources, split_table
 
-        return database_sources(path, corrections, name)
+        place, table = split_table(path)
+        if head or (table and _head(place)):
+            return database_sources(path, corrections, name if head else "")
     if head.startswith(b"\xd0\xcf\x11\xe0") or (head.startswith(b"PK\x03\x04") and suffix in _WORKBOOKS):
         from llmrec_core.data._excel import excel_sources
 
@@ -156,7 +266,7 @@ def _json(table: JsonFile) -> Source:
         table.path,
         "jsonl" if table.form in ("lines", "python") else "json",
         table.columns,
-        lambda: read_json_fast(table),
+        lambda: careful(None),
         careful,
         table.encoding,
         notes=table.notes,
@@ -180,7 +290,7 @@ def _delimited(path: Path, corrections: Corrections, name: str) -> Source:
     notes = dialect.notes
     merge: tuple[str, ...] = ()
     if not dialect.header_line:
-        names = _known_layout(path, dialect, name)
+        names = _known_layout(path, dialect)
         if names:
             notes = (*notes, f"no header: columns taken as {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
             dialect = text_files.with_columns(dialect, names)
@@ -200,11 +310,11 @@ def _delimited(path: Path, corrections: Corrections, name: str) -> Source:
     )  # fmt: skip
 
 
-def _known_layout(path: Path, dialect: Dialect, name: str) -> tuple[str, ...] | None:
+def _known_layout(path: Path, dialect: Dialect) -> tuple[str, ...] | None:
     """Column names of a file without a header, where name or content leave no doubt."""
     width = len(dialect.columns)
     for pattern, names in _LAYOUTS:
-        if re.fullmatch(pattern, name.rpartition("/")[2], re.IGNORECASE) and len(names) == width:
+        if re.fullmatch(pattern, path.name, re.IGNORECASE) and len(names) == width:
             return names
     if width != 4:
         return None
