@@ -1,8 +1,8 @@
 """Text cells -> numbers and times, and what their values say about the scale of ratings.
 
 ``decide_numbers`` / ``decide_times`` look at the first filled cells of a column and return its format; the format reads
-any block of the column (``.numbers(block)``, ``.times(block)``), also inside DuckDB (``.sql(column)``). Reading a large
-column takes one pass, and another where a later cell shows that the first ones did not tell all::
+any block of the column (``.numbers(block)``, ``.times(block)``). Reading a large column takes one pass, and another
+where a later cell shows that the first ones did not tell all::
 
     format = decide_times(first_cells, "date", options)
     while True:

@@ -26,12 +26,12 @@ from llmrec_core.data._values.words import (
     is_missing,
     mask,
     matches,
-    missing_sql,
+    missing_note,
+    missing_words,
     plain_words,
     some,
     spread,
     trim,
-    trim_sql,
 )
 
 _POWER = r"(?:[eE][+-]?[0-9]+)?"
@@ -126,6 +126,7 @@ class NumberFormat:
     _profile: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
     _later: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     _example: str = field(default="", compare=False, repr=False)
+    _missing: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -137,18 +138,19 @@ class NumberFormat:
 
     def read_words(self, words: pa.Array) -> tuple[Floats, Mask]:
         """:meth:`numbers` of words as they are, without looking for repeated ones."""
-        if self.kind == "number" and pc.all(pc.ascii_is_decimal(words)).as_py():
-            # Nothing but digits, as nearly everywhere: no pattern is needed.
-            values = np.array(pc.cast(words, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
-            return self._checked(values, np.zeros(len(values), bool))
-        words = trim(words)
-        values = np.full(len(words), np.nan)
-        if not self.rich:
-            values = _cast(words, _PLAIN[self.decimal], self.decimal)
-        rest = np.flatnonzero(np.isnan(values))
-        blank = np.zeros(len(words), bool)
+        values, blank = np.full(len(words), np.nan), np.zeros(len(words), bool)
+        rest = np.arange(len(words))
+        if self.kind == "number":
+            # Mostly digits and nothing else, and those need no pattern.
+            digits = mask(pc.ascii_is_decimal(words))
+            values[digits] = _floats(words if digits.all() else pc.filter(words, pa.array(digits)))
+            rest = np.flatnonzero(~digits)
+        if len(rest) and self.kind == "number":
+            odd = trim(words.take(pa.array(rest)))
+            values[rest] = _cast(odd, _PLAIN[self.decimal], self.decimal)
+            rest = np.flatnonzero(np.isnan(values))
         if len(rest):
-            odd = words if len(rest) == len(words) else words.take(pa.array(rest))
+            odd = trim(words.take(pa.array(rest)))
             if self.rich:
                 odd = plain_words(odd)
                 values[rest] = self._read_rich(odd)
@@ -177,24 +179,6 @@ class NumberFormat:
         named = ~mask(pc.equal(parts.currency, ""))
         wrong |= named & ~mask(pc.equal(parts.currency, self.currency))
         return np.where(wrong, np.nan, values)
-
-    def sql(self, column: str) -> str | None:
-        """A DuckDB expression with the same values (NULL where blank or bad); None where only :meth:`numbers` can."""
-        if self.rich:
-            return None
-        # DuckDB's own cast knows more than numbers: underscores, infinity, nan.
-        text = trim_sql(column)
-        if self.decimal == "comma":
-            odd = f"contains({column}, '_') OR contains({column}, '.')"
-            value = f"TRY_CAST(replace({text}, ',', '.') AS DOUBLE)"
-        else:
-            odd = f"contains({column}, '_')"
-            value = f"TRY_CAST({text} AS DOUBLE)"
-        return f"(CASE WHEN {odd} THEN NULL WHEN abs({value}) <= {_MAX_ABS!r} THEN {value} END)"
-
-    def blank_sql(self, column: str) -> str | None:
-        """A DuckDB condition: the cell is blank or says that there is no value. None with :meth:`sql`."""
-        return None if self.rich else missing_sql(column)
 
     # ------------------------------------------------------------------------------------------------ deciding
 
@@ -266,6 +250,8 @@ class NumberFormat:
             said.append(f"ratings out of {self.out_of:g}")
         if self.currency:
             said.append(f"prices in {self.currency}")
+        if self._missing:
+            said.append(missing_note(self._missing))
         return tuple(f"{self.column}: {text}" for text in said)
 
     def reason(self, cell: str) -> str:
@@ -298,7 +284,12 @@ def decide_numbers(
         tags[tag] += int(counts.field("counts").to_numpy()[chosen].sum())
     example = some(unique, matches(plain_words(unique), _SIGNS["either_comma"]))
     fresh = NumberFormat(
-        column, options, money=money, _profile=tuple(sorted(tags.items())), _example=example[0] if example else ""
+        column,
+        options,
+        money=money,
+        _profile=tuple(sorted(tags.items())),
+        _example=example[0] if example else "",
+        _missing=missing_words(cells),
     )
     return fresh._decided(frozenset())
 
@@ -341,7 +332,11 @@ def _cast(words: pa.Array, pattern: str, decimal: str) -> Floats:
     tidy = pc.if_else(pa.array(good), words, pa.scalar("nan", TEXT))
     if decimal == "comma":
         tidy = pc.replace_substring(tidy, ",", ".")
-    return np.array(pc.cast(pc.utf8_ltrim(tidy, "+"), pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    return _floats(pc.utf8_ltrim(tidy, "+"))
+
+
+def _floats(words: pa.Array) -> Floats:
+    return np.array(pc.cast(words, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
 
 
 def _core_values(core: pa.Array, decimal: str, *, grouped: bool) -> Floats:

@@ -27,6 +27,8 @@ from llmrec_core.data._values.words import (
     first_filled,
     is_missing,
     matches,
+    missing_note,
+    missing_words,
     plain_words,
     some,
     spread,
@@ -72,18 +74,20 @@ class TimeFormat:
     _later: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     _example: str = field(default="", compare=False, repr=False)
     _blanks: int = field(default=0, compare=False, repr=False)
+    _missing: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     # ------------------------------------------------------------------------------------------------ reading
 
     def times(self, text: pa.Array) -> tuple[Floats, Mask]:
         """(seconds [n], NaN where blank or bad; bad [n])."""
         cells, positions = distinct(text)
-        values, bad = self._read(trim(cells))
+        values, bad = self._read(cells)
         return spread(values, positions), spread(bad, positions)
 
     def _read(self, words: pa.Array) -> tuple[Floats, Mask]:
         if self.figures is not None:
             return self._read_numbers(words)
+        words = trim(words)
         if self.kind == "dates":
             seconds = self._read_dates(date.take_apart(words))
         elif self.kind == "clock":
@@ -238,6 +242,8 @@ class TimeFormat:
                 notes.append(f"times without a zone are in {self.options.timezone}")
             elif self._has("naive") and self._has("zoned"):
                 notes.append("some times name a zone; those that do not are taken as UTC (timezone=Area/City)")
+        if self._missing:
+            notes.append(missing_note(self._missing))
         figures = self.figures.notes if self.figures is not None else ()
         return (*(f"{self.column}: {note}" for note in notes), *figures)
 
@@ -268,7 +274,7 @@ def decide_times(cells: pa.Array, column: str, options: ValueOptions = DEFAULT) 
     """How a column is read, by its first ``PROFILE_CELLS`` filled cells; blank ones and later ones do not count."""
     words = first_filled(cells)
     blanks = int(is_missing(trim(distinct(cells)[0])).sum())
-    fresh = TimeFormat(column, options, _blanks=blanks)
+    fresh = TimeFormat(column, options, _blanks=blanks, _missing=missing_words(cells))
     if not len(words):
         return fresh
     figures = decide_numbers(words, column, options)
@@ -336,10 +342,9 @@ def settle_times(text: pa.Array, column: str, options: ValueOptions = DEFAULT) -
     """(format, seconds [n], bad [n]) of a column that lies in memory as a whole."""
     cells, positions = distinct(text)
     found = decide_times(text, column, options)
-    words = trim(cells)
     while True:
-        values, bad = found._read(words)
-        better = found.reconsider(pc.filter(words, pa.array(bad)))
+        values, bad = found._read(cells)
+        better = found.reconsider(pc.filter(cells, pa.array(bad)))
         if better == found:
             return better, spread(values, positions), spread(bad, positions)
         found = better

@@ -17,7 +17,6 @@ Mask = npt.NDArray[np.bool_]
 #: How many filled cells of a column decide how all of it is read.
 PROFILE_CELLS = 20_000
 TEXT = pa.large_string()
-#: What SQL and Arrow both cut off.
 _SPACE = " \t\n\v\f\r"
 _MISSING = (
     "na", "n/a", "#n/a", "nan", "null", "none", "nil", "nul", "-", "--", "—", "–", "?", "\\n", "<na>", "nat", "missing",
@@ -57,14 +56,16 @@ def is_missing(words: pa.Array) -> Mask:
     return mask(pc.is_in(pc.utf8_lower(words), value_set=_MISSING_SET))
 
 
-def missing_sql(column: str) -> str:
-    """The same as :func:`is_missing` of trimmed cells, for DuckDB."""
-    known = ", ".join("'" + word.replace("'", "''") + "'" for word in ("", *_MISSING))
-    return f"coalesce(lower({trim_sql(column)}) IN ({known}), true)"
+def missing_words(text: pa.Array) -> tuple[str, ...]:
+    """Words of these cells, but blanks, that were taken for a missing value; a few of them, by order."""
+    words = pc.unique(trim(distinct(text)[0]))
+    found = pc.filter(words, pa.array(is_missing(words))).to_pylist()
+    return tuple(sorted(word for word in found if word))[:5]
 
 
-def trim_sql(column: str) -> str:
-    return f"trim({column}, ' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13))"
+def missing_note(words: tuple[str, ...]) -> str:
+    shown = ", ".join(repr(word) for word in words)
+    return f"cells that say {shown} are taken as blank"
 
 
 def mask(values: Any) -> Mask:
