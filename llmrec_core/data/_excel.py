@@ -22,7 +22,7 @@ from llmrec_core.data._arrow_text import EXACT_DOUBLE, TEXT
 from llmrec_core.data._parquet import joined
 from llmrec_core.data._roles import Corrections, check_headers, is_role_name
 from llmrec_core.data._sources import Source
-from llmrec_core.data._tables import choose, offered, option
+from llmrec_core.data._tables import choose, offered
 from llmrec_core.data._text_files import RawTable, Rejects
 from llmrec_core.data._workbooks import ERRORS, SheetFacts, survey
 from llmrec_core.errors import DataError
@@ -132,8 +132,8 @@ def _source(
     facts = SheetFacts() if survey_facts is None else survey_facts.get(sheet_name)
     if facts is None:
         raise DataError("the sheet is not where the workbook says it is.", where=name, fix="Save the workbook again.")
-    header = option(corrections, "header", name, place)
-    row = option(corrections, "header_row", name, place)
+    header = corrections.option("header", name)
+    row = corrections.option("header_row", name)
     if row is not None and not (row.isdigit() and int(row) > 0):
         raise DataError(f"the header row is a number from 1, not {row[:20]!r}.", where=name)
     top = list(islice(_rows(_sheet(path, place, sheet_name)), max(_LOOK_ROWS, int(row or 0) + 50)))

@@ -62,18 +62,6 @@ def parquet_source(path: Path, corrections: Corrections, name: str = "") -> Sour
     )  # fmt: skip
 
 
-def is_parquet_folder(path: Path) -> bool:
-    """Whether a folder holds Parquet files (at any depth) and nothing else that could be data."""
-    found = False
-    for file in path.rglob("*"):
-        if file.name.startswith((".", "_")) or not file.is_file():
-            continue
-        if not file.name.lower().endswith(_SUFFIXES):
-            return False
-        found = True
-    return found
-
-
 def joined(blocks: Sequence[RawTable], columns: Sequence[str], name: str) -> RawTable:
     """Blocks as one table."""
     rejects = Rejects(name)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec_core.data._arrow_text import EXACT_DOUBLE, TEXT, looks_like_id
-from llmrec_core.data._roles import Corrections, guess
+from llmrec_core.data._corrections import Corrections, names_file
+from llmrec_core.data._roles import guess
 from llmrec_core.data._sources import Source
 from llmrec_core.data._text_files import RawTable, Rejects
 from llmrec_core.errors import DataError
@@ -37,12 +38,6 @@ def choose(names: Sequence[str], told: str | None, place: str, what: str) -> lis
         listed = ", ".join(names[:_LISTED])
         raise DataError(f"there is no {what} {told[:80]!r}.", where=place, fix=f"It holds: {listed}.")
     return exact or found
-
-
-def option(corrections: Corrections, name: str, source: str, place: str) -> str | None:
-    """What was said about one table, or about the whole place it lies in."""
-    said = corrections.option(name, source)
-    return corrections.option(name, place) if said is None else said
 
 
 def offered(
@@ -107,7 +102,8 @@ def offered(
 
 
 def _said(source: Source, corrections: Corrections) -> bool:
-    return any(corrections.option(o, source.name) is not None for o in ("kind", "layout", "part"))
+    """Whether a person named this very table, and not only the place it lies in."""
+    return any(o in ("kind", "layout", "part") and names_file(p, source.name) for o, p in dict(corrections.files))
 
 
 def _kind(source: Source, corrections: Corrections) -> str | None:
