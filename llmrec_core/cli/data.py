@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,9 +21,16 @@ from llmrec_core.cli._shared import (
     table,
     workspace_of,
 )
-from llmrec_core.errors import NotFoundError
+from llmrec_core.errors import DataError, InputError, NotFoundError
 from llmrec_core.presets import override_spec, parse_assignment
 from llmrec_core.specs import DatasetRef, RunSpec
+from llmrec_core.workspace import write_text_atomic
+
+if TYPE_CHECKING:
+    from llmrec_core.data import ImportGuess
+
+PARTS = ("train", "valid", "test")
+VersionOption = Annotated[int | None, typer.Option("--version", help="Version of the dataset; the newest unless told.")]
 
 
 def _print_report(report: Any, as_json: bool) -> None:
@@ -44,21 +52,260 @@ def _print_report(report: Any, as_json: bool) -> None:
             err.print(f"  {plain(reject['file'])}, line {reject['line']}: {plain(reject['reason'])}")
 
 
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Correct a guess: role=column, items:title=column, rating:FILE=column, layout:FILE=matrix, zero=unrated. "
+        "May be repeated.",
+        metavar="WHAT=VALUE",
+    ),
+]
+MappingOption = Annotated[
+    Path | None,
+    typer.Option("--mapping", help="A YAML mapping, as an import or the screen gave it; --map goes over it."),
+]
+PartOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--part",
+        help="A file that is one part of a given split: train=FILE, valid=FILE, test=FILE. May be repeated.",
+        metavar="PART=FILE",
+    ),
+]
+PrivateOption = Annotated[
+    bool,
+    typer.Option("--allow-private-address", help="Let an address lie in this machine's own or a private network."),
+]
+
+
+def _places(files: list[str] | None, part: list[str] | None) -> tuple[list[str | Path], list[str]]:
+    """(files and addresses, corrections that say which of them is which part)."""
+    places = [_place(file) for file in files or []]
+    said = []
+    for entry in part or []:
+        name, equals, file = entry.partition("=")
+        if not equals or name not in PARTS or not file:
+            raise InputError(
+                f"{entry[:80]!r} is not of the form part=FILE.", where="part", fix=f"Parts are {', '.join(PARTS)}."
+            )
+        place = _place(file)
+        if place not in places:
+            places.append(place)
+        shown = place.name if isinstance(place, Path) else file
+        said.append(f"part:{shown.replace('=', '?')}={name}")
+    if not places:
+        raise InputError("no file was given.", fix="Give a file, a folder or an address.")
+    return places, said
+
+
+def _place(file: str) -> str | Path:
+    return file if "://" in file else Path(file)
+
+
+def _corrections(
+    places: list[str | Path], mapping: Path | None, said: list[str], options: list[str | None]
+) -> list[str]:
+    """Everything that was said, in the order in which the last word counts: mapping file, --map, options."""
+    from llmrec_core.data import guess_files
+    from llmrec_core.data.mapping import fitted, load_mapping
+
+    told = [*said, *(option for option in options if option)]
+    if mapping is None:
+        return told
+    kept = load_mapping(mapping)
+    tables = {guess.file: guess.columns for guess in guess_files(places)} if kept.files else {}
+    kept, unused = fitted(kept, tables)
+    if unused:
+        raise DataError(
+            f"the mapping speaks of {', '.join(unused[:5])}, which is not among these files.",
+            where=str(mapping),
+            fix=f"Files are {', '.join(tables)}; a name in the mapping may be a pattern such as ratings-*.csv.",
+        )
+    return [*kept.entries(), *told]
+
+
+@data_app.command("guess")
+def data_guess(
+    files: Annotated[list[str], typer.Argument(help="Files, folders or addresses.", metavar="FILE...")],
+    mapping: MappingOption = None,
+    said: MapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what files would be imported as: kind, layout, roles with reasons, open questions. Nothing is written."""
+    from llmrec_core.data import guess_files
+
+    places, _ = _places(files, None)
+    guesses = guess_files(places, _corrections(places, mapping, said or [], []))
+    if as_json:
+        print_json([guess.as_json() for guess in guesses])
+    else:
+        for guess in guesses:
+            _print_guess(guess)
+    for guess in guesses:
+        if guess.fault is not None:
+            raise guess.fault
+
+
+def _print_guess(guess: ImportGuess) -> None:
+    if guess.left_out:
+        out.print(f"[bold]{plain(guess.file)}[/]: left out")
+        return
+    if guess.fault is not None:
+        out.print(f"[bold]{plain(guess.file)}[/]: cannot be read")
+        return
+    facts = [guess.format, guess.encoding, guess.separator and f"separator {guess.separator!r}"]
+    facts += [] if guess.header else ["no header"]
+    out.print(f"[bold]{plain(guess.file)}[/]: {guess.kind} ({plain(', '.join(str(fact) for fact in facts if fact))})")
+    for what in ("kind", "layout"):
+        word = getattr(guess, what)
+        out.print(f"  {what}: {word}" + (f" ({plain(guess.reasons[what])})" if what in guess.reasons else ""))
+    for role, column in guess.roles.items():
+        reason = f" ({plain(guess.reasons[role])})" if role in guess.reasons else ""
+        out.print(f"  {plain(role)}: {plain(column)}{reason}")
+    for note in guess.notes:
+        out.print(f"  Note: {plain(note)}")
+    for question in guess.questions:
+        answers = " or ".join(f"--map {question.id}={option}" for option in question.options)
+        state = "Open" if question.default is None else f"Taken as {question.default}"
+        out.print(f"  [yellow]{state}[/]: {plain(question.text)} Say {plain(answers)}.")
+    shown = table(*guess.columns[:8])
+    for row in guess.preview.head(5).astype(str).to_numpy().tolist():
+        shown.add_row(*(plain(cell[:30]) for cell in row[:8]))
+    out.print(shown)
+
+
 @data_app.command("import")
 def data_import(
-    files: Annotated[list[Path], typer.Argument(help="CSV, TSV, Parquet or JSONL files.")],
-    name: Annotated[str, typer.Option("--name", help="Name of the dataset.")],
-    mapping: Annotated[
+    name: Annotated[str, typer.Option("--name", help="Name of the dataset; a known name gets a new version.")],
+    files: Annotated[
         list[str] | None,
-        typer.Option("--map", help="Correct a guess: role=column, or items:title=movie_title.", metavar="ROLE=COLUMN"),
+        typer.Argument(
+            help="CSV and its kin, Excel, JSON, Parquet, SQLite, DuckDB, .gz, .zip, folders; https:// and "
+            "postgresql:// addresses.",
+            metavar="FILE...",
+        ),
+    ] = None,
+    mapping: MappingOption = None,
+    said: MapOption = None,
+    part: PartOption = None,
+    duplicates: Annotated[
+        str | None, typer.Option(help="Rows of the same user, item and time: keep, last, mean or count.")
+    ] = None,
+    zero: Annotated[str | None, typer.Option(help="A rating of zero: rating (the lowest one) or unrated.")] = None,
+    pseudonymise: Annotated[
+        bool, typer.Option("--pseudonymise", help="Replace user ids by keyed pseudonyms of this workspace.")
+    ] = False,
+    allow_private_address: PrivateOption = False,
+    save_mapping: Annotated[
+        Path | None, typer.Option("--save-mapping", help="Write what the files were read as to this YAML file.")
     ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Import interactions, and items and users beside them; the kind and the roles are guessed and can be corrected."""
-    from llmrec_core.data import import_files
+    """Import interactions, and items and users beside them. Guesses can be seen with `data guess` and corrected."""
+    from llmrec_core.data import DatasetStore, import_files
+    from llmrec_core.data.mapping import MAPPING_FILE
 
-    _print_report(import_files(workspace_of(workspace), files, name, mapping or []), as_json)
+    places, parts = _places(files, part)
+    options = [
+        f"duplicates={duplicates}" if duplicates is not None else None,
+        f"zero={zero}" if zero is not None else None,
+        "pseudonymise=yes" if pseudonymise else None,
+    ]
+    corrections = _corrections(places, mapping, [*(said or []), *parts], options)
+    place = workspace_of(workspace)
+    report = import_files(
+        place, places, name, corrections, progress=None if as_json else lambda line: err.print(plain(line), style="dim")
+    )
+    if save_mapping is not None:
+        text = (DatasetStore(place).folder(name, report.version) / MAPPING_FILE).read_text(encoding="utf-8")
+        write_text_atomic(save_mapping, text)
+    _print_report(report, as_json)
+
+
+@data_app.command("rejects")
+def data_rejects(
+    name: str,
+    version: VersionOption = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Write all of them to this CSV file.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the rows that an import refused: file, line, column, reason and what stood there."""
+    from llmrec_core.data import DatasetStore, safe_csv
+
+    rejects = DatasetStore(workspace_of(workspace)).rejects(name, version)
+    if to is not None:
+        write_text_atomic(to, safe_csv(rejects))
+        err.print(f"{len(rejects):,} refused rows written to {plain(to)}")
+    if as_json:
+        print_json(json.loads(rejects.to_json(orient="records")))
+    elif to is None:
+        for row in rejects.head(200).to_dict(orient="records"):
+            column = f", column {row['column']}" if row.get("column") else ""
+            out.print(f"{plain(row['file'])}, line {row['line']}{plain(column)}: {plain(row['reason'])}")
+        if len(rejects) > 200:
+            err.print(f"{len(rejects) - 200:,} more; --out FILE writes them all")
+
+
+@data_app.command("versions")
+def data_versions(name: str, workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """List the versions of a dataset: when, how large, what changed, which runs use each."""
+    from llmrec_core.data import DatasetStore
+    from llmrec_core.data.versions import compare_versions
+    from llmrec_core.runs import RunStore
+
+    place = workspace_of(workspace)
+    store = DatasetStore(place)
+    store.meta(name)  # an unknown name is an error here, not an empty list
+    runs = [run for run in RunStore(place).list() if not run.problem and run.spec.dataset.name == name]
+    rows: list[dict[str, Any]] = []
+    before: int | None = None
+    for meta in (store.meta(name, version) for version in store.versions(name)):
+        change = None if before is None else compare_versions(store, name, before, meta.version)
+        rows.append(
+            {
+                "version": meta.version,
+                "created_at": meta.created_at,
+                "n_interactions": meta.n_interactions,
+                "n_users": meta.n_users,
+                "n_items": meta.n_items,
+                "rows_rejected": meta.rows_rejected,
+                "fingerprint": meta.fingerprint,
+                "change": None if change is None else change.as_json(),
+                "changed": "first version" if change is None else change.sentence,
+                "runs": [run.run_id for run in runs if run.spec.dataset.version == meta.version],
+            }
+        )
+        before = meta.version
+    if as_json:
+        print_json(rows)
+        return
+    shown = table("version", "imported", "interactions", "users", "items", "refused", "changed", "runs")
+    for row in rows:
+        cells = [row["version"], row["created_at"]]
+        cells += [f"{row[key]:,}" for key in ("n_interactions", "n_users", "n_items", "rows_rejected")]
+        shown.add_row(*(plain(cell) for cell in cells), plain(row["changed"]), plain(", ".join(row["runs"]) or "-"))
+    out.print(shown)
+
+
+@data_app.command("portrait")
+def data_portrait(
+    name: str, version: VersionOption = None, workspace: WorkspaceOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what a dataset looks like: long tail, histories, activity, ratings, text, cold users and items."""
+    from llmrec_core.data import DatasetStore, portrait
+
+    found = portrait(DatasetStore(workspace_of(workspace)).load(name, version)).as_json()
+    if as_json:
+        print_json(found)
+        return
+    shown = table("what", "value")
+    for key, value in found.items():
+        if not isinstance(value, dict | list):
+            shown.add_row(plain(key.replace("_", " ")), plain(f"{value:,}" if isinstance(value, int) else value))
+    out.print(shown)
 
 
 @data_app.command("public")

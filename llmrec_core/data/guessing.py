@@ -162,11 +162,24 @@ def _guess(planned: PlannedTable, corrections: Corrections) -> ImportGuess:
         preview=sample.slice(0, _PREVIEW_ROWS).to_pandas(),
         notes=(*source.notes, *planned.notes, *value_notes),
         layout=planned.layout,
-        reasons=planned.reasons or {},
+        reasons=_reading_reasons(source, corrections) | (planned.reasons or {}),
         questions=questions,
         part=corrections.option("part", source.name),
         sample=sample,
     )
+
+
+def _reading_reasons(source: Source, corrections: Corrections) -> dict[str, str]:
+    """Why a text file is read with this encoding, separator and header."""
+    if source.encoding is None:
+        return {}
+    found = {"encoding": "its bytes are valid in it" if source.encoding == "utf-8" else "its bytes look like it"}
+    if source.separator is not None:
+        found["separator"] = f"it parts the first rows into {len(source.columns):,} columns"
+        names = "its cells are names, unlike those below" if source.header else "its cells are like those below"
+        found["header"] = names
+    said = {what for what in found if corrections.option(what, source.name) is not None}
+    return found | dict.fromkeys(said, "you said so")
 
 
 def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> tuple[tuple[Question, ...], list[str]]:

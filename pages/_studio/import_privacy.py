@@ -40,7 +40,9 @@ def personal_findings(guesses: Sequence[ImportGuess]) -> dict[str, list[Personal
     found: dict[str, list[PersonalFinding]] = {}
     for guess in guesses:
         ids = {guess.roles.get("user_id"), guess.roles.get("item_id"), guess.roles.get("rating")}
-        columns = {c: guess.preview[c].astype(str).tolist() for c in guess.preview.columns if c not in ids}
+        if guess.sample is None:
+            continue
+        columns = {c: guess.sample.column(c) for c in guess.sample.column_names if c not in ids}
         about: About = "users" if guess.kind == "users" else "items" if guess.kind == "items" else "interactions"
         for finding in find_personal(columns, about=about):
             found.setdefault(finding.column, []).append(finding)
@@ -60,8 +62,6 @@ def _mask_switch(column: str, found: Sequence[PersonalFinding], now: str | None)
             unsay(f"mask:{column}")
 
     examples = ", ".join(label(example, 30) for finding in found for example in finding.examples[:1])
-    st.toggle(
-        f"Mask {plain('; '.join(finding.sentence for finding in found))} ({plain(examples)})",
-        key=key,
-        on_change=changed,
-    )
+    st.toggle(f"Mask personal data in {plain(column, 60)}", key=key, on_change=changed)
+    words = "; ".join(finding.sentence.partition(": ")[2] or finding.sentence for finding in found)
+    st.caption(f"{plain(words)}, such as {plain(examples)}")

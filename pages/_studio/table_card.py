@@ -44,6 +44,15 @@ PART_WORDS = {"": "not split beforehand", "train": "training", "valid": "validat
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar |", "::": "double colon ::", " ": "space"}
 _ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "gb18030", "big5", "shift_jis", "euc-kr")
 _NONE = "(none)"
+#: Formats that hold several tables, and what one is called there.
+_CONTAINERS = {"excel": "sheet", "sqlite": "table", "duckdb": "table", "postgresql": "table"}
+_FORMAT_WORDS = {
+    "text": "text in columns",
+    "jsonl": "JSON lines",
+    "json": "JSON",
+    "excel": "Excel",
+    "parquet": "Parquet",
+}
 _PREVIEW_ROWS = 6
 
 
@@ -67,7 +76,7 @@ def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool) -> N
     with st.container(border=True, key=f"table_{key}"):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{plain(guess.file)}**", width="content")
-            facts = [guess.format, f"{len(guess.columns):,} columns"]
+            facts = [_FORMAT_WORDS.get(guess.format, guess.format), f"{len(guess.columns):,} columns"]
             st.caption(plain(" · ".join(facts)), width="content")
             if several:
                 st.space("stretch")
@@ -107,16 +116,17 @@ def _what_it_is(guess: ImportGuess, key: str, parts: bool) -> None:
     columns = st.columns(3)
     table = guess.file
     kinds = [kind for kind in KINDS if kind in KIND_WORDS]
+    guessed = columns[0]
     controlled_select(
-        columns[0],
+        guessed,
         "This table holds",
         kinds,
         guess.kind,
         key=f"kind_{key}",
         note=_note("kind", table),
         format_func=lambda kind: KIND_WORDS.get(kind, kind),
-        help=_reason(guess, "kind"),
     )
+    _why(guessed, guess, "kind")
     controlled_select(
         columns[1],
         "Laid out as",
@@ -125,8 +135,8 @@ def _what_it_is(guess: ImportGuess, key: str, parts: bool) -> None:
         key=f"layout_{key}",
         note=_note("layout", table),
         format_func=lambda layout: LAYOUT_WORDS.get(layout, layout),
-        help=_reason(guess, "layout"),
     )
+    _why(columns[1], guess, "layout")
     if parts and guess.kind == "interactions":
         controlled_select(
             columns[2],
@@ -147,27 +157,38 @@ def _no_part(table: str) -> None:
 
 
 def _how_it_is_read(guess: ImportGuess, key: str) -> None:
-    """Encoding, separator and header of a text file; formats that carry their own have nothing to correct."""
+    """Encoding, separator and header of a text file, sheet and header of a workbook; others carry all that in them."""
     table = guess.file
-    if guess.encoding is None:
-        return
-    columns = st.columns(3)
-    controlled_select(
-        columns[0], "Encoding", [guess.encoding, *_ENCODINGS], guess.encoding, key=f"encoding_{key}",
-        note=_note("encoding", table), help=_reason(guess, "encoding"),
-    )  # fmt: skip
-    if guess.separator is None:
-        return
-    controlled_select(
-        columns[1], "Columns are parted by", [guess.separator, *_SEPARATORS], guess.separator, key=f"separator_{key}",
-        note=_note("separator", table), format_func=lambda s: _SEPARATORS.get(s, repr(s)),
-        help=_reason(guess, "separator"),
-    )  # fmt: skip
-    controlled_select(
-        columns[2], "First line", ["yes", "no"], "yes" if guess.header else "no", key=f"header_{key}",
-        note=_note("header", table), format_func={"yes": "column names", "no": "data"}.__getitem__,
-        help=_reason(guess, "header"),
-    )  # fmt: skip
+    columns = st.columns(4)
+    if guess.encoding is not None:
+        controlled_select(
+            columns[0], "Encoding", [guess.encoding, *_ENCODINGS], guess.encoding, key=f"encoding_{key}",
+            note=_note("encoding", table),
+        )  # fmt: skip
+        _why(columns[0], guess, "encoding")
+    if guess.separator is not None:
+        controlled_select(
+            columns[1], "Columns are parted by", [guess.separator, *_SEPARATORS], guess.separator,
+            key=f"separator_{key}", note=_note("separator", table), format_func=lambda s: _SEPARATORS.get(s, repr(s)),
+        )  # fmt: skip
+        _why(columns[1], guess, "separator")
+    if guess.separator is not None or guess.format == "excel":
+        controlled_select(
+            columns[2], "First row", ["yes", "no"], "yes" if guess.header else "no", key=f"header_{key}",
+            note=_note("header", table), format_func={"yes": "column names", "no": "data"}.__getitem__,
+        )  # fmt: skip
+        _why(columns[2], guess, "header")
+        _text(columns[3], "Row of the column names", "header_row", table, key, "Where lines stand above them")
+    if guess.format in _CONTAINERS:
+        container = table.rpartition("/")[0] or table
+        title = f"Only this {_CONTAINERS[guess.format]} of the file"
+        _text(columns[0], title, "table", container, key, "Also one that was passed over; empty: all that hold data")
+
+
+def _why(place: Any, guess: ImportGuess, what: str) -> None:
+    reason = _reason(guess, what)
+    if reason:
+        place.caption(plain(reason, 160))
 
 
 def _text(place: Any, title: str, option: str, table: str, key: str, help: str) -> None:
@@ -183,7 +204,7 @@ def _text(place: Any, title: str, option: str, table: str, key: str, help: str) 
         else:
             unsay(left)
 
-    place.text_input(title, key=name, on_change=changed, help=help)
+    place.text_input(title, key=name, on_change=changed, help=help, placeholder="as found")
 
 
 def _preview(guess: ImportGuess) -> None:
@@ -210,9 +231,7 @@ def _roles(guess: ImportGuess, key: str) -> None:
                 note=_role_note(role, guess.file),
                 format_func=label,
             )
-            reason = _reason(guess, role)
-            if reason:
-                column.caption(plain(reason, 160))
+            _why(column, guess, role)
 
 
 def _role_options(guess: ImportGuess) -> Sequence[str]:

@@ -1,0 +1,259 @@
+"""The Data screen before, during and after an import: every control changes what is guessed or what comes in."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+
+import pytest
+from page_helpers import open_page, texts
+from streamlit.testing.v1 import AppTest
+
+from llmrec_core.data import DatasetStore
+from llmrec_core.data.mapping import load_mapping
+from llmrec_core.workspace import Workspace
+
+VOTES = "who;what;mark\n" + "".join(f"u{i % 7};i{i % 11};{i % 5 + 1}\n" for i in range(80))
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    return Workspace.open(tmp_path / "workspace")
+
+
+@pytest.fixture
+def screen(tmp_path, monkeypatch) -> Callable[[], AppTest]:
+    """Opens the Data screen on an empty workspace."""
+    return lambda: open_page("data", tmp_path / "workspace", monkeypatch)
+
+
+def drop(app: AppTest, *files: tuple[str, str | bytes]) -> AppTest:
+    packed = [
+        (name, text.encode() if isinstance(text, str) else text, "application/octet-stream") for name, text in files
+    ]
+    app.file_uploader[0].set_value(packed).run()
+    assert not app.exception
+    return app
+
+
+def widget(kind: list, start: str):
+    """The first widget whose key begins so."""
+    return next(w for w in kind if w.key and w.key.startswith(start))
+
+
+def has(kind: list, start: str) -> bool:
+    return any(w.key and w.key.startswith(start) for w in kind)
+
+
+def preview(app: AppTest) -> list[str]:
+    return list(app.dataframe[0].value.columns)
+
+
+def press_import(app: AppTest, name: str | None = None) -> AppTest:
+    if name:
+        app.text_input(key="import_name").set_value(name).run()
+    app.button(key="import_button").click().run()
+    assert not app.exception
+    return app
+
+
+def zipped(**members: str) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name.replace("__", "."), text)
+    return target.getvalue()
+
+
+def test_roles_are_corrected_and_refused_rows_are_shown(screen, workspace):
+    app = drop(screen(), ("votes.csv", VOTES + ";i1;3\nu1;i1;bad\n"))
+    for role, column in (("user_id", "who"), ("item_id", "what"), ("rating", "mark")):
+        widget(app.selectbox, f"role_{role}").select(column).run()
+        assert widget(app.selectbox, f"role_{role}").value == column
+    press_import(app, "votes")
+    assert not app.error
+    assert "80 of 82 rows taken" in texts(app)
+    reasons = next(d.value for d in app.dataframe if "reason" in d.value and "rows" in d.value)
+    assert reasons["rows"].sum() == 2
+    rows = next(d.value for d in app.dataframe if "reason" in d.value and "line" in d.value)
+    assert rows["line"].tolist() == [82, 83]
+    assert app.selectbox(key="data_dataset").value == "votes"
+    assert DatasetStore(workspace).load("votes").n_users == 7
+    app.button(key="report_close").click().run()
+    assert "rows taken" not in texts(app)
+
+
+def test_a_file_without_users_is_refused_and_nothing_is_imported(screen, workspace):
+    app = drop(screen(), ("odd.csv", "colour,size\nred,1\nblue,2\n"))
+    press_import(app)
+    assert app.error
+    assert DatasetStore(workspace).list() == []
+
+
+def test_every_control_of_the_reading_changes_the_preview(screen):
+    app = drop(screen(), ("votes.csv", VOTES))
+    assert preview(app) == ["who", "what", "mark"]
+    widget(app.selectbox, "header").select("no").run()
+    assert "who" not in preview(app)
+    assert len(preview(app)) == 3
+    widget(app.selectbox, "header").select("yes").run()
+    widget(app.selectbox, "separator").select("|").run()
+    assert len(preview(app)) == 1
+    widget(app.selectbox, "separator").select(";").run()
+    assert preview(app) == ["who", "what", "mark"]
+    app = drop(screen(), ("stadt.csv", "user_id,item_id,ort\nu1,a,Köln\nu2,b,Bonn\n".encode()))
+    widget(app.selectbox, "encoding").select("latin-1").run()
+    assert app.dataframe[0].value["ort"][0] == "KÃ¶ln"
+
+
+def test_the_kind_decides_which_roles_are_asked(screen):
+    app = drop(screen(), ("things.csv", "item_id,title\na,A\nb,B\n"))
+    assert widget(app.selectbox, "kind").value == "items"
+    assert not has(app.selectbox, "role_user_id")
+    widget(app.selectbox, "kind").select("interactions").run()
+    assert has(app.selectbox, "role_user_id")
+
+
+def test_a_mapping_is_kept_and_remembered(screen, workspace):
+    app = drop(screen(), ("votes.csv", VOTES))
+    # The other way round than anybody would guess, so that only a mapping can know it.
+    for role, column in (("user_id", "what"), ("item_id", "who"), ("rating", "mark")):
+        widget(app.selectbox, f"role_{role}").select(column).run()
+    press_import(app, "votes")
+    kept = load_mapping(DatasetStore(workspace).folder("votes") / "mapping.yaml")
+    assert kept.files["votes.csv"].roles == {"user_id": "what", "item_id": "who", "rating": "mark"}
+    # The same columns under another name: read as last time, and a new version of the same dataset.
+    app = drop(screen(), ("votes-june.csv", VOTES + "u99;i99;5\n"))
+    assert app.toggle(key="import_use_remembered").value
+    assert app.text_input(key="import_name").value == "votes"
+    assert widget(app.selectbox, "role_user_id").value == "what"
+    app.toggle(key="import_use_remembered").set_value(False).run()
+    assert widget(app.selectbox, "role_user_id").value == "who"
+    app.toggle(key="import_use_remembered").set_value(True).run()
+    press_import(app)
+    assert "version 2" in texts(app)
+    app.session_state["data_tab"] = "Versions"
+    app.run()
+    versions = next(d.value for d in app.dataframe if "changed" in d.value)
+    assert versions["changed"].tolist() == ["+1 rows, +1 users, +1 items", "first version"]
+
+
+def test_a_mapping_file_is_taken(screen, workspace):
+    app = drop(screen(), ("votes.csv", VOTES))
+    text = "files:\n  votes.csv:\n    roles: {user_id: what, item_id: who}\n  other.csv: {kind: items}\n"
+    app.file_uploader[1].set_value(("m.yaml", text.encode(), "application/yaml")).run()
+    assert widget(app.selectbox, "role_user_id").value == "what"
+    assert "other" in texts(app)
+    app.file_uploader[1].set_value(("m.yaml", b"fils: {}", "application/yaml")).run()
+    assert "Did you mean 'files'" in texts(app).replace("\\", "")
+
+
+def test_tables_are_left_out_and_come_back(screen, workspace):
+    app = drop(
+        screen(), ("export.zip", zipped(votes__csv="user_id,item_id\nu1,a\nu2,b\n", notes__csv="x,y\n1,2\n3,4\n"))
+    )
+    assert "export.zip/notes.csv" in texts(app).replace("\\", "")
+    leave = next(t for t in app.toggle if t.key and "notes" in t.key)
+    leave.set_value(True).run()
+    assert "is left out" in texts(app)
+    next(t for t in app.toggle if t.key and "notes" in t.key).set_value(False).run()
+    assert "is left out" not in texts(app)
+    next(t for t in app.toggle if t.key and "notes" in t.key).set_value(True).run()
+    press_import(app, "export")
+    assert DatasetStore(workspace).meta("export").n_interactions == 2
+
+
+def test_parts_are_offered_and_kept(screen, workspace):
+    rows = ["user_id,item_id,rating\nu1,a,5\nu2,b,3\n", "user_id,item_id,rating\nu1,c,4\n"]
+    app = drop(screen(), ("train.csv", rows[0]), ("test.csv", rows[1]))
+    assert app.toggle(key="import_parts").value
+    assert widget(app.selectbox, "part_0").value == ""
+    widget(app.selectbox, "part_0").select("train").run()
+    widget(app.selectbox, "part_1").select("test").run()
+    press_import(app, "split")
+    parts = DatasetStore(workspace).load("split").interactions["part"].tolist()
+    assert parts == ["train", "train", "test"]
+
+
+def test_what_zero_means_is_asked_before_the_import(screen, workspace):
+    csv = "user_id,item_id,rating\n" + "".join(f"u{i % 9},i{i},{0 if i % 3 else i % 5 + 1}\n" for i in range(90))
+    app = drop(screen(), ("books.csv", csv))
+    assert app.button(key="import_button").disabled
+    assert "what a rating of 0 means" in texts(app)
+    app.radio(key="ask_zero").set_value("unrated").run()
+    assert not app.button(key="import_button").disabled
+    press_import(app, "books")
+    ratings = DatasetStore(workspace).load("books").interactions["rating"]
+    assert ratings.isna().sum() == 60
+
+
+def test_the_duplicates_policy_is_asked(screen, workspace):
+    app = drop(screen(), ("a.csv", "user_id,item_id,rating\nu1,a,1\nu1,a,5\nu2,b,3\n"))
+    assert app.radio(key="ask_duplicates").value == "keep"
+    app.radio(key="ask_duplicates").set_value("last").run()
+    press_import(app, "last")
+    assert DatasetStore(workspace).load("last").interactions["rating"].tolist() == [5.0, 3.0]
+
+
+def test_personal_data_is_found_and_hidden_on_request(screen, workspace):
+    csv = "user_id,item_id,comment\nann,a,write to ann@example.org\nbob,b,fine\n"
+    app = drop(screen(), ("notes.csv", csv))
+    assert "mail addresses in 1 cell" in texts(app)
+    app.toggle(key="import_pseudonymise").set_value(True).run()
+    widget(app.toggle, "mask_comment").set_value(True).run()
+    press_import(app, "hidden")
+    dataset = DatasetStore(workspace).load("hidden")
+    assert "ann" not in dataset.user_ids.tolist()
+    assert "ann@example.org" not in dataset.interactions.to_csv()
+    assert "[e-mail]" in dataset.interactions.to_csv()
+
+
+def test_a_path_on_this_machine_and_what_is_no_address(screen, workspace, tmp_path):
+    path = tmp_path / "local.csv"
+    path.write_text("user_id,item_id\nu1,a\nu2,b\n")
+    app = screen()
+    app.segmented_control(key="import_way").set_value("path").run()
+    app.text_input(key="import_path").set_value(str(tmp_path / "nowhere.csv")).run()
+    assert "no such file" in texts(app)
+    app.text_input(key="import_path").set_value(str(path)).run()
+    press_import(app, "local")
+    assert DatasetStore(workspace).meta("local").n_interactions == 2
+    assert path.exists()
+    app = screen()
+    app.segmented_control(key="import_way").set_value("address").run()
+    app.text_input(key="import_address").set_value("file:///etc/passwd").run()
+    assert "not an address" in texts(app)
+    app.text_input(key="import_address").set_value("http://127.0.0.1:9/ratings.csv").run()
+    assert app.error
+    assert not app.exception
+
+
+def test_a_studio_that_others_reach_reads_no_paths(screen, monkeypatch):
+    import streamlit as st
+
+    monkeypatch.setattr(st, "get_option", lambda name: "0.0.0.0" if name == "server.address" else None)
+    app = screen()
+    assert "path" not in str(app.segmented_control(key="import_way").options)
+
+
+def test_a_damaged_file_says_so_and_the_screen_lives(screen, workspace):
+    app = drop(screen(), ("bad.parquet", b"PAR1 and nothing"))
+    assert app.error
+    assert not has(app.button, "import_button")
+    drop(app, ("good.csv", "user_id,item_id\nu1,a\n"))
+    assert not app.error
+    assert has(app.button, "import_button")
+
+
+def test_hostile_names_are_text(screen):
+    app = drop(screen(), ("<script>alert(1)</script>.csv", "user_id,item_id,<b>x</b>\nu1,a,<i>1</i>\n"))
+    assert not app.exception
+    assert "<script>" not in texts(app)
+
+
+def test_the_mapping_to_download_repeats_the_import(screen, workspace):
+    app = drop(screen(), ("votes.csv", VOTES))
+    widget(app.selectbox, "role_user_id").select("what").run()
+    download = app.get("download_button")[0]
+    assert download.proto.label == "Download the mapping"
