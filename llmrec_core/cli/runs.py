@@ -196,6 +196,7 @@ def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
                     "preset": run.spec.preset,
                     "name": run.spec.name,
                     "error": run.status.error,
+                    "warning": run.warning,
                 }
                 for run in runs
             ]
@@ -207,6 +208,9 @@ def runs_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
         cells = (spec.dataset.name, spec.preset or "", spec.name)
         shown.add_row(run.run_id, run.status.state, plain(run.status.stage or ""), *map(plain, cells))
     out.print(shown)
+    for run in runs:
+        if run.warning:
+            err.print(f"[yellow]{run.run_id}[/]: {run.warning}", soft_wrap=True)
 
 
 @runs_app.command("show")
@@ -222,8 +226,11 @@ def runs_show(run: str, workspace: WorkspaceOption = None, as_json: JsonOption =
     result = store.result(run) if found.status.state == "done" else None
     status = found.status.model_dump(mode="json")
     if as_json:
-        print_json({"run_id": run, "status": status, "spec": found.spec.model_dump(mode="json"), "result": result})
+        spec = found.spec.model_dump(mode="json")
+        print_json({"run_id": run, "status": status, "spec": spec, "result": result, "warning": found.warning})
         return
+    if found.warning:
+        err.print(f"[yellow]Warning[/]: {found.warning}", soft_wrap=True)
     for key, value in status.items():
         if value is not None:
             out.print(f"{key}: {plain(value)}", soft_wrap=True)

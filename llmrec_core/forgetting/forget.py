@@ -8,6 +8,7 @@ off last. Calling again with the same user finishes what was cut short; every st
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from llmrec_core.workspace import Workspace, check_name
 #: Top folders that hold nothing of one person, or are gone through in their own way.
 _KNOWN = frozenset({"datasets", "runs", "models", "downloads", "templates", "privacy", "uploads", "feedback"})
 _SEARCH_BYTES = 1 << 24
+#: An import says with every block that it lives.
+_BUILD_QUIET_S = 600.0
 
 Say = Callable[[str], None]
 
@@ -165,6 +168,8 @@ def forget_user(
         earlier = next((r for r in pending_removals(workspace, dataset) if r.person == person_hashed), None)
         store = RunStore(workspace)
         reconcile(workspace)
+        if not dry_run:
+            _sweep_builds(place)
         say("looking for everything that names this user")
         report = _gone_through(workspace, dataset, person, person_hashed, earlier, store, write=False, say=say)
         report.dry_run = dry_run
@@ -265,6 +270,22 @@ def _gone_through(
         if person.needles and clean_file(path, person, write=write)
     ]
     return report
+
+
+def _sweep_builds(place: Path) -> None:
+    """Removes what killed imports left of this dataset; whom that names, nobody can tell.
+
+    Raises:
+        InputError: an import is at work, or was until just now.
+    """
+    for build in place.glob(".build-*"):
+        if time.time() - build.stat().st_mtime < _BUILD_QUIET_S:
+            raise InputError(
+                "an import of this dataset is at work, or was killed just now.",
+                where=str(place),
+                fix="Wait until it has ended; after a killed one, try again in ten minutes.",
+            )
+        shutil.rmtree(build, ignore_errors=True)
 
 
 def _nothing(workspace: Workspace, report: ForgetReport) -> ForgetReport:
