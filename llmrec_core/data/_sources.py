@@ -31,7 +31,12 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"u\.user", ("user_id", "age", "gender", "occupation", "zip_code")),
     (r"movies\.dat", ("item_id", "title", "genres")),
     (r"users\.dat", ("user_id", "gender", "age", "occupation", "zip_code")),
-    (r"ratings\.dat|u\.data|u\d\.(base|test)", ("user_id", "item_id", "rating", "timestamp")),
+    (r"ratings\.dat|u\.data|u[a-e1-5]\.(base|test)", ("user_id", "item_id", "rating", "timestamp")),
+    (r"behaviors.*\.tsv", ("impression_id", "user_id", "time", "history", "impressions")),
+    (
+        r"news.*\.tsv",
+        ("item_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities"),
+    ),
 )
 
 
@@ -279,14 +284,19 @@ def _delimited(path: Path, corrections: Corrections, name: str) -> Source:
     header, row = corrections.option("header", name), corrections.option("header_row", name)
     if row is not None and not re.fullmatch(r"[0-9]{1,6}", row):
         raise DataError(f"header_row is the number of a line, not {row[:40]!r}.", where=name)
-    dialect = text_files.sniff(
-        path,
-        corrections.option("encoding", name),
-        corrections.option("separator", name),
-        None if header is None else header.lower() == "yes",
-        header_row=None if row is None else int(row),
-        name=name,
-    )
+    encoding, separator = corrections.option("encoding", name), corrections.option("separator", name)
+    told = None if header is None else header.lower() == "yes"
+    try:
+        dialect = text_files.sniff(
+            path, encoding, separator, told, header_row=None if row is None else int(row), name=name
+        )
+    except DataError:
+        from llmrec_core.data._layouts.lines import open_lists
+
+        lists = None if separator or row or told else open_lists(path, encoding, name)
+        if lists is None:
+            raise
+        return lists
     notes = dialect.notes
     merge: tuple[str, ...] = ()
     if not dialect.header_line:
@@ -325,8 +335,20 @@ def _known_layout(path: Path, dialect: Dialect) -> tuple[str, ...] | None:
     except ValueError:
         return None
     if ratings and min(ratings) >= 0 and max(ratings) <= 10 and min(times) >= 1e8:
-        return ("user_id", "item_id", "rating", "timestamp")
+        # Amazon's older lists of ratings begin with the user, the newer ones with the item: ids of items have ten
+        # characters, those of users more.
+        products, people = (
+            [sum(shape.fullmatch(c) is not None for c in cells[i]) >= 0.9 * len(cells[i]) for i in (0, 1)]
+            for shape in (_ASIN, _REVIEWER)
+        )
+        turned = products[0] and people[1] and not products[1]
+        return (
+            ("item_id", "user_id", "rating", "timestamp") if turned else ("user_id", "item_id", "rating", "timestamp")
+        )
     return None
+
+
+_ASIN, _REVIEWER = re.compile(r"B[0-9A-Z]{9}|\d{9}[\dX]"), re.compile(r"A[0-9A-Z]{10,40}")
 
 
 def _merge_flags(raw: RawTable, flags: Sequence[str]) -> RawTable:

@@ -265,8 +265,19 @@ def _looks_like_header(first: list[str], rest: list[list[str]]) -> bool:
         return False
     if any(below and all(_is_number(row[i]) for row in below) for i in range(len(first))):
         return True
+    if _written_alike(first, rest):
+        return False
     # Nothing but words: a name is short and does not come again below.
     return len(set(first)) == len(first) and not any(set(first) & set(row) for row in below)
+
+
+def _written_alike(first: list[str], rest: list[list[str]]) -> bool:
+    """Whether the cells are ids like those below them: "u1" above "u2", "i7" above "i10"."""
+    columns = [[row[i].strip() for row in rest if len(row) > i and row[i].strip()] for i in range(len(first))]
+    shapes = [re.sub(r"[0-9]+", "9", cell) for cell in first]
+    below = [[re.sub(r"[0-9]+", "9", cell) for cell in column] for column in columns]
+    filled = [i for i in range(len(first)) if below[i]]
+    return bool(filled) and all("9" in shapes[i] and below[i].count(shapes[i]) * 2 > len(below[i]) for i in filled)
 
 
 def _is_number(cell: str) -> bool:

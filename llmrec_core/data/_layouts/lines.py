@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec_core.data._encodings import utf8_chunks
+from llmrec_core.data._encodings import detect_encoding, utf8_chunks
 from llmrec_core.data._layouts.adapters import TEXT, Converter, Long, Rows, adapted, cells_of, text_table
 from llmrec_core.data._raw import RawTable, Rejects, whole
 from llmrec_core.data._role_names import ROLES, USERISH, plain, rank_of
@@ -33,19 +33,14 @@ def _lines(path: Path, codec: str, name: str) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def space_separated(lines: Sequence[str]) -> str | None:
-    """Whether lines without a separator are ids with spaces between them: "rows" of one width, "lists", or None."""
-    filled = [line.split() for line in lines if line.strip()]
-    words = [word for line in filled for word in line]
-    if len(filled) < 2 or not words:
-        return None
-    alike = sum(len(word) <= 64 and any(c.isdigit() for c in word) for word in words)
-    if alike < 0.95 * len(words):
-        return None
-    widths = Counter(map(len, filled))
-    if min(widths) >= 2 and len(widths) == 1:
-        return "rows"
-    return "lists" if max(widths) >= 2 else None
+def open_lists(path: Path, told_encoding: str | None, name: str) -> Source | None:
+    """A text that has no separator of columns, where its lines are ids with spaces between them; None for other texts.
+
+    Raises:
+        DataError: the bytes are no text.
+    """
+    codec, notes = detect_encoding(path, told_encoding, name)
+    return lines_source(path, codec, name, " ", notes) if are_lists(path, codec, name, " ") else None
 
 
 def are_lists(path: Path, codec: str, name: str, separator: str) -> bool:
@@ -53,7 +48,8 @@ def are_lists(path: Path, codec: str, name: str, separator: str) -> bool:
     probe = [
         line.decode("utf-8", "replace") for _, line in zip(range(_PROBE_LINES), _texts(path, codec, name), strict=False)
     ]
-    filled = [[cell.strip() for cell in line.split(separator)] for line in probe if line.strip()]
+    cut = None if separator == " " else separator
+    filled = [[cell.strip() for cell in line.split(cut)] for line in probe if line.strip()]
     widths = Counter(map(len, filled))
     if len(filled) < 2 or widths.most_common(1)[0][1] > 0.8 * len(filled):
         return False
