@@ -78,6 +78,11 @@ def database_sources(place: str | Path, corrections: Corrections, name: str = ""
     return offered(chosen, told is not None, corrections, name, "table", views)
 
 
+def shown_place(place: str | Path) -> str:
+    """A place as it may be printed: a URL without its password."""
+    return re.sub(r"(://[^/@:\s]*):.*@", r"\1@", str(place))
+
+
 def split_table(path: Path) -> tuple[Path, str | None]:
     """``shop.sqlite#orders`` -> (shop.sqlite, "orders"); a file whose name has a # is itself."""
     left, mark, table = path.name.rpartition("#")

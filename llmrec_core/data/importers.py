@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
 from llmrec_core.data._checking import CheckedBlock, ReadAgain, TableReader
+from llmrec_core.data._databases import shown_place
 from llmrec_core.data._engine import MAX_LISTED, Plan, RejectLog, Spill, Written, clear, write_interactions, write_side
 from llmrec_core.data._layouts import PlannedTable
 from llmrec_core.data._roles import NEEDED_OF, ROLES, Corrections, Kind, parse_mapping
@@ -163,7 +164,9 @@ def _checked_parts(
     if not places:
         raise DataError("no file was given.", fix="Give a file of interactions.")
     if len(set(places)) != len(places):
-        raise DataError("a file was given twice.", where=max(places, key=places.count), fix="Give it once.")
+        raise DataError(
+            "a file was given twice.", where=shown_place(max(places, key=places.count)), fix="Give it once."
+        )
     return [(part, chosen) for part, chosen in by_part if chosen]
 
 

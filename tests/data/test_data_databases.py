@@ -395,3 +395,10 @@ def test_a_url_is_shown_without_its_password() -> None:
         with pytest.raises(DataError) as caught:
             shown_url(bad)
         assert "heim" not in str(caught.value)
+
+
+def test_a_place_given_twice_is_refused_without_its_password(workspace: Workspace) -> None:
+    url = "postgresql://u:geheim@127.0.0.1:1/db"
+    with pytest.raises(DataError, match=r"postgresql://u@127\.0\.0\.1:1/db: a file was given twice") as caught:
+        import_files(workspace, [url, url], "shop")
+    assert "geheim" not in str(caught.value)
