@@ -342,6 +342,42 @@ class CrossEncoderSpec(Spec):
     tuning: TuningSpec = Field(default_factory=lambda: TuningSpec(), description="which weights are trained")
 
 
+class SequentialSpec(Spec):
+    family: Literal["sequential"] = "sequential"
+    model: str | None = Field(
+        "minilm", max_length=1024, description="language model that reads the item texts; empty: ids alone"
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns read beside the title; empty means the category columns of the dataset"
+    )
+    n_text: int = Field(128, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
+    width: int = Field(64, ge=8, le=2048, multiple_of=8, description="size of item vectors and states")
+    n_layers: int = Field(2, ge=1, le=24, description="transformer layers")
+    n_heads: int = Field(2, ge=1, le=64, description="attention heads; width must be a multiple")
+    max_history: int = Field(50, ge=1, le=1000, description="most recent history items that are read")
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs and layers")
+    id_bound: float = Field(1.0, ge=0, description="longest id delta; 0: items are their text alone")
+    epochs: int = Field(60, ge=1, le=1000, description="most passes over the training histories")
+    patience: int = Field(8, ge=0, description="epochs without gain on validation before stopping; 0: never stop")
+    batch_size: int = Field(64, ge=1, description="histories a step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
+    full_softmax_items: int = Field(
+        50_000, ge=0, description="up to so many items the loss runs over all of them; above, over drawn ones (logQ)"
+    )
+    n_negatives: int = Field(2048, ge=1, description="items drawn a step for the sampled softmax")
+    validation_users: int = Field(1000, ge=10, description="validation users whose ranking decides when to stop")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> SequentialSpec:
+        if self.width % self.n_heads:
+            raise ValueError(f"n_heads: {self.n_heads} heads do not divide a width of {self.width}")
+        if self.model is None and self.id_bound == 0:
+            raise ValueError("id_bound: without texts and without id deltas all items would be the same")
+        return self
+
+
 class PipelineSpec(Spec):
     family: Literal["pipeline"] = "pipeline"
     retriever: BaselineSpec = Field(default_factory=lambda: ItemKNNSpec(), description="finds the candidates")
@@ -363,6 +399,7 @@ RecommenderSpec = Annotated[
     | BPRSpec
     | BiasKNNSpec
     | CrossEncoderSpec
+    | SequentialSpec
     | PipelineSpec,
     Field(discriminator="family"),
 ]
@@ -470,7 +507,8 @@ def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
 #: Tags pydantic puts into the path of a discriminated union; a person never wrote them.
 _UNION_TAGS = frozenset(
     {
-        "popularity", "item-knn", "user-knn", "ease", "svd", "als", "bpr", "bias-knn", "cross-encoder", "pipeline",
+        "popularity", "item-knn", "user-knn", "ease", "svd", "als", "bpr", "bias-knn", "cross-encoder", "sequential",
+        "pipeline",
     }
 )  # fmt: skip
 

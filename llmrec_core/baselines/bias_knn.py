@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ class BiasKNNRecommender(Recommender):
         #: Mean, lowest and highest rating.
         self._ratings: npt.NDArray[np.float64] = np.full(3, np.nan)
         self._offsets: npt.NDArray[np.float64] | None = None
-        self._similarity = sp.csr_array((0, 0), dtype=np.float32)
+        self._similarity: Any = sp.csr_array((0, 0), dtype=np.float32)
         self._item_index: Mapping[str, int] = {}
         self._catalogue = ""
 

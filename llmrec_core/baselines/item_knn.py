@@ -43,7 +43,7 @@ class ItemKNNRecommender(HistoryRecommender):
     def __init__(self, spec: ItemKNNSpec | None = None) -> None:
         super().__init__()
         self.spec: ItemKNNSpec = spec or ItemKNNSpec()
-        self._similarity = sp.csr_array((0, 0), dtype=np.float32)
+        self._similarity: Any = sp.csr_array((0, 0), dtype=np.float32)
 
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
         visits = _co_visits(users, items, dataset.n_items, self.spec, ctx)

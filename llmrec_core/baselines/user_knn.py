@@ -36,7 +36,7 @@ class UserKNNRecommender(HistoryRecommender):
     def __init__(self, spec: UserKNNSpec | None = None) -> None:
         super().__init__()
         self.spec: UserKNNSpec = spec or UserKNNSpec()
-        self._rows = sp.csr_array((0, 0), dtype=np.float32)
+        self._rows: Any = sp.csr_array((0, 0), dtype=np.float32)
 
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
         self._rows = user_rows(users, items, dataset.n_items)

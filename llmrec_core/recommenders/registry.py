@@ -10,8 +10,9 @@ from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import ModelError
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender, make_baseline
+from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.saved import HEAD_FILE, read_head
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec
+from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec, SequentialSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, type[Recommender]] = {
     **BASELINES,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
+    SequentialRecommender.family: SequentialRecommender,
     PipelineRecommender.family: PipelineRecommender,
 }
 
@@ -34,6 +36,8 @@ def build(run: RunSpec, part: RecommenderSpec) -> Recommender:
         return PipelineRecommender(run, part)
     if isinstance(part, CrossEncoderSpec):
         return CrossEncoderRecommender(run, part)
+    if isinstance(part, SequentialSpec):
+        return SequentialRecommender(part)
     return make_baseline(part)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
-from llmrec_core.errors import RunCancelledError, SpecError
+from llmrec_core.errors import DataError, RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
 from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
 from llmrec_core.models.device import resolve_device
 from llmrec_core.recommenders import registry
+from llmrec_core.recommenders.leakage import leakage_report
 from llmrec_core.runs.store import RunStore
 from llmrec_core.runs.worker import RunHandle
 from llmrec_core.serving.actions import MODEL
@@ -37,6 +38,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
     dataset = DatasetStore(run.workspace).load(spec.dataset.name, spec.dataset.version)
     split = make_split(dataset, spec.split)
     run.emit("log", level="info", message=split.describe())
+    _check_leakage(split, spec, run)
     context = FitContext(
         workspace_models=run.workspace.models,
         device=device,
@@ -73,6 +75,27 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         "dataset": {"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
         **result.as_json(),
     }
+
+
+def _check_leakage(split: Split, spec: RunSpec, run: RunHandle) -> None:
+    """Looks for held-out rows in what is to be learned, before anything is; the report is kept either way.
+
+    Raises:
+        DataError: a rule is broken.
+    """
+    report = leakage_report(split, spec.baselines, spec.seed)
+    run.artifacts_dir.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run.artifacts_dir / "leakage.json", report.as_json())
+    run.emit("log", level="info" if report.ok else "error", message=report.summary())
+    if report.violated:
+        first = report.violated[0]
+        examples = f" ({', '.join(first.examples)})" if first.examples else ""
+        raise DataError(
+            f"held-out rows leak into training: {'; '.join(check.title for check in report.violated)} does not hold, "
+            f"{first.n_violations:,} of {first.n_checked:,}{examples}.",
+            where=f"split of dataset {split.dataset.name}",
+            fix="Nothing was trained. Choose another protocol; artifacts/leakage.json names the rows.",
+        )
 
 
 def _check_cancel(run: RunHandle) -> None:

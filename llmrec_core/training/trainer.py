@@ -80,7 +80,7 @@ def train(
         RunFailedError: out of memory even with the smallest parts, a loss that is not finite, or a full disk.
         ModelError: ``ctx.resume_from`` holds checkpoints of another training.
     """
-    with _own_generators(ctx.seed, network.device), _quiet_transformers():
+    with own_generators(ctx.seed, network.device), _quiet_transformers():
         trainer = _Trainer(network, plan, validation, weights, spec, ctx)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
@@ -443,7 +443,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _own_generators(seed: int, device: torch.device) -> Iterator[None]:
+def own_generators(seed: int, device: torch.device) -> Iterator[None]:
     """Global generators seeded for the training and put back afterwards: a fit leaves no trace in its process."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -116,6 +116,16 @@ def _cross_encoder(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _sequential(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
+    spec = {"family": "sequential", "model": model, "n_text": 6, "width": 16, "max_history": 4, "epochs": 3}
+    run = _tiny_run(ctx.workspace_models, recommender=spec)
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
 def _pipeline(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     model = _tiny_run(ctx.workspace_models).recommender
@@ -136,5 +146,6 @@ FAMILIES: dict[str, Factory] = {
     "bpr": _baseline(BPRSpec(n_factors=4, n_iterations=20)),
     "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
     "cross-encoder": _cross_encoder,
+    "sequential": _sequential,
     "pipeline": _pipeline,
 }

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from conformance.families import CHINESE, COLD, FAMILIES, UNTITLED, tiny_interactions, tiny_items, tiny_split
 
+from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, Recommender, rank_row
 from llmrec_core.data import Split
 from llmrec_core.errors import InputError, ModelError
@@ -34,9 +35,9 @@ class Fitted:
         return np.arange(self.split.dataset.n_items)
 
     def same(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Equal; a text model may differ by rounding, as its batches are padded differently."""
+        """Equal; a neural model may differ by rounding, as its batches are padded differently."""
         assert left.dtype == right.dtype == np.float32
-        tolerance = 1e-4 if self.recommender.capabilities.text else 0.0
+        tolerance = 0.0 if self.recommender.family in BASELINES else 1e-4
         np.testing.assert_allclose(left, right, rtol=0, atol=tolerance)
 
 

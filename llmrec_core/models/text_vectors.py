@@ -1,0 +1,65 @@
+"""Item texts as vectors of a language model, and the whitening without which they are nearly parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llmrec_core.models.loading import Backbone
+
+Vectors = npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def embed_texts(backbone: Backbone, texts: Sequence[str], *, max_tokens: int = 64, batch_size: int = 64) -> Vectors:
+    """One pooled vector a text, [n_texts, hidden_size]; equal texts are read once, long ones cut at ``max_tokens``."""
+    backbone.model.eval()
+    limit = min(max_tokens, backbone.max_tokens)
+    distinct = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+    rows = [backbone.tokenizer.encode(text or " ").ids for text in distinct]
+    # The last token of a BERT text closes it; a cut text keeps it.
+    rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
+    rows = [row or [backbone.pad_id] for row in rows]
+    found = np.empty((len(rows), backbone.hidden_size), np.float32)
+    by_length = np.argsort([len(row) for row in rows], kind="stable")
+    for start in range(0, len(rows), batch_size):
+        chosen = by_length[start : start + batch_size]
+        batch = backbone.pad([rows[i] for i in chosen])
+        ids, mask = (batch[name].to(backbone.device) for name in ("input_ids", "attention_mask"))
+        found[chosen] = backbone.pooled(ids, mask, backbone.default_pooling).float().cpu().numpy()
+    return found[[distinct[text] for text in texts]]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Mean [d] and map [d, k] that give vectors of zero mean and unit covariance."""
+
+    mean: Vectors
+    components: Vectors
+
+    @classmethod
+    def fit(cls, vectors: Vectors, n_components: int) -> Whitening:
+        """PCA whitening of ``vectors`` [n, d]; directions without variance are left out.
+
+        Fit it on the items of training rows: what a held-out catalogue looks like is not to be known.
+        """
+        mean = vectors.mean(axis=0, dtype=np.float64)
+        centred = vectors.astype(np.float64) - mean
+        covariance = centred.T @ centred / max(1, len(vectors))
+        values, directions = np.linalg.eigh(covariance)
+        order = np.argsort(-values)[: min(n_components, max(1, len(vectors) - 1))]
+        order = order[values[order] > max(1e-9, 1e-7 * float(values.max(initial=0.0)))]
+        if not len(order):
+            return cls(mean.astype(np.float32), np.zeros((vectors.shape[1], 1), np.float32))
+        # The sign of an eigenvector is arbitrary; fixing it makes equal data give equal vectors everywhere.
+        chosen = directions[:, order]
+        chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(len(order))])
+        return cls(mean.astype(np.float32), (chosen / np.sqrt(values[order])).astype(np.float32))
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """[n, d] -> [n, k]."""
+        return ((vectors - self.mean) @ self.components).astype(np.float32)

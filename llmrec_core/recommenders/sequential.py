@@ -1,0 +1,248 @@
+"""The sequential family: item vectors from a language model plus id deltas, and a small transformer over the history.
+
+It ranks the whole catalogue at once, so it needs no retriever; items that nobody has met yet are ranked by their text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llmrec_core.contracts import (
+    Capabilities,
+    FitContext,
+    FloatArray,
+    IntArray,
+    Query,
+    Recommender,
+    check_candidates,
+    check_task,
+)
+from llmrec_core.errors import InputError, ModelError
+from llmrec_core.evaluation.validation import ndcg_of_scores
+from llmrec_core.models.catalogue import require_model
+from llmrec_core.models.device import resolve_device
+from llmrec_core.models.loading import load_backbone
+from llmrec_core.models.text_vectors import Whitening, embed_texts
+from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.saved import FIX, catalogue_sha256
+from llmrec_core.specs import SequentialSpec
+from llmrec_core.training.sequence_network import SequenceNetwork
+from llmrec_core.training.sequences import (
+    Histories,
+    SequenceOutcome,
+    gap_bins,
+    last_item_scores,
+    rating_bins,
+    train_sequences,
+)
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Dataset, Split
+
+#: Score cells held at once (float32): 64 MB.
+_BLOCK_CELLS = 16_000_000
+_WEIGHTS = "weights.safetensors"
+_METRIC = "ndcg@10"
+
+
+class SequentialRecommender(Recommender):
+    """See the module; the score of an item is the product of its vector with the state after the history.
+
+    An empty history, or one of unknown items alone, scores every item by how often it was met, far below 1.
+    """
+
+    family: ClassVar[str] = "sequential"
+
+    def __init__(self, spec: SequentialSpec | None = None) -> None:
+        self.spec: SequentialSpec = spec or SequentialSpec()
+        self.outcome: SequenceOutcome | None = None
+        self._network: SequenceNetwork | None = None
+        self._scale: tuple[float, float] | None = None
+        self._counts: IntArray = np.empty(0, np.int64)
+        self._item_index: Mapping[str, int] = {}
+        self._catalogue = ""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(tasks=frozenset(), full_catalogue=True)
+
+    @property
+    def n_items(self) -> int:
+        return len(self._fitted().trained)
+
+    def fit(self, split: Split, ctx: FitContext) -> None:
+        dataset = split.dataset
+        device = resolve_device(ctx.device)
+        self._know(dataset, np.asarray(split.train_item_counts), dataset.rating_scale)
+        ctx.emit("stage", stage="tokenizing")
+        text = self._text(dataset, ctx, device)
+        trained = torch.from_numpy(self._counts > 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(ctx.seed)
+            network = SequenceNetwork(self.spec, torch.from_numpy(text), trained)
+        self._network = network.to(device)
+        histories = _training_histories(split)
+        ctx.emit("stage", stage="training")
+        measure = self._validation(split, ctx)
+        fingerprint = f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {ctx.seed}"
+        self.outcome = train_sequences(network, histories, self.spec, ctx, measure, _METRIC, fingerprint)
+        network.eval()
+        network.requires_grad_(False)
+
+    def _text(self, dataset: Dataset, ctx: FitContext, device: torch.device) -> npt.NDArray[np.float32]:
+        """Whitened text vectors of all items; whitening sees the items of training rows only."""
+        if self.spec.model is None:
+            return np.empty((dataset.n_items, 0), np.float32)
+        if ctx.workspace_models is None:
+            raise InputError(
+                "a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models."
+            )
+        fields = self.spec.item_fields or dataset.category_fields
+        texts = []
+        for item in range(dataset.n_items):
+            parts = [dataset.item_text(item, field) for field in ("title", *fields)]
+            texts.append(". ".join(part for part in parts if part))
+        backbone = load_backbone(require_model(ctx.workspace_models, self.spec.model), device=device, trainable=False)
+        vectors = embed_texts(backbone, texts)
+        known = vectors[self._counts > 0]
+        return Whitening.fit(known if len(known) > 1 else vectors, self.spec.n_text).apply(vectors)
+
+    def _validation(self, split: Split, ctx: FitContext) -> Callable[[], float] | None:
+        """() -> NDCG@10 over the whole catalogue on validation users, also told of every floor; None without any."""
+        held_out = split.queries("valid", max_users=self.spec.validation_users, seed=ctx.seed)
+        if not len(held_out):
+            ctx.emit("log", level="warning", message="no validation user has a new item: every epoch is run.")
+            return None
+        relevant = np.zeros((len(held_out), self.n_items), bool)
+        for row, targets in enumerate(held_out.targets):
+            relevant[row, targets] = True
+        n_targets = np.array([len(targets) for targets in held_out.targets], np.int64)
+        everything = np.arange(self.n_items, dtype=np.int64)
+
+        def value(recommender: Recommender) -> float:
+            total, block = 0.0, max(1, _BLOCK_CELLS // self.n_items)
+            for start in range(0, len(held_out), block):
+                part = slice(start, start + block)
+                scores = recommender.score(held_out.queries[part], everything)
+                for row, seen in enumerate(held_out.exclude[part]):
+                    scores[row, seen] = -np.inf
+                total += float(np.nansum(ndcg_of_scores(scores, relevant[part], n_targets[part], 10)))
+            return total / len(held_out)
+
+        for name, floor in ctx.floors.items():
+            ctx.emit("baseline", name=name, metrics={_METRIC: value(floor)})
+        return lambda: value(self)
+
+    def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
+        network = self._fitted()
+        check_task(task, self.capabilities.tasks)
+        n_items = self.n_items
+        items = check_candidates(candidates, len(queries), n_items)
+        scores = np.empty(items.shape, np.float32)
+        block = max(1, min(1024, _BLOCK_CELLS // max(1, n_items)))
+        popularity = (self._counts / max(1, self._counts.max(initial=0)) * 1e-6).astype(np.float32)
+        was_training = network.training
+        network.eval()
+        for start in range(0, len(queries), block):
+            part = slice(start, start + block)
+            histories = self._histories(queries[part])
+            batch = histories.batch(histories.starts[:-1], histories.starts[1:], network.delta.device)
+            found = last_item_scores(network, batch)
+            # The state after an empty history is zero, and so is every score: popularity orders.
+            found += popularity * (np.diff(histories.starts) == 0)[:, None]
+            scores[part] = np.take_along_axis(found, np.maximum(items[part], 0), axis=1)
+        network.train(was_training)
+        scores[items < 0] = -np.inf
+        return scores
+
+    def item_vectors(self) -> FloatArray:
+        """What items are compared by, float32 [n_items, width]."""
+        with torch.inference_mode():
+            return np.asarray(self._fitted().item_vectors().float().cpu().numpy(), np.float32)
+
+    def _histories(self, queries: Sequence[Query]) -> Histories:
+        """The last known items of each query."""
+        items: list[int] = []
+        ratings: list[float] = []
+        times: list[float] = []
+        starts = [0]
+        for query in queries:
+            known = [(entry, self._item_index.get(entry.item_id)) for entry in query.history]
+            for entry, item in [pair for pair in known if pair[1] is not None][-self.spec.max_history :]:
+                items.append(item)  # type: ignore[arg-type]
+                ratings.append(np.nan if entry.rating is None else entry.rating)
+                times.append(np.nan if entry.timestamp is None else entry.timestamp)
+            starts.append(len(items))
+        bounds = np.array(starts, np.int64)
+        return Histories(np.array(items, np.int64), rating_bins(ratings, self._scale), gap_bins(times, bounds), bounds)
+
+    def _know(self, dataset: Dataset, counts: IntArray, scale: tuple[float, float] | None) -> None:
+        self._counts, self._scale = counts, scale
+        self._item_index = dict(dataset.item_index)
+        self._catalogue = catalogue_sha256(dataset.item_ids)
+
+    def _fitted(self) -> SequenceNetwork:
+        if self._network is None:
+            raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
+        return self._network
+
+    # -- disk ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        network = self._fitted()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        tensors["counts"] = torch.from_numpy(self._counts)
+        save_file(tensors, folder / _WEIGHTS)
+        write_head(
+            folder,
+            self.family,
+            {
+                "spec": self.spec.model_dump(mode="json"),
+                "rating_scale": self._scale,
+                "catalogue_sha256": self._catalogue,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> SequentialRecommender:
+        head = check_head(folder, cls.family, dataset.item_ids)
+        try:
+            loaded = cls(SequentialSpec.model_validate(head.get("spec")))
+            tensors = load_file(folder / _WEIGHTS)
+            counts = tensors.pop("counts").numpy()
+            network = SequenceNetwork(loaded.spec, tensors["text"], tensors["trained"])
+            network.load_state_dict(tensors)
+            scale = head.get("rating_scale")
+            loaded._know(dataset, counts, None if scale is None else (float(scale[0]), float(scale[1])))
+        except (ValidationError, SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError):
+            raise ModelError("its weights or its spec cannot be read.", where=str(folder), fix=FIX) from None
+        if counts.shape != (dataset.n_items,) or len(network.trained) != dataset.n_items:
+            raise ModelError("its weights do not fit the catalogue.", where=str(folder), fix=FIX)
+        loaded._network = network.to(resolve_device(ctx.device))
+        network.eval()
+        network.requires_grad_(False)
+        return loaded
+
+
+def _training_histories(split: Split) -> Histories:
+    """Training rows by user, in each user's time order."""
+    table = split.dataset.interactions
+    users = table["user_idx"].to_numpy(np.int64)[split.train]
+    order = np.argsort(users, kind="stable")
+    rows, users = split.train[order], users[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1, [len(users)]]).astype(np.int64)
+    return Histories(
+        table["item_idx"].to_numpy(np.int64)[rows],
+        rating_bins(table["rating"].to_numpy(np.float64)[rows], split.dataset.rating_scale),
+        gap_bins(table["timestamp"].to_numpy(np.float64)[rows], starts),
+        starts,
+    )

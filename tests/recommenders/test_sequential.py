@@ -1,0 +1,251 @@
+"""The sequential family: windows, bins, what it learns, cold items, the sampled softmax, resume, and stopping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import write_tiny_bert
+
+from llmrec_core.contracts import FitContext, HistoryItem, Query
+from llmrec_core.data import Dataset, Split, make_split
+from llmrec_core.errors import InputError, ModelError, RunCancelledError
+from llmrec_core.models.text_vectors import Whitening, embed_texts
+from llmrec_core.recommenders.sequential import SequentialRecommender, _training_histories
+from llmrec_core.specs import SequentialSpec, SplitSpec
+from llmrec_core.training.sequence_network import SequenceNetwork
+from llmrec_core.training.sequences import Histories, _Loop, gap_bins, rating_bins
+
+IDS_ONLY = {"model": None, "width": 16, "n_heads": 2, "max_history": 8, "dropout": 0.0, "learning_rate": 5e-3}
+N_ITEMS = 12
+
+
+def chain(seed: int = 0, n_users: int = 40, shuffled: bool = False) -> Split:
+    """Everyone walks i -> i + 1 around a ring of 12 from a place of their own; ``shuffled`` destroys the order."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(n_users):
+        walk = [int((user + step) % N_ITEMS) for step in range(9)]
+        if shuffled:
+            walk = rng.permutation(walk).tolist()
+        rows += [(f"u{user:02d}", f"i{item:02d}", 1.0 + item % 5, 3600.0 * step) for step, item in enumerate(walk)]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    items = pd.DataFrame({"item_id": [f"i{n:02d}" for n in range(N_ITEMS + 1)]})
+    return make_split(Dataset.from_frames("ring", frame, items), SplitSpec())
+
+
+def fitted(split: Split, ctx: FitContext | None = None, **fields: object) -> SequentialRecommender:
+    model = SequentialRecommender(SequentialSpec(**{**IDS_ONLY, **fields}))
+    model.fit(split, ctx or FitContext(device="cpu"))
+    return model
+
+
+def hit_rate(model: SequentialRecommender, split: Split) -> float:
+    asked = split.queries("test")
+    rankings = model.top_k(asked.queries, 1, asked.exclude)
+    return float(np.mean([r.items[0] in t for r, t in zip(rankings, asked.targets, strict=True)]))
+
+
+def test_the_planted_order_is_learnt_and_a_shuffled_one_is_not():
+    learnt = fitted(chain(), epochs=40, patience=0)
+    assert hit_rate(learnt, chain()) > 0.9
+    # 9 of 13 items are seen: a guess among the 4 left hits a quarter.
+    assert hit_rate(fitted(chain(shuffled=True), epochs=40, patience=0), chain(shuffled=True)) < 0.6
+
+
+def test_the_sampled_softmax_learns_the_same_order():
+    model = fitted(chain(), epochs=60, patience=0, full_softmax_items=0, n_negatives=8)
+    assert hit_rate(model, chain()) > 0.9
+
+
+def test_the_sampled_loss_is_near_the_full_one():
+    split = chain()
+    model = SequentialRecommender(SequentialSpec(**IDS_ONLY))
+    torch.manual_seed(0)
+    network = SequenceNetwork(model.spec, torch.empty(N_ITEMS + 1, 0), torch.ones(N_ITEMS + 1, dtype=torch.bool))
+    with torch.no_grad():
+        network.delta.mul_(20)
+
+    def loop(**fields: object) -> _Loop:
+        spec = SequentialSpec(**{**IDS_ONLY, **fields})
+        return _Loop(network, _training_histories(split), spec, FitContext(), None, "ndcg@10", "")
+
+    full = loop()
+    inputs, targets = next(full._batches(0))
+    wanted = float(full._loss(inputs, targets).detach())
+    torch.manual_seed(1)
+    found = float(loop(full_softmax_items=0, n_negatives=100_000)._loss(inputs, targets).detach())
+    assert found == pytest.approx(wanted, abs=0.02)
+    few = [float(loop(full_softmax_items=0, n_negatives=4)._loss(inputs, targets).detach()) for _ in range(20)]
+    assert np.std(few) > 0.02, "with few drawn it is an estimate"
+
+
+def test_cold_items_are_ranked_by_their_text(tmp_path: Path):
+    write_tiny_bert(tmp_path / "tiny")
+    rows = [(f"u{u}", f"i{(u % 2) * 5 + s}", float(s)) for u in range(20) for s in range(5)]
+    titles = [f"red apple {n}" for n in range(5)] + [f"blue engine {n}" for n in range(5)]
+    items = pd.DataFrame(
+        {"item_id": [f"i{n}" for n in range(10)] + ["x", "y"], "title": [*titles, titles[4], titles[9]]}
+    )
+    split = make_split(
+        Dataset.from_frames("two", pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]), items), SplitSpec()
+    )
+    ctx = FitContext(workspace_models=tmp_path, device="cpu")
+    model = fitted(split, ctx, model=str(tmp_path / "tiny"), id_bound=0.0, epochs=30, patience=0, n_text=8)
+    vectors = model.item_vectors()
+    # The twin of i4 by title is i4 by vector, though nobody has met it.
+    np.testing.assert_allclose(vectors[split.dataset.item_idx("x")], vectors[split.dataset.item_idx("i4")], atol=1e-5)
+    reds = Query("n", tuple(HistoryItem(f"i{s}", None, float(s)) for s in range(4)))
+    scores = model.score([reds], np.array([split.dataset.item_idx("x"), split.dataset.item_idx("y")]))[0]
+    assert scores[0] > scores[1]
+    ids_only = fitted(split, epochs=5)
+    assert (ids_only.item_vectors()[[split.dataset.item_idx("x")]] == 0).all(), "without text nothing is known of it"
+
+
+def test_the_id_delta_is_bounded():
+    model = fitted(chain(), epochs=10, id_bound=0.25)
+    lengths = np.linalg.norm(model.item_vectors(), axis=1)
+    assert lengths.max() <= 0.25 + 1e-5
+    assert lengths[:N_ITEMS].min() > 0
+
+
+def test_only_what_the_history_says_counts():
+    model = fitted(chain(), epochs=5)
+    past = tuple(HistoryItem(f"i{n:02d}", 3.0, 3600.0 * n) for n in range(4))
+    everything = np.arange(N_ITEMS + 1)
+    same = model.score([Query("a", past), Query("nobody", past)], everything)
+    np.testing.assert_allclose(same[0], same[1], atol=1e-6)
+    unknown = (HistoryItem("??", 3.0, 0.0), *past)
+    np.testing.assert_allclose(model.score([Query("a", unknown)], everything)[0], same[0], atol=1e-6)
+    liked = tuple(HistoryItem(entry.item_id, 1.0, entry.timestamp) for entry in past)
+    assert np.abs(model.score([Query("a", liked)], everything)[0] - same[0]).max() > 1e-4, "ratings are read"
+    long = tuple(HistoryItem(f"i{n % N_ITEMS:02d}", 3.0, 3600.0 * n) for n in range(30))
+    np.testing.assert_allclose(
+        model.score([Query("a", long)], everything), model.score([Query("a", long[-8:])], everything), atol=1e-6
+    )
+
+
+def test_without_history_popularity_orders():
+    split = chain(n_users=7)
+    order = fitted(split, epochs=2).top_k([Query("new")], N_ITEMS)[0].items
+    assert (np.diff(split.train_item_counts[order]) <= 0).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 9), st.integers(0, 5))
+def test_windows_predict_every_row_but_the_first_once(lengths: list[int], size: int, epoch: int):
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n = int(starts[-1])
+    histories = Histories(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64), starts)
+    network = SequenceNetwork(SequentialSpec(**{**IDS_ONLY, "max_history": size}), torch.empty(n, 0), torch.ones(n) > 0)
+    spec = SequentialSpec(**{**IDS_ONLY, "max_history": size, "batch_size": 3})
+    loop = _Loop(network, histories, spec, FitContext(), None, "ndcg@10", "")
+    predicted: list[int] = []
+    for inputs, targets in loop._batches(epoch):
+        assert inputs.items.shape[1] <= size
+        for row, mask, wanted in zip(inputs.items, inputs.mask, targets, strict=True):
+            kept = wanted >= 0
+            assert (mask == kept).all() or kept.sum() <= mask.sum()
+            # Items are their own row numbers here: the target is always the next row of the same history.
+            assert (wanted[kept] == row[kept] + 1).all()
+            predicted += wanted[kept].tolist()
+    first = set(starts[:-1].tolist())
+    # Every row that has one before it in its history is predicted exactly once an epoch.
+    assert sorted(predicted) == [row for row in range(n) if row not in first]
+
+
+def test_bins_by_hand():
+    assert rating_bins([1.0, 5.0, 3.0, float("nan")], (1.0, 5.0)).tolist() == [1, 10, 6, 0]
+    assert rating_bins([1.0], None).tolist() == [0]
+    times = [0.0, 60.0, 60.0 + 180.0, 5e9, float("nan"), 0.0]
+    assert gap_bins(times, np.array([0, 3, 6])).tolist() == [0, 2, 3, 0, 0, 0]
+
+
+def test_whitened_vectors_have_unit_covariance():
+    rng = np.random.default_rng(0)
+    raw = (rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6)) + 3.0).astype(np.float32)
+    white = Whitening.fit(raw, 4).apply(raw)
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(4), atol=1e-3)
+    flat = Whitening.fit(np.ones((5, 3), np.float32), 2)
+    assert np.isfinite(flat.apply(np.ones((2, 3), np.float32))).all()
+
+
+def test_equal_texts_get_equal_vectors_in_any_company(tmp_path: Path):
+    from llmrec_core.models.loading import load_backbone
+
+    write_tiny_bert(tmp_path / "tiny")
+    backbone = load_backbone(tmp_path / "tiny", trainable=False)
+    texts = ["a red film", "", "a red film", "blue " * 300]
+    together = embed_texts(backbone, texts, max_tokens=16)
+    assert together.shape == (4, backbone.hidden_size)
+    np.testing.assert_array_equal(together[0], together[2])
+    np.testing.assert_allclose(embed_texts(backbone, texts[:1], max_tokens=16)[0], together[0], atol=1e-5)
+
+
+class Stops(Exception):
+    pass
+
+
+def test_resume_equals_uninterrupted_training(tmp_path: Path):
+    split = chain()
+    whole = fitted(split, epochs=6, patience=0, dropout=0.2)
+
+    def stop_after_three(event: str, **values: object) -> None:
+        if event == "validation" and values["step"] == 3 * steps:
+            raise Stops
+
+    steps = _Loop(
+        whole._network, _training_histories(split), whole.spec, FitContext(), None, "ndcg@10", ""
+    ).steps_per_epoch
+    ctx = FitContext(device="cpu", checkpoint_dir=tmp_path / "c", emit=stop_after_three)
+    with pytest.raises(Stops):
+        fitted(split, ctx, epochs=6, patience=0, dropout=0.2)
+    told: list[str] = []
+    again = FitContext(
+        device="cpu", resume_from=tmp_path / "c", emit=lambda event, **v: told.append(str(v.get("message")))
+    )
+    resumed = fitted(split, again, epochs=6, patience=0, dropout=0.2)
+    assert any("Going on after epoch 2" in message for message in told)
+    np.testing.assert_array_equal(resumed.item_vectors(), whole.item_vectors())
+    with pytest.raises(ModelError, match="other data or training settings"):
+        fitted(chain(seed=1, shuffled=True), again, epochs=6, patience=0, dropout=0.2)
+
+
+def test_stopping_and_cancelling():
+    split = chain()
+    assert fitted(split, epochs=50, patience=2, learning_rate=1e-5).outcome.stopped == "early"  # type: ignore[union-attr]
+    person = fitted(split, FitContext(device="cpu", should_stop=lambda: "stop"), epochs=50)
+    assert person.outcome.stopped == "person"  # type: ignore[union-attr]
+    assert np.isfinite(person.score([Query("a")], np.arange(3))).all()
+    with pytest.raises(RunCancelledError):
+        fitted(split, FitContext(device="cpu", should_stop=lambda: "cancel"))
+
+
+def test_the_best_epoch_is_kept_and_floors_are_told():
+    from llmrec_core.baselines import PopularityRecommender
+
+    split = chain()
+    floor = PopularityRecommender()
+    floor.fit(split, FitContext())
+    events: list[tuple[str, dict[str, object]]] = []
+    ctx = FitContext(device="cpu", floors={"popularity": floor}, emit=lambda e, **v: events.append((e, v)))
+    model = fitted(split, ctx, epochs=12, patience=3)
+    values = [v["metrics"]["ndcg@10"] for e, v in events if e == "validation"]  # type: ignore[index]
+    assert model.outcome is not None
+    assert model.outcome.best_value == max(values)
+    assert model._validation(split, FitContext())() == pytest.approx(max(values), abs=1e-6)  # type: ignore[misc]
+    assert [v["name"] for e, v in events if e == "baseline"] == ["popularity"]
+
+
+def test_an_unfitted_one_and_odd_specs_are_refused():
+    with pytest.raises(InputError, match="not fitted"):
+        SequentialRecommender().score([Query("a")], np.array([0]))
+    with pytest.raises(ValueError, match="do not divide"):
+        SequentialSpec(width=16, n_heads=3)
+    with pytest.raises(ValueError, match="all items would be the same"):
+        SequentialSpec(model=None, id_bound=0.0)
