@@ -116,6 +116,7 @@ class TableReader:
     _times: TimeFormat | None = None
     _careful: bool = False
     _last_time: float = np.nan
+    _base_known: set[str] | None = None
     #: Rows without a time.
     missing_times: int = 0
     #: How often each rating stands among the accepted rows.
@@ -134,7 +135,6 @@ class TableReader:
         read = {*self.ids, RATING, TIME} if kind == "interactions" else {*self.ids, TIME}
         self.texts = {role: column for role, column in roles.items() if role not in read}
         self.texts |= {named[column]: column for column in others}
-        self._base_known = set(self.known)
 
     @staticmethod
     def _reserved_names(kind: str) -> tuple[str, ...]:
@@ -180,6 +180,9 @@ class TableReader:
         """
         self._trimmed, self._unrated, self.missing_times, self._last_time = {}, 0, 0, np.nan
         self.rating_counts.clear()
+        if self._base_known is None:
+            # What earlier files told is known only now, when the reading begins.
+            self._base_known = set(self.known)
         self.known.clear()
         self.known |= self._base_known
         for raw in prefetched(even_blocks(self._raw(), self.name)):

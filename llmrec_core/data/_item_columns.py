@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec_core.data.dataset import ITEM_IDX
@@ -77,3 +78,15 @@ def drop_columns(path: Path, gone: Sequence[str], renamed: Mapping[str, str]) ->
             for group in range(opened.num_row_groups):
                 writer.write_table(opened.read_row_group(group, columns=names).rename_columns(called))
     fresh.replace(path)
+
+
+def beside(columns: Mapping[str, pa.Array], further: Mapping[str, pa.Array], key: str) -> dict[str, pa.Array]:
+    """Two tables side by side by their ids, each of which stands once in a table; "" where one does not know an id."""
+    own, other = columns[key], further[key]
+    new = other.filter(pc.is_null(pc.index_in(other, own)))
+    ids = pa.concat_arrays([own, new])
+    found: dict[str, pa.Array] = {key: ids}
+    for table in (columns, further):
+        place = pc.index_in(ids, table[key])
+        found |= {name: pc.fill_null(cells.take(place), "") for name, cells in table.items() if name != key}
+    return found

@@ -21,6 +21,7 @@ from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
 from llmrec_core.data._checking import CheckedBlock, ReadAgain, TableReader
 from llmrec_core.data._databases import shown_place
 from llmrec_core.data._engine import MAX_LISTED, Plan, RejectLog, Spill, Written, clear, write_interactions, write_side
+from llmrec_core.data._item_columns import beside
 from llmrec_core.data._layouts import PlannedTable
 from llmrec_core.data._roles import NEEDED_OF, ROLES, Corrections, Kind, parse_mapping
 from llmrec_core.data._values import RatingScale, ValueOptions, detect_scale, refuse_unanswered
@@ -176,7 +177,9 @@ def _check_plan(tables: Sequence[_Table], corrections: Corrections) -> None:
     _check_names(tables, corrections, names)
     for kind, role, column in corrections.roles:
         if column and not any(
-            table.planned.roles.get(role) == column for table in tables if kind is None or table.planned.kind == kind
+            column in (table.planned.roles.get(role), table.planned.origin.get(role))
+            for table in tables
+            if kind is None or table.planned.kind == kind
         ):
             columns = "; ".join(_described(table) for table in tables)
             raise DataError(
@@ -223,6 +226,20 @@ def _check_names(tables: Sequence[_Table], corrections: Corrections, names: Sequ
             )
 
 
+def _alike(readers: Sequence[TableReader], key: str) -> list[list[TableReader]]:
+    """Readers in groups that share a column beside the id."""
+    groups: list[tuple[set[str], list[TableReader]]] = []
+    for reader in readers:
+        names = set(reader.texts) - {key}
+        fitting = next((group for group in groups if not names or not group[0] or names & group[0]), None)
+        if fitting is None:
+            groups.append((names, [reader]))
+        else:
+            fitting[0].update(names)
+            fitting[1].append(reader)
+    return [group for _, group in groups]
+
+
 @dataclass
 class _Import:
     """One import, from checked plan to report."""
@@ -237,7 +254,6 @@ class _Import:
     say: Callable[[str], None]
     notes: list[str] = field(default_factory=list)
     reports: list[FileReport] = field(default_factory=list)
-    known: dict[str, set[str]] = field(default_factory=lambda: {"items": set(), "users": set()})
 
     def __post_init__(self) -> None:
         self.waiting = self.build.folder / "waiting"
@@ -268,9 +284,7 @@ class _Import:
         return report
 
     def _reader(self, table: _Table) -> TableReader:
-        kind = table.planned.kind
-        known = self.known.get(kind, set())
-        return TableReader(table.planned, self.options, self.masks, self.key is not None, known)
+        return TableReader(table.planned, self.options, self.masks, self.key is not None)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -317,10 +331,17 @@ class _Import:
         return made[-1]
 
     def _side(self, readers: Sequence[TableReader], kind: str) -> dict[str, pa.Array]:
-        """Columns of all tables of items, or of users; {} where there is none."""
-        tables: list[pa.Table] = []
-        for reader in readers:
-            if reader.planned.kind == kind:
+        """Columns of all tables of items, or of users; {} where there is none.
+
+        Tables with a column in common continue each other; one with columns of its own is set beside them by id.
+        """
+        key = ITEM if kind == "items" else USER
+        columns: dict[str, pa.Array] = {}
+        for group in _alike([reader for reader in readers if reader.planned.kind == kind], key):
+            tables: list[pa.Table] = []
+            known: set[str] = set()
+            for reader in group:
+                reader.known = known
                 blocks: list[pa.Table] = []
 
                 def begin(blocks: list[pa.Table] = blocks) -> Callable[[CheckedBlock], None]:
@@ -329,11 +350,10 @@ class _Import:
 
                 self._read(reader, begin)
                 tables += blocks
-        if not tables:
-            return {}
-        table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-        columns = {name: pc.fill_null(_array(table.column(name)), "") for name in table.column_names}
-        if kind == "users":
+            table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+            found = {name: pc.fill_null(_array(table.column(name)), "") for name in table.column_names}
+            columns = beside(columns, found, key) if columns else found
+        if kind == "users" and columns:
             columns[USER] = self._named(columns[USER])
         return columns
 
