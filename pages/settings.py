@@ -1,4 +1,4 @@
-"""Settings: models and their licences, what this machine offers, where the workspace is, the model process."""
+"""Settings: models and their licences, this machine, where the workspace is, the model process, the audit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llmrec_core.models.catalogue import ModelEntry, fetch_model, list_models
 from llmrec_core.serving.client import serving_client
 from pages._studio.base import faults_in_words, header, label, plain, show_error, size, workspace
 from pages._studio.pickers import model_facts
+from pages._studio.privacy import show_audit
 
 
 def fetch(name: str) -> None:
@@ -128,3 +129,4 @@ with left:
     machine()
 with right:
     place()
+show_audit()

@@ -6,11 +6,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
+from llmrec_core.data.privacy import removal_count
 from llmrec_core.errors import LLMRecError
+from llmrec_core.serving.client import serving_client
 from llmrec_core.workspace import Workspace
 from pages._studio.router import ensure_routed
 
@@ -61,9 +64,31 @@ def faults_in_words() -> Iterator[None]:
         show_error(error)
 
 
+@st.cache_resource(show_spinner=False)
+def _removals_known(root: str) -> dict[str, int]:
+    """The number of removals when this server began to keep things in memory."""
+    return {"count": removal_count(Workspace(Path(root)))}
+
+
+def follow_removals() -> None:
+    """Drops what this server and this session hold in memory once a person was removed, by whatever process."""
+    root = str(workspace().root)
+    count = removal_count(workspace())
+    if _removals_known(root)["count"] != count:
+        st.cache_data.clear()
+        st.cache_resource.clear()
+        serving_client(workspace()).stop()
+    if st.session_state.setdefault("removals_seen", count) != count:
+        # The tab and the answer of the act itself stay on the screen.
+        for key in [key for key in st.session_state if key != "data_tab" and not str(key).startswith("forget_")]:
+            del st.session_state[key]
+        st.session_state["removals_seen"] = count
+
+
 def header(title: str, lead: str) -> None:
     """Title and one sentence of a screen; the first thing every screen calls."""
     ensure_routed()
+    follow_removals()
     st.title(title, anchor=False)
     st.caption(lead)
 

@@ -130,6 +130,8 @@ def _panel(run_id: str, controls: bool, head: bool) -> None:
         if head:
             _head(run)
         _progress(run, events)
+        if run.warning:
+            st.warning(run.warning, icon=":material/flag:")
         if run.status.error:
             if run.status.state == "failed":
                 st.error(plain(run.status.error, 2000), icon=":material/error:")

@@ -60,7 +60,10 @@ def pick_run(page: str, what: str, *, evaluations: bool = False) -> Run | None:
         format_func=lambda run_id: f"{run_title(runs[run_id])} · {ago(runs[run_id].status.ended_at)}",
         kind="run",
     )
-    return runs.get(chosen) if chosen else None
+    run = runs.get(chosen) if chosen else None
+    if run is not None and run.warning:
+        st.warning(run.warning, icon=":material/flag:")
+    return run
 
 
 def pick_user(page: str, dataset: Dataset, first: str | None = None) -> str | None:

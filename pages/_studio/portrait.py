@@ -10,9 +10,10 @@ from llmrec_core.figures import portrait_figures, split_figure
 from llmrec_core.specs import SplitSpec
 from pages._studio.base import empty_state, faults_in_words, label, linked_choice, plain, workspace
 from pages._studio.pickers import load_dataset, load_split
+from pages._studio.privacy import show_privacy
 from pages._studio.versions import show_versions
 
-_TABS = ("Portrait", "Splits", "Tables", "Versions")
+_TABS = ("Portrait", "Splits", "Tables", "Versions", "Privacy")
 
 
 @st.cache_data(max_entries=6, show_spinner="Drawing the portrait …")
@@ -48,9 +49,14 @@ def dataset_view() -> None:
         if not tab.open:
             continue
         with tab, faults_in_words():
-            {"Portrait": show_portrait, "Splits": show_split, "Tables": show_tables, "Versions": show_versions}[title](
-                dataset
-            )
+            screens = {
+                "Portrait": show_portrait,
+                "Splits": show_split,
+                "Tables": show_tables,
+                "Versions": show_versions,
+                "Privacy": show_privacy,
+            }
+            screens[title](dataset)
 
 
 def facts(dataset: Dataset) -> None:
