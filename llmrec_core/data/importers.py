@@ -25,6 +25,7 @@ from llmrec_core.data._item_columns import beside
 from llmrec_core.data._layouts import PlannedTable
 from llmrec_core.data._roles import NEEDED_OF, ROLES, Corrections, Kind, parse_mapping
 from llmrec_core.data._values import RatingScale, ValueOptions, detect_scale, refuse_unanswered
+from llmrec_core.data.companions import coverage_notes
 from llmrec_core.data.dataset import DatasetMeta, Fingerprint, SourceFile, default_categories, now
 from llmrec_core.data.guessing import ImportGuess, plan
 from llmrec_core.data.mapping import MAPPING_FILE, dump_mapping, mapping_of
@@ -279,6 +280,9 @@ class _Import:
             self._check_masks(readers)
             scale = self._scale(readers)
             written = self._write(readers, spills, items, users)
+            if extras:
+                paths = {kind: self.build.folder / f"{kind}.parquet" for kind in extras}
+                self.notes += coverage_notes(written.items[ITEM], paths)
             written.digest.absorb(digest)
             report = self._finish(written, extras, scale, hashes)
         return report
