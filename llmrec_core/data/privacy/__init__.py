@@ -8,6 +8,7 @@ from llmrec_core.data.privacy.detect import KINDS, WHOLE_CELL, PersonalFinding, 
 from llmrec_core.data.privacy.keys import keyed_hash, workspace_key
 from llmrec_core.data.privacy.pseudonyms import person_hash, pseudonym, transform_ids
 from llmrec_core.data.privacy.removals import forgotten_among, pending_removals, removal_count
+from llmrec_core.data.privacy.settings import min_group_users, set_min_group_users
 
 __all__ = [
     "KINDS",
@@ -20,11 +21,13 @@ __all__ = [
     "forgotten_among",
     "keyed_hash",
     "mask_text",
+    "min_group_users",
     "pending_removals",
     "person_hash",
     "pseudonym",
     "read_audit",
     "removal_count",
+    "set_min_group_users",
     "transform_ids",
     "workspace_key",
 ]
