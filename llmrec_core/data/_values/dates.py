@@ -150,7 +150,7 @@ class Dates:
 def take_apart(words: pa.Array, *, tidy: bool = False) -> Dates:
     """Trimmed words, in any case and script; ``tidy``: they went through ``plain_words``."""
     found = Dates.unknown(len(words))
-    data, starts, codes, templates = _templates(words)
+    digits, starts, codes, templates = _templates(words)
     if not len(templates):
         return found
     plain = plain_words(templates)
@@ -160,7 +160,7 @@ def take_apart(words: pa.Array, *, tidy: bool = False) -> Dates:
     for code, rows in _groups(codes, len(templates)):
         plan = _plan(texts[code]) if code in texts else None
         if plan is not None:
-            _read(found, plan, data, starts[rows], rows)
+            _read(found, plan, digits, starts[rows], rows)
     if odd.any() and not tidy:
         rows = np.flatnonzero(odd[codes])
         _put(found, take_apart(plain_words(words.take(pa.array(rows))), tidy=True), rows)
@@ -168,16 +168,18 @@ def take_apart(words: pa.Array, *, tidy: bool = False) -> Dates:
 
 
 def _templates(words: pa.Array) -> tuple[npt.NDArray[np.uint8], Ints, npt.NDArray[np.int32], pa.Array]:
-    """(bytes of all words, where each begins, the template of each, distinct templates)."""
+    """(bytes of all words less that of "0", where each begins, the template of each, distinct templates)."""
     words = pa.concat_arrays([words]) if words.offset else words
     _, offsets, data = words.buffers()
     starts = np.frombuffer(offsets, np.int64)[: len(words) + 1]
     raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
     raw = raw[: int(starts[-1])] if len(starts) else raw
-    zeros = np.where((raw >= 48) & (raw <= 57), np.uint8(48), raw)
+    # Bytes below "0" wrap around, so that one comparison finds the digits.
+    digits = raw - np.uint8(48)
+    zeros = np.where(digits <= 9, np.uint8(48), raw)
     blanked = pa.Array.from_buffers(TEXT, len(words), [None, offsets, pa.py_buffer(zeros)])
     encoded = blanked.dictionary_encode()
-    return raw, starts[:-1], encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary
+    return digits, starts[:-1], encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary
 
 
 def _aligned(templates: pa.Array, plain: pa.Array) -> Mask:
@@ -271,14 +273,15 @@ def _with_clock(plan: _Plan, template: str, start: int, stop: int) -> _Plan | No
 # ------------------------------------------------------------------------------------------------ digits
 
 
-def _read(found: Dates, plan: _Plan, data: npt.NDArray[np.uint8], starts: Ints, rows: Ints) -> None:
-    """Reads the cells of one template."""
+def _read(found: Dates, plan: _Plan, digits: npt.NDArray[np.uint8], starts: Ints, rows: Ints) -> None:
+    """Reads the cells of one template; ``digits``: all bytes, less that of "0"."""
 
     def number(name: str, default: int = 0) -> Ints:
         start, stop = plan.spans.get(name, (0, 0))
         total = np.full(len(rows), default if stop == start else 0, np.int64)
         for position in range(start, stop):
-            total = total * 10 + (data[starts + position].astype(np.int64) - 48)
+            total *= 10
+            total += digits[starts + position]
         return total
 
     def has(name: str) -> bool:

@@ -204,7 +204,7 @@ class NumberFormat:
         filled = sum(first[tag] for tag in ("numeric", "percent", "word", "stars"))
         kinds: tuple[tuple[Kind, str], ...] = (("percent", "percent"), ("words", "word"))
         for candidate, tag in kinds:
-            if first[tag] * 2 > filled or (not filled and tag in later and "numeric" not in later):
+            if first[tag] * 2 > filled:
                 kind = candidate
         rich = any(first[tag] or tag in later for tag in ("rich", "percent", "word", "stars", "either_comma"))
         rich |= decimal == "comma" and bool(first["either_point"] or "either_point" in later)
@@ -379,7 +379,7 @@ def _take_apart(words: pa.Array, money: bool) -> _Parts:
     dress = [part(name) for name in ("percent", "after", "first_unit", "out_of", "unit", "currency")]
     dressed = np.logical_or.reduce([~mask(pc.equal(piece, "")) for piece in dress])
     stars = pc.extract_regex(words, _STARS)
-    is_stars = mask(pc.is_valid(stars)) & ~mask(pc.equal(words, "")) & matches(words, r".*[★⭐🌟½⯨].*")
+    is_stars = mask(pc.is_valid(stars)) & ~mask(pc.equal(words, "")) & matches(words, r".*[★⭐🌟½⯨☆✩].*")
     full = pc.utf8_length(pc.replace_substring_regex(_filled(stars, "full"), r"\x{fe0f}", ""))
     half, empty = pc.utf8_length(_filled(stars, "half")), pc.utf8_length(_filled(stars, "empty"))
     star_values, halves, blanks = (
@@ -432,10 +432,12 @@ def _tagged(words: pa.Array, money: bool) -> Iterable[tuple[str, Mask]]:
     yield "rich", numeric & (unusual | grouped[2] | foreign | parts.dressed)
     yield "numeric", numeric & ~parts.percent
     yield "percent", numeric & parts.percent
-    yield "stars", ~np.isnan(parts.stars)
+    yield "stars", parts.stars > 0
     yield "word", ~np.isnan(parts.word)
-    for value in np.unique(parts.out_of[~np.isnan(parts.out_of)])[:50]:
-        yield f"out_of:{value:g}", parts.out_of == value
+    # Hollow stars alone are none of five only where filled ones stand beside them.
+    out_of = np.where(parts.stars == 0, np.nan, parts.out_of)
+    for value in np.unique(out_of[~np.isnan(out_of)])[:50]:
+        yield f"out_of:{value:g}", out_of == value
     for currency in pc.unique(parts.currency).to_pylist()[:50]:
         if currency:
             yield f"currency:{currency}", mask(pc.equal(parts.currency, currency))

@@ -291,7 +291,7 @@ def decide_times(cells: pa.Array, column: str, options: ValueOptions = DEFAULT) 
     example = ""
     for tag, chosen in _tagged(parts):
         tags[tag] += int(chosen.sum())
-        if tag in ("open", "open_short", "short_dashed", "short_other") and not example and chosen.any():
+        if tag in ("open", "open_short", "short_dashed", "short_other", "day") and not example and chosen.any():
             example = some(words, chosen)[0]
     fresh = replace(fresh, kind="dates", _profile=tuple(sorted(tags.items())), _example=example)
     return fresh._decided(frozenset())
@@ -322,8 +322,6 @@ def _tagged(found: date.Dates) -> Iterable[tuple[str, Mask]]:
     yield "year_first", year_first
     yield "short", found.short_year & known
     parts = numeric & ~year_first
-    yield "day", parts & (found.first > 12) & (found.second <= 12)
-    yield "month", parts & (found.second > 12) & (found.first <= 12)
     both = parts & (found.first <= 12) & (found.second <= 12) & (found.first != found.second)
     yield "dotted", numeric & found.dotted
     yield "open", both & ~found.dotted & ~short
@@ -332,6 +330,8 @@ def _tagged(found: date.Dates) -> Iterable[tuple[str, Mask]]:
     yield "short_late", short & (found.year > 31)
     yield "short_dashed", short & found.dashed
     yield "short_other", short & ~found.dashed & ~found.dotted
+    yield "day", parts & (found.first > 12) & (found.second <= 12)
+    yield "month", parts & (found.second > 12) & (found.first <= 12)
     yield "month_only", np.isin(found.shape, date.MONTH_ONLY)
     zoned = found.zoned
     yield "zoned", known & zoned

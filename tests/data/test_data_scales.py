@@ -1,0 +1,126 @@
+"""Scales of ratings: what is seen of them, what they are, and what a zero says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrec_core.data._values import ValueOptions, detect_scale, refuse_unanswered
+from llmrec_core.errors import DataError
+
+HALVES = [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
+TEN = list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "step", "kind"),
+    [
+        ([1, 2, 3, 4, 5], (1, 5), 1, "scale"),
+        ([2, 3, 4, 5], (1, 5), 1, "scale"),
+        ([3, 4], (1, 5), 1, "scale"),
+        (HALVES, (0.5, 5), 0.5, "scale"),
+        (HALVES[:-1], (0.5, 5), 0.5, "scale"),
+        (TEN, (1, 10), 1, "scale"),
+        ([3, 9], (1, 10), 1, "scale"),
+        ([1, 2, 3, 4], (1, 4), 1, "scale"),
+        ([0, 1, 2], (0, 2), 1, "scale"),
+        ([-9.95, -3.2, 0.0, 9.81], (-10, 10), 0, "scale"),
+        ([-2, -1, 0, 1, 2], (-2, 2), 1, "scale"),
+        ([0, 1], (0, 1), 1, "binary"),
+        ([-1, 0, 1], (-1, 1), 1, "thumbs"),
+        ([-1, 1], (-1, 1), 1, "thumbs"),
+        ([20, 70, 95], (0, 100), 1, "scale"),
+        ([1, 2, 3, 4000], None, 1, "counts"),
+        ([3, 3, 3], None, 0, "constant"),
+        ([np.nan], None, 0, "none"),
+        ([], None, 0, "none"),
+    ],
+)
+def test_scales(values: list[float], bounds: tuple[float, float] | None, step: float, kind: str) -> None:
+    found = detect_scale(values)
+    assert (found.bounds, found.step, found.kind) == (bounds, step, kind)
+    if bounds is not None and found.seen != bounds:
+        assert f"scale={found.seen[0]:g}..{found.seen[1]:g}" in found.note
+
+
+def test_counts_show_by_their_tail_or_their_name() -> None:
+    assert detect_scale([1, 2, 3, 40], [1000, 200, 50, 1]).kind == "counts"
+    assert detect_scale([1, 2, 3], column="play_count").kind == "counts"
+    assert detect_scale([1, 2, 3], column="播放次数").kind == "counts"
+    assert detect_scale([10, 20, 80, 90], [3, 5, 40, 9]).bounds == (0, 100)
+    said = detect_scale([1, 2, 700], options=ValueOptions(scale=(0, 1000)))
+    assert (said.kind, said.bounds) == ("scale", (0, 1000))
+
+
+def test_what_somebody_says_holds() -> None:
+    assert detect_scale([2, 3], options=ValueOptions(scale=(1, 4))).bounds == (1, 4)
+    wider = detect_scale([2, 9], options=ValueOptions(scale=(1, 5)))
+    assert wider.bounds == (1, 9)
+    assert "outside" in wider.note
+    assert detect_scale([3, 4], out_of=5).bounds == (1, 5)
+    assert detect_scale([3, 4], out_of=7).bounds == (1, 7)
+    assert detect_scale([80, 7], out_of=100).bounds == (0, 100)
+    assert detect_scale([0, 4], [1, 1], out_of=5, options=ValueOptions(zero="rating")).bounds == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([0, 1, 2, 3, 4, 5], [10, 60, 70, 80, 90, 100]),
+        ([0, 3, 5], [1, 5, 5]),
+        ([0, *HALVES], [900, *[100] * 10]),
+        ([0, *TEN], [7000, *[300] * 10]),
+        ([0, *TEN], None),
+    ],
+)
+def test_zero_beside_stars_is_asked_about(values: list[float], counts: list[float] | None) -> None:
+    if counts is not None and counts[0] == 10:
+        # Rare zeros among many ratings: every step is used, so only a scarce one raises the question.
+        counts = [0.5, *counts[1:]]
+    found = detect_scale(values, counts, column="stars")
+    assert found.question is not None
+    assert found.question.options == ("unrated", "rating")
+    with pytest.raises(DataError, match=r"stars.*--map zero=unrated or --map zero=rating"):
+        refuse_unanswered([found.question], "ratings.csv")
+    unrated = detect_scale(values, counts, options=ValueOptions(zero="unrated"))
+    assert unrated.question is None
+    assert unrated.low > 0
+    rating = detect_scale(values, counts, options=ValueOptions(zero="rating"))
+    assert rating.question is None
+    assert rating.low == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([0, 1, 2, 3, 4, 5], [50, 60, 70, 80, 90, 100]),
+        ([0, *TEN], [50, *[100] * 10]),
+        ([0, 1, 2], [9, 5, 3]),
+        ([0, 1], [90, 10]),
+        ([-10, 0, 10], [5, 5, 5]),
+        ([1, 2, 3, 4, 5], None),
+        ([0.0, 0.31, 0.77], None),
+    ],
+)
+def test_a_zero_that_can_only_be_a_rating_is_not_asked_about(values: list[float], counts: list[float] | None) -> None:
+    found = detect_scale(values, counts)
+    assert found.question is None
+    assert found.low == min(values)
+    if max(values) in (5, 10) and min(values) == 0:
+        assert "zero=unrated" in found.note
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([-10, -1, 0, 0.5, 1, 2, 3, 4.5, 5, 7, 10, 55, 100, 3.3, float("nan")]), max_size=30))
+def test_a_scale_holds_what_was_seen_however_it_is_told(values: list[float]) -> None:
+    found = detect_scale(values)
+    known = [v for v in values if v == v]
+    distinct = sorted(set(known))
+    assert detect_scale(distinct, [known.count(v) for v in distinct]) == found
+    assert detect_scale(list(reversed(values))) == found
+    if found.bounds is not None:
+        assert found.low < found.high
+        assert found.low <= min(known)
+        assert found.high >= max(known)
