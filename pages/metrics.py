@@ -18,6 +18,7 @@ from llmrec_core.specs import LOWER_IS_BETTER
 from pages._studio.base import faults_in_words, header, label, plain
 from pages._studio.live import finished_runs, read_events, run_store, run_title, watched_metric
 from pages._studio.pickers import pick_run
+from pages._studio.slices import slices
 
 Metrics = Mapping[str, Mapping[str, Any]]
 _SHOWN = ("ndcg@10", "hit_rate@10", "auc", "rmse", "coverage@10", "novelty@10")
@@ -208,6 +209,9 @@ def screen() -> None:
         st.plotly_chart(metrics_figure(models, shown), key="bars", config={"displaylogo": False})
     st.subheader("Who gained, who lost", anchor=False)
     gained_and_lost(run, result, others)
+    st.subheader("By group of users", anchor=False)
+    values = per_user(run)
+    slices(run, values, result["model"], list(dict.fromkeys(values["metric"])))
     events = read_events(run.run_id)
     if any(e["type"] in ("train", "validation") for e in events):
         st.plotly_chart(

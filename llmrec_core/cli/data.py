@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,10 +82,10 @@ PrivateOption = Annotated[
 ]
 
 
-def _places(files: list[str] | None, part: list[str] | None) -> tuple[list[str | Path], list[str]]:
-    """(files and addresses, corrections that say which of them is which part)."""
+def _places(files: list[str] | None, part: list[str] | None) -> tuple[list[str | Path], list[tuple[str, int]]]:
+    """(files and addresses, which part of a split which of them is)."""
     places = [_place(file) for file in files or []]
-    said = []
+    parts = []
     for entry in part or []:
         name, equals, file = entry.partition("=")
         if not equals or name not in PARTS or not file:
@@ -92,15 +95,37 @@ def _places(files: list[str] | None, part: list[str] | None) -> tuple[list[str |
         place = _place(file)
         if place not in places:
             places.append(place)
-        shown = place.name if isinstance(place, Path) else file
-        said.append(f"part:{shown.replace('=', '?')}={name}")
+        parts.append((name, places.index(place)))
     if not places:
         raise InputError("no file was given.", fix="Give a file, a folder or an address.")
-    return places, said
+    return places, parts
 
 
 def _place(file: str) -> str | Path:
     return file if "://" in file else Path(file)
+
+
+def _shown(place: str | Path) -> str:
+    """The name under which corrections know a place; "=" would end it."""
+    return (place.name if isinstance(place, Path) else place).replace("=", "?")
+
+
+@contextmanager
+def _fetched(places: list[str | Path], allow_private: bool) -> Iterator[list[str | Path]]:
+    """The same places with files of the web on this machine, each fetched once; they are removed at the end."""
+    from llmrec_core.data.download import download
+
+    with TemporaryDirectory(prefix="llmrec-") as folder:
+        here: list[str | Path] = []
+        for number, place in enumerate(places):
+            if isinstance(place, str) and not place.lower().startswith("postgres"):
+                into = Path(folder) / str(number)
+                into.mkdir()
+                place = download(
+                    place, into, allow_private=allow_private, progress=lambda line: err.print(plain(line), style="dim")
+                )
+            here.append(place)
+        yield here
 
 
 def _corrections(
@@ -114,7 +139,7 @@ def _corrections(
     if mapping is None:
         return told
     kept = load_mapping(mapping)
-    tables = {guess.file: guess.columns for guess in guess_files(places)} if kept.files else {}
+    tables = {guess.file: guess.columns for guess in reversed(guess_files(places))} if kept.files else {}
     kept, unused = fitted(kept, tables)
     if unused:
         raise DataError(
@@ -130,13 +155,15 @@ def data_guess(
     files: Annotated[list[str], typer.Argument(help="Files, folders or addresses.", metavar="FILE...")],
     mapping: MappingOption = None,
     said: MapOption = None,
+    allow_private_address: PrivateOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what files would be imported as: kind, layout, roles with reasons, open questions. Nothing is written."""
     from llmrec_core.data import guess_files
 
-    places, _ = _places(files, None)
-    guesses = guess_files(places, _corrections(places, mapping, said or [], []))
+    given, _ = _places(files, None)
+    with _fetched(given, allow_private_address) as places:
+        guesses = guess_files(places, _corrections(places, mapping, said or [], []))
     if as_json:
         print_json([guess.as_json() for guess in guesses])
     else:
@@ -207,17 +234,18 @@ def data_import(
     from llmrec_core.data import DatasetStore, import_files
     from llmrec_core.data.mapping import MAPPING_FILE
 
-    places, parts = _places(files, part)
+    given, parts = _places(files, part)
     options = [
         f"duplicates={duplicates}" if duplicates is not None else None,
         f"zero={zero}" if zero is not None else None,
         "pseudonymise=yes" if pseudonymise else None,
     ]
-    corrections = _corrections(places, mapping, [*(said or []), *parts], options)
     place = workspace_of(workspace)
-    report = import_files(
-        place, places, name, corrections, progress=None if as_json else lambda line: err.print(plain(line), style="dim")
-    )
+    progress = None if as_json else lambda line: err.print(plain(line), style="dim")
+    with _fetched(given, allow_private_address) as places:
+        told = [*(said or []), *(f"part:{_shown(places[number])}={part}" for part, number in parts)]
+        corrections = _corrections(places, mapping, told, options)
+        report = import_files(place, places, name, corrections, progress=progress)
     if save_mapping is not None:
         text = (DatasetStore(place).folder(name, report.version) / MAPPING_FILE).read_text(encoding="utf-8")
         write_text_atomic(save_mapping, text)

@@ -40,6 +40,8 @@ class ImportGuess:
         questions: what these rows do not say and somebody should, also where it was answered already.
         part: the part of a split that the table was said to be.
         left_out: somebody said so; nothing but the name is known then.
+        origin, file_columns: role -> column of the file, for roles that a layout used up (a column of histories), and
+            the columns that there are; ``columns`` are those of the rows that the layout gives.
         fault: why the table cannot be read as things stand; nothing but the name is known then.
     """
 
@@ -60,10 +62,24 @@ class ImportGuess:
     left_out: bool = False
     fault: LLMRecError | None = None
     sample: pa.Table | None = None
+    origin: dict[str, str] = field(default_factory=dict)
+    file_columns: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         plain = (
-            *("file", "kind", "layout", "format", "encoding", "separator", "header", "roles", "reasons", "part"),
+            *(
+                "file",
+                "kind",
+                "layout",
+                "format",
+                "encoding",
+                "separator",
+                "header",
+                "roles",
+                "origin",
+                "reasons",
+                "part",
+            ),
             "left_out",
         )
         return {
@@ -141,12 +157,12 @@ def _guesses(source: Source, corrections: Corrections) -> list[ImportGuess]:
     if left_out(source, corrections):
         return [ImportGuess(source.name, format=source.format, columns=source.columns, left_out=True)]
     try:
-        return [_guess(planned, corrections) for planned in layouts.expand(source, corrections)]
+        return [_guess(planned, source, corrections) for planned in layouts.expand(source, corrections)]
     except LLMRecError as fault:
         return [ImportGuess(source.name, format=source.format, columns=source.columns, fault=fault)]
 
 
-def _guess(planned: PlannedTable, corrections: Corrections) -> ImportGuess:
+def _guess(planned: PlannedTable, whole: Source, corrections: Corrections) -> ImportGuess:
     source = planned.source
     sample = source.sample()
     questions, value_notes = _values(planned, sample, ValueOptions.of(corrections.options))
@@ -162,10 +178,12 @@ def _guess(planned: PlannedTable, corrections: Corrections) -> ImportGuess:
         preview=sample.slice(0, _PREVIEW_ROWS).to_pandas(),
         notes=(*source.notes, *planned.notes, *value_notes),
         layout=planned.layout,
-        reasons=_reading_reasons(source, corrections) | (planned.reasons or {}),
+        reasons=_reading_reasons(source, corrections) | planned.reasons,
         questions=questions,
         part=corrections.option("part", source.name),
         sample=sample,
+        origin=planned.origin,
+        file_columns=whole.columns,
     )
 
 

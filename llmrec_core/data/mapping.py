@@ -148,10 +148,14 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
         entries: the corrections. Those of one kind of file went into the guesses; those of a file are kept.
     """
     corrections = parse_mapping(entries)
-    files: dict[str, dict[str, Any]] = {}
+    out = {
+        place for (option, place), value in dict(corrections.files).items() if (option, value) == ("leave_out", "yes")
+    }
+    files: dict[str, dict[str, Any]] = {place: {"leave_out": True} for place in sorted(out)}
     for guess in guesses:
-        kept = {option: corrections.option(option, guess.file) for option in ("header_row", "table", "missing", "part")}
+        kept = {option: corrections.option(option, guess.file) for option in ("header_row", "table", "missing")}
         said: dict[str, Any] = {option: value for option, value in kept.items() if value}
+        said |= {"part": guess.part} if guess.part else {}
         if guess.left_out:
             files[glob.escape(guess.file)] = {"leave_out": True}
             continue
@@ -160,7 +164,9 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
         if guess.separator is not None:
             said |= {"separator": guess.separator, "header": guess.header}
         taken_away = {role: "" for role, column in corrections.roles_of(guess.file) if column == ""}
-        said |= {"kind": guess.kind, "encoding": guess.encoding, "roles": taken_away | guess.roles}
+        if guess.layout == "rows":
+            taken_away |= guess.roles
+        said |= {"kind": guess.kind, "encoding": guess.encoding, "roles": taken_away | guess.origin}
         files.setdefault(glob.escape(guess.file), said | {"columns": tuple(guess.columns)})
     general = dict(corrections.options)
     document: dict[str, Any] = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 
@@ -15,6 +16,7 @@ from llmrec_core.data.mapping import (
     fitted,
     load_mapping,
     mapping_of,
+    names_file,
     read_mapping,
 )
 from llmrec_core.errors import LLMRecError
@@ -28,6 +30,7 @@ from pages._studio.table_card import left_out_card, table_card
 from pages._studio.value_settings import value_settings
 
 _LOOKS_SPLIT = re.compile(r"(?i)(?:^|[^a-z])(train|training|valid|validation|val|dev|test|testing)(?:[^a-z]|$)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_LOOKS = 24
 #: More tables than this are folded away until somebody opens them.
 _OPEN_CARDS = 6
@@ -75,7 +78,9 @@ def _places_changed(places: Sequence[Place]) -> None:
     found = _remembered(_look_at(places, [], quiet=True), places)
     st.session_state["import_remembered"] = found
     st.session_state["import_use_remembered"] = found is not None
-    st.session_state["import_name"] = found[0] if found else dataset_name(place_name(places[0]))
+    # Equal columns alone are no proof that it is the same data: only a file of the same name goes on with a dataset.
+    goes_on = found is not None and found.same_names
+    st.session_state["import_name"] = found.dataset if found and goes_on else dataset_name(place_name(places[0]))
 
 
 def dataset_name(name: str) -> str:
@@ -118,37 +123,59 @@ def _look(place: Place, said_entries: list[str]) -> list[ImportGuess]:
 # ------------------------------------------------------------------------------------------------ mappings
 
 
-def _remembered(guesses: Sequence[ImportGuess], places: Sequence[Place]) -> tuple[str, int, ImportMapping] | None:
-    """(dataset, version, mapping) of an earlier import that the same columns came with."""
-    tables = {guess.file: guess.columns for guess in guesses}
+@dataclass(frozen=True)
+class _Earlier:
+    """An earlier import of files with the same columns; ``same_names``: a file of it had the name of one of these."""
+
+    dataset: str
+    version: int
+    mapping: ImportMapping
+    same_names: bool
+
+
+def _remembered(guesses: Sequence[ImportGuess], places: Sequence[Place]) -> _Earlier | None:
+    """The newest import that the same columns came with."""
+    tables = _columns(guesses)
     store = DatasetStore(workspace())
     for meta in sorted(store.list(), key=lambda meta: meta.created_at, reverse=True):
         path = store.folder(meta.name, meta.version) / MAPPING_FILE
+        if not path.is_file():
+            continue
         try:
-            mapping, unused = fitted(load_mapping(path), tables) if path.is_file() else (ImportMapping(), ("",))
+            kept = load_mapping(path)
         except LLMRecError:
             # A mapping that was damaged by hand is no reason to hold up an import that can do without.
             continue
+        mapping, unused = fitted(kept, tables)
         if mapping.files and not unused and _same_columns(mapping, places, tables):
-            return meta.name, meta.version, mapping
+            same_names = any(names_file(name, table) for name in kept.files for table in tables)
+            return _Earlier(meta.name, meta.version, mapping, same_names)
     return None
 
 
 def _same_columns(mapping: ImportMapping, places: Sequence[Place], tables: dict[str, tuple[str, ...]]) -> bool:
     """Whether reading the places by the mapping gives the columns that it was made with."""
     made_with = sorted(tuple(file.columns) for file in mapping.files.values() if not file.leave_out)
-    guesses = _look_at(places, mapping.entries(), quiet=True)
-    return len(guesses) >= len(tables) > 0 and made_with == sorted(
-        guess.columns for guess in guesses if not guess.left_out and guess.fault is None
+    found = _columns(
+        guess for guess in _look_at(places, mapping.entries(), quiet=True) if not guess.left_out and guess.fault is None
     )
+    return bool(tables) and sorted(found.values()) == made_with
+
+
+def _columns(guesses: Iterable[ImportGuess]) -> dict[str, tuple[str, ...]]:
+    """Columns of each table by its name; of what else the same rows give, the first counts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for guess in guesses:
+        found.setdefault(guess.file, guess.columns)
+    return found
 
 
 def _choose_mapping(first: Sequence[ImportGuess]) -> None:
     """An earlier import of such files, or a mapping file, as the ground on which corrections are made."""
-    remembered: tuple[str, int, ImportMapping] | None = st.session_state.get("import_remembered")
+    remembered: _Earlier | None = st.session_state.get("import_remembered")
     with st.container(horizontal=True, vertical_alignment="center"):
         use = remembered is not None and st.toggle(
-            f"Read these files as {plain(remembered[0])}, version {remembered[1]}, was read",
+            f"Read these files as {plain(remembered.dataset)}, version {remembered.version}, was read",
             key="import_use_remembered",
             help="Files with the same columns were imported before; their mapping is used. Off: start fresh.",
         )
@@ -160,13 +187,11 @@ def _choose_mapping(first: Sequence[ImportGuess]) -> None:
                 key=f"mapping_file_{st.session_state.get('upload_round', 0)}",
                 help="A small YAML document: what each file holds and how it is read; `--mapping` on the command line.",
             )
-    set_base(remembered[2] if remembered is not None and use else None)
+    set_base(remembered.mapping if remembered is not None and use else None)
     if upload is None:
         return
     with faults_in_words():
-        mapping, unused = fitted(
-            read_mapping(upload.getvalue(), label(upload.name)), {g.file: g.columns for g in first}
-        )
+        mapping, unused = fitted(read_mapping(upload.getvalue(), label(upload.name)), _columns(first))
         set_base(mapping)
         st.caption(f":material/rule_settings: The mapping {plain(upload.name)} is used.")
         if unused:
@@ -180,22 +205,23 @@ def _choose_mapping(first: Sequence[ImportGuess]) -> None:
 
 def _cards(guesses: Sequence[ImportGuess]) -> None:
     parts = _parts_switch(guesses)
-    several = len(guesses) > 1
-    for number, guess in enumerate(guesses):
-        key = f"{number}_{re.sub(r'[^A-Za-z0-9]', '_', guess.file)}"
+    by_file: dict[str, list[ImportGuess]] = {}
+    for guess in guesses:
+        by_file.setdefault(guess.file, []).append(guess)
+    for number, (file, (guess, *beside)) in enumerate(by_file.items()):
+        key = f"{number}_{re.sub(r'[^A-Za-z0-9]', '_', file)}"
         if guess.left_out:
-            left_out_card(guess.file, key)
+            left_out_card(file, key)
         elif guess.fault is not None:
             show_error(guess.fault)
-            left_out_card(guess.file, key, out=False)
+            left_out_card(file, key, out=False)
             if said() and st.button("Forget what I said about this file", key=f"forget_{key}"):
-                forget_files([g.file for g in guesses if g.file != guess.file])
+                forget_files(other for other in by_file if other != file)
                 st.rerun()
-        elif number >= _OPEN_CARDS:
-            with st.expander(f"{label(guess.file)}: {guess.kind}"):
-                table_card(guess, key, several=several, parts=parts)
         else:
-            table_card(guess, key, several=several, parts=parts)
+            folded = st.expander(f"{label(file)}: {guess.kind}") if number >= _OPEN_CARDS else st.container()
+            with folded:
+                table_card(guess, key, several=len(by_file) > 1, parts=parts, beside=beside)
 
 
 def _parts_switch(guesses: Sequence[ImportGuess]) -> bool:
@@ -226,6 +252,9 @@ def _open_ends(guesses: Sequence[ImportGuess]) -> list[str]:
 def _finish(places: Sequence[Place], guesses: Sequence[ImportGuess], still_open: Sequence[str]) -> None:
     left, middle, right = st.columns([3, 2, 2], vertical_alignment="bottom")
     name = left.text_input("Name of the dataset", key="import_name", help="A known name gets a new version")
+    known = DatasetStore(workspace()).versions(name.strip()) if _NAME.fullmatch(name.strip()) else []
+    if known:
+        st.caption(f"The dataset {plain(name)} is there: this becomes version {known[-1] + 1}, unless nothing changed.")
     middle.download_button(
         "Download the mapping",
         _mapping_text(guesses),

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import streamlit as st
 
+from llmrec_core.data.download import download
 from llmrec_core.errors import InputError
-from pages._studio.base import workspace
+from pages._studio.base import label, workspace
 from pages._studio.uploads import forget_uploads, keep_uploads, upload_folder
 
 #: A place is a file or folder on this machine, or a URL as text.
 Place = Path | str
 
 _WAYS = {"files": "Drop files", "address": "From an address", "path": "From this machine"}
+_FETCHED = "import_fetched"
 _URL_STARTS = ("http://", "https://", "postgresql://", "postgres://")
 
 
@@ -65,21 +67,37 @@ def _dropped() -> list[Place]:
 
 
 def _address() -> list[Place]:
-    typed = st.text_input(
-        "Address of a file, or of a PostgreSQL database",
-        key="import_address",
-        placeholder="https://example.org/ratings.csv.gz   or   postgresql://reader@db.example.org/shop",
-        help="Fetched by this machine, from public addresses alone. The password of a database is not kept.",
-    ).strip()
-    if not typed:
-        return []
-    if not typed.lower().startswith(_URL_STARTS):
+    with st.form("import_address_form", border=False):
+        left, right = st.columns([5, 1], vertical_alignment="bottom")
+        typed = left.text_input(
+            "Address of a file, or of a PostgreSQL database",
+            key="import_address",
+            placeholder="https://example.org/ratings.csv.gz   or   postgresql://reader@db.example.org/shop",
+            help="Fetched by this machine, from public addresses alone. The password of a database is not kept.",
+        ).strip()
+        pressed = right.form_submit_button("Look at it", width="stretch")
+    if pressed:
+        st.session_state.pop(_FETCHED, None)
+        st.session_state[_FETCHED] = (typed, _reached(typed))
+    known: tuple[str, Place] | None = st.session_state.get(_FETCHED)
+    return [known[1]] if known is not None and known[0] == typed else []
+
+
+def _reached(address: str) -> Place:
+    """A file fetched from its address, or the address of a database as it is."""
+    if not address.lower().startswith(_URL_STARTS):
         raise InputError(
             "this is not an address that data comes from.",
-            where=typed[:80],
+            where=address[:80],
             fix="Addresses begin with https://, http:// or postgresql://.",
         )
-    return [typed]
+    if not address.lower().startswith("http"):
+        return address
+    folder = upload_folder(workspace()) / ".fetched"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with st.status("Fetching …") as status:
+        return download(address, folder, progress=lambda line: status.update(label=label(line, 160)))
 
 
 def _path() -> list[Place]:
@@ -120,12 +138,8 @@ def scratch_folder() -> Path:
     return folder
 
 
-def clear_scratch() -> None:
-    shutil.rmtree(upload_folder(workspace()) / ".unpacked", ignore_errors=True)
-
-
 def forget_places() -> None:
     """After an import: uploads go, fields are empty, the uploader starts anew."""
     forget_uploads(workspace())
-    for key in ("import_address", "import_path"):
+    for key in ("import_address", "import_path", _FETCHED):
         st.session_state.pop(key, None)

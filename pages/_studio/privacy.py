@@ -8,7 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from llmrec_core.data import Dataset, DatasetStore
-from llmrec_core.data.privacy import PersonalFinding, pending_removals, read_audit
+from llmrec_core.data.privacy import (
+    PersonalFinding,
+    min_group_users,
+    pending_removals,
+    read_audit,
+    set_min_group_users,
+)
 from llmrec_core.data.privacy.dataset import personal_in_dataset
 from llmrec_core.errors import LLMRecError
 from llmrec_core.forgetting import ForgetReport, forget_user
@@ -139,9 +145,21 @@ def _result(report: ForgetReport) -> None:
 
 
 def show_audit() -> None:
-    """What was done to personal data, newest first, and whether the record is whole."""
+    """The privacy part of Settings: the smallest group shown, and what was done to personal data, newest first."""
     st.subheader("Privacy", anchor=False)
     space = workspace()
+    now = min_group_users(space)
+    chosen = st.number_input(
+        "Smallest group of users shown with values",
+        1,
+        1000,
+        now,
+        key="min_group",
+        width=320,
+        help="Smaller groups are shown as “fewer than …”. A run may ask for more (evaluation.min_group_users), not for less.",
+    )
+    if chosen != now:
+        set_min_group_users(space, int(chosen))
     audit = read_audit(space)
     for removal in pending_removals(space):
         st.warning(

@@ -30,6 +30,7 @@ LAYOUT_WORDS = {
     "knowledge": "head, relation, tail",
     "links": "item and thing",
     "vectors": "an id and numbers",
+    "tags": "one row a tag that somebody gave",
 }
 ROLE_WORDS = {
     "user_id": "User",
@@ -39,6 +40,13 @@ ROLE_WORDS = {
     "title": "Title",
     "description": "Description",
     "category": "Category",
+}
+#: Layouts that turn columns of a file into other rows, and the columns they ask for.
+ROLES_OF_LAYOUT: dict[str, tuple[str, ...]] = {
+    "matrix": ("user_id",),
+    "histories": ("user_id", "history", "history_ratings", "history_times"),
+    "impressions": ("user_id", "timestamp", "history", "history_labels", "candidates", "labels", "impression_id"),
+    "instructions": ("instruction", "input", "output"),
 }
 PART_WORDS = {"": "not split beforehand", "train": "training", "valid": "validation", "test": "test"}
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar |", "::": "double colon ::", " ": "space"}
@@ -65,10 +73,11 @@ def _note(option: str, table: str) -> Callable[[Any], None]:
     return lambda value: say(file_option(option, table), str(value))
 
 
-def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool) -> None:
+def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool, beside: Sequence[ImportGuess] = ()) -> None:
     """A card with the guess about one table.
 
     Args:
+        beside: further tables that the same rows give, such as the impressions behind clicks.
         key: makes the names of this card's widgets its own.
         several: other tables are there, so that this one may be left out.
         parts: the import may come split; offers which part this table is.
@@ -85,8 +94,11 @@ def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool) -> N
         _how_it_is_read(guess, key)
         _preview(guess)
         _roles(guess, key)
-        for note in guess.notes:
+        for note in dict.fromkeys([*guess.notes, *(note for other in beside for note in other.notes)]):
             st.caption(f":material/info: {plain(note, 400)}")
+        for other in beside:
+            with st.expander(f"The same rows also give {KIND_WORDS.get(other.kind, other.kind)}"):
+                _preview(other)
 
 
 def left_out_card(table: str, key: str, *, out: bool = True) -> None:
@@ -217,25 +229,24 @@ def _preview(guess: ImportGuess) -> None:
 
 def _roles(guess: ImportGuess, key: str) -> None:
     """A selectbox for each role, with the reason of the guess under it."""
-    wanted = ROLES_OF[guess.kind]
+    now, options = guess.roles, [_NONE, *guess.columns]
+    wanted: Sequence[str] = ROLES_OF[guess.kind]
+    if guess.layout in ROLES_OF_LAYOUT:
+        now, options = guess.origin, [_NONE, *guess.file_columns]
+        wanted = list(dict.fromkeys([*ROLES_OF_LAYOUT[guess.layout], *guess.origin]))
     for start in range(0, len(wanted), 4):
         columns = st.columns(4)
         for column, role in zip(columns, wanted[start : start + 4], strict=False):
-            now = guess.roles.get(role, _NONE)
             controlled_select(
                 column,
                 role.replace("_", " "),
-                _role_options(guess),
-                now,
+                options,
+                now.get(role, _NONE),
                 key=f"role_{role}_{key}",
                 note=_role_note(role, guess.file),
                 format_func=label,
             )
             _why(column, guess, role)
-
-
-def _role_options(guess: ImportGuess) -> Sequence[str]:
-    return [_NONE, *guess.columns]
 
 
 def _role_note(role: str, table: str) -> Callable[[Any], None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -162,8 +164,8 @@ def test_several_tables_in_an_archive(llmrec, tmp_path):
         (["--part", "train"], "part=FILE"),
         ([], "no file was given"),
         (["nowhere.csv"], "nowhere.csv"),
-        (["http://127.0.0.1:9/r.csv"], "address"),
-        (["file:///etc/passwd"], "file"),
+        (["http://127.0.0.1:9/r.csv"], "private network"),
+        (["file:///etc/passwd"], "http"),
     ],
 )
 def test_refusals_say_why(llmrec, args, words):
@@ -185,3 +187,30 @@ def test_the_mapping_in_the_readme_is_valid():
     document = re.search(r"```yaml\n(.*?)```", text, flags=re.S)[1]
     assert yaml.safe_load(document)["version"] == 1
     assert len(read_mapping(document).entries()) >= 12
+
+
+def test_a_private_address_is_reached_only_when_told(llmrec):
+    served = b"user_id,item_id\nu1,a\nu2,b\n"
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(served)
+
+        def log_message(self, *args):
+            """Nothing on stderr."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_address[1]}/far.csv"
+        assert llmrec("data", "import", address, "--name", "far").exit_code == 2
+        answer = llmrec("data", "import", address, "--name", "far", "--allow-private-address", "--json")
+        assert answer.exit_code == 0, answer.stderr
+        assert answer.json["rows_accepted"] == 2
+        found = llmrec("data", "guess", address, "--allow-private-address", "--json").json
+        assert found[0]["file"] == "far.csv"
+    finally:
+        server.shutdown()
+        server.server_close()

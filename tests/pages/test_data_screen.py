@@ -50,6 +50,11 @@ def preview(app: AppTest) -> list[str]:
     return list(app.dataframe[0].value.columns)
 
 
+def look_at_it(app: AppTest) -> None:
+    next(button for button in app.button if button.label == "Look at it").click().run()
+    assert not app.exception
+
+
 def press_import(app: AppTest, name: str | None = None) -> AppTest:
     if name:
         app.text_input(key="import_name").set_value(name).run()
@@ -126,12 +131,12 @@ def test_a_mapping_is_kept_and_remembered(screen, workspace):
     # The same columns under another name: read as last time, and a new version of the same dataset.
     app = drop(screen(), ("votes-june.csv", VOTES + "u99;i99;5\n"))
     assert app.toggle(key="import_use_remembered").value
-    assert app.text_input(key="import_name").value == "votes"
+    assert app.text_input(key="import_name").value == "votes-june"
     assert widget(app.selectbox, "role_user_id").value == "what"
     app.toggle(key="import_use_remembered").set_value(False).run()
     assert widget(app.selectbox, "role_user_id").value == "who"
     app.toggle(key="import_use_remembered").set_value(True).run()
-    press_import(app)
+    press_import(app, "votes")
     assert "version 2" in texts(app)
     app.session_state["data_tab"] = "Versions"
     app.run()
@@ -222,11 +227,12 @@ def test_a_path_on_this_machine_and_what_is_no_address(screen, workspace, tmp_pa
     assert path.exists()
     app = screen()
     app.segmented_control(key="import_way").set_value("address").run()
-    app.text_input(key="import_address").set_value("file:///etc/passwd").run()
+    app.text_input(key="import_address").set_value("file:///etc/passwd")
+    look_at_it(app)
     assert "not an address" in texts(app)
-    app.text_input(key="import_address").set_value("http://127.0.0.1:9/ratings.csv").run()
-    assert app.error
-    assert not app.exception
+    app.text_input(key="import_address").set_value("http://127.0.0.1:9/ratings.csv")
+    look_at_it(app)
+    assert "private network" in texts(app)
 
 
 def test_a_studio_that_others_reach_reads_no_paths(screen, monkeypatch):
@@ -257,3 +263,25 @@ def test_the_mapping_to_download_repeats_the_import(screen, workspace):
     widget(app.selectbox, "role_user_id").select("what").run()
     download = app.get("download_button")[0]
     assert download.proto.label == "Download the mapping"
+
+
+def test_a_file_is_fetched_from_an_address(screen, workspace, monkeypatch):
+    """The fetching itself is tested beside it; here a file arrives, once."""
+    asked = []
+
+    def fetch(url, folder, *, progress):
+        asked.append(url)
+        progress("asking example.org")
+        path = folder / "far.csv"
+        path.write_text("user_id,item_id\nu1,a\nu2,b\n")
+        return path
+
+    monkeypatch.setattr("pages._studio.places.download", fetch)
+    app = screen()
+    app.segmented_control(key="import_way").set_value("address").run()
+    app.text_input(key="import_address").set_value("https://example.org/far.csv")
+    look_at_it(app)
+    assert preview(app) == ["user_id", "item_id"]
+    press_import(app)
+    assert DatasetStore(workspace).meta("far").n_interactions == 2
+    assert asked == ["https://example.org/far.csv"]
