@@ -414,6 +414,7 @@ class EvaluationSpec(Spec):
     )
     n_bootstrap: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples over users")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    min_group_users: int = Field(5, ge=1, le=1000, description="groups with fewer users are shown without values")
 
     @model_validator(mode="after")
     def _known_metric(self) -> EvaluationSpec:
