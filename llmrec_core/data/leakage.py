@@ -254,7 +254,8 @@ def _held_out_users(facts: Facts) -> Check:
         words = f"None of their rows is trained on; of each exactly {k} are known when asked."
     else:
         total = known + np.bincount(facts.users[facts.held], minlength=n_users)[asked]
-        wrong = np.abs(known - total * facts.spec.fold_in) > 1
+        promised = np.clip(np.rint(total * facts.spec.fold_in), 1, np.maximum(1, total - 1))
+        wrong = known != promised
         words = f"None of their rows is trained on; of each the first {facts.spec.fold_in:.0%} are known when asked."
     bad = np.flatnonzero(trained | wrong)
     first_row = np.array([int(np.flatnonzero(facts.users == user)[0]) for user in asked[bad[:EXAMPLES]]], np.int64)

@@ -46,7 +46,7 @@ def make_split(dataset: Dataset, spec: SplitSpec) -> Split:
         raise DataError(
             f"this split leaves {len(train)} rows to train on, {len(valid)} to validate and {len(test)} to test.",
             where=where,
-            fix="Leave-one-out needs users with at least 3 interactions, the others at least 3 rows: use more data.",
+            fix=_FIX.get(spec.protocol, "Use more data, other shares, or another protocol."),
         )
     place = np.full(len(table), -1, np.int64)
     place[order] = np.arange(len(order))
@@ -73,6 +73,11 @@ def make_split(dataset: Dataset, spec: SplitSpec) -> Split:
     )
 
 
+_FIX = {
+    "leave-one-out": "It needs users with at least 3 interactions: use more data, or another protocol.",
+    "given": "Each of the given parts needs rows: import the missing one, or choose another protocol.",
+    "cold-user": "It needs several users with more than known_interactions interactions: lower it, or use more data.",
+}
 _NO_ITEMS: IntArray = np.empty(0, np.int64)
 
 

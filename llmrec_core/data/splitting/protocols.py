@@ -236,15 +236,17 @@ def _users_held_out(rows: Rows, spec: SplitSpec, n_known: IntArray) -> Cut:
     ranked = np.random.default_rng(spec.seed).permutation(with_rows)
     able = ranked[rows.counts[ranked] > n_known[ranked]]
     n_test, n_valid = _share(len(with_rows), spec.test_fraction), _share(len(with_rows), spec.valid_fraction)
+    notes: tuple[str, ...] = ()
+    if len(able) < n_test + n_valid:
+        notes = (f"Only {len(able):,} users have enough interactions to be held out.",)
+        n_valid = max(1, len(able) * n_valid // (n_test + n_valid))
+        n_test = len(able) - n_valid
     user_part = np.full(rows.dataset.n_users, TRAIN, np.int8)
     user_part[able[:n_test]], user_part[able[n_test : n_test + n_valid]] = TEST, VALID
     ordered_users = rows.user_idx[rows.order]
     nth = np.arange(len(rows.order)) - rows.starts[ordered_users]
     codes = user_part[ordered_users]
     part[rows.order] = np.where((codes != TRAIN) & (nth < n_known[ordered_users]), np.int8(KNOWN), codes)
-    notes: tuple[str, ...] = ()
-    if len(able) < n_test + n_valid:
-        notes = (f"Only {len(able):,} users have enough interactions to be held out.",)
     return Cut(part, notes=notes)
 
 
