@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
+from llmrec_core.data._values import detect_scale
 from llmrec_core.errors import DataError, InputError
 
 ObjectArray = npt.NDArray[np.object_]
@@ -63,8 +64,13 @@ class DatasetMeta(BaseModel):
     n_interactions: int
     n_users: int
     n_items: int
-    #: (lowest, highest) rating seen; None without ratings or when all are the same.
+    #: Ends of the scale that ratings are given on, seen or not; None without ratings, or when they are all the same or
+    #: count something.
     rating_scale: tuple[float, float] | None = None
+    #: none, constant, binary, thumbs, scale or counts; "" in datasets from before it was kept.
+    rating_kind: str = ""
+    #: Distance of neighbouring ratings; 0 for a continuous scale.
+    rating_step: float = 0.0
     has_timestamps: bool = False
     #: role -> column of the source files.
     roles: dict[str, str] = {}
@@ -157,7 +163,7 @@ class Dataset:
         digest = Fingerprint()
         for table, cells in {"interactions": columns, "items": item_table, "users": user_table, **further}.items():
             digest.add(table, cells)
-        known = rating[~np.isnan(rating)]
+        scale = detect_scale(*np.unique(rating[~np.isnan(rating)], return_counts=True))
         meta = DatasetMeta(
             name=name,
             version=version,
@@ -166,7 +172,9 @@ class Dataset:
             n_interactions=n_rows,
             n_users=len(user_table[USER]),
             n_items=len(item_table[ITEM]),
-            rating_scale=scale_of(float(known.min()), float(known.max())) if len(known) else None,
+            rating_scale=scale.bounds,
+            rating_kind=scale.kind,
+            rating_step=scale.step,
             has_timestamps=timeless == 0,
             roles=dict(roles or {}),
             item_fields=tuple(c for c in item_table if c != ITEM),

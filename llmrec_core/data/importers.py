@@ -524,6 +524,8 @@ class _Import:
             n_users=len(written.users[USER]),
             n_items=len(written.items[ITEM]),
             rating_scale=None if self.options.duplicates == "count" else scale.bounds,
+            rating_kind="counts" if self.options.duplicates == "count" else scale.kind,
+            rating_step=scale.step,
             has_timestamps=written.has_timestamps,
             roles=roles,
             item_fields=tuple(c for c in written.items if c != ITEM),
