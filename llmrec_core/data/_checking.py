@@ -5,12 +5,10 @@ Blocks have a fixed number of rows however the source cuts them, so nothing depe
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,39 +17,21 @@ import pyarrow.compute as pc
 
 from llmrec_core.contracts import ITEM, RATING, TIME, USER
 from llmrec_core.data import _rules as rules
+from llmrec_core.data._blocks import even_blocks, mapped, prefetched
+from llmrec_core.data._faults import Fault, Mask, RefusedRows, marked, refused_rows
 from llmrec_core.data._layouts import PlannedTable
-from llmrec_core.data._raw import MAX_RAW_CHARS, RawTable, Rejects
+from llmrec_core.data._raw import RawTable
 from llmrec_core.data._roles import NEEDED_OF, ROLES, ROLES_OF, field_names
 from llmrec_core.data._texts import tidy
 from llmrec_core.data._values import NumberFormat, ValueOptions, decide_numbers, refuse_unanswered
 from llmrec_core.data._values.times import TimeFormat, carry_times, decide_times
 
-BLOCK_ROWS = 262_144
-#: Distinct cells of a block for which the reason is asked in full; beyond them a plain sentence does.
-_MAX_REASONED = 200
-_MAX_SHOWN_CHARS = 60
 #: A scale has far fewer steps; a continuous rating shows itself by as many.
 _MAX_DISTINCT_RATINGS = 10_000
-
-Mask = npt.NDArray[np.bool_]
-Format = TypeVar("Format", NumberFormat, TimeFormat)
 
 
 class ReadAgain(Exception):
     """A later cell showed that the first ones did not tell all: what was read so far is to be forgotten."""
-
-
-@dataclass(frozen=True)
-class RefusedRows:
-    """Refused rows of one block, in the order of their lines; columns, reasons and raw texts beside them."""
-
-    lines: npt.NDArray[np.int64]
-    columns: list[str]
-    reasons: list[str]
-    texts: list[str]
-
-    def __len__(self) -> int:
-        return len(self.lines)
 
 
 @dataclass(frozen=True)
@@ -68,29 +48,21 @@ class CheckedBlock:
 
 
 @dataclass
-class _Fault:
-    """Positions of a block that break one rule. ``words`` may hold ``{cell}``; ``reason`` says it with more care."""
+class _Seen:
+    """One block looked at on its own: what comes of it, and what it adds to the knowledge about the table."""
 
-    positions: npt.NDArray[np.int64]
-    column: str
-    words: str
-    cells: pa.Array
-    reason: Callable[[str], str] | None = None
-
-    def reasons(self) -> Iterator[str]:
-        if "{cell}" not in self.words:
-            for _ in range(len(self.positions)):
-                yield self.words
-            return
-        said: dict[str, str] = {}
-        for cell in self.cells.take(pa.array(self.positions)).to_pylist():
-            if cell not in said:
-                asked = self.reason is not None and len(said) < _MAX_REASONED
-                said[cell] = self.reason(cell) if asked and self.reason else self._plainly(cell)
-            yield said[cell]
-
-    def _plainly(self, cell: str) -> str:
-        return self.words.replace("{cell}", repr(cell[:_MAX_SHOWN_CHARS]))
+    block: CheckedBlock | None = None
+    trimmed: Counter[str] = field(default_factory=Counter)
+    unrated: int = 0
+    missing_times: int = 0
+    ratings: Counter[float] = field(default_factory=Counter)
+    #: Cells that the formats refused: they may say that the format is another one.
+    odd_numbers: pa.Array | None = None
+    odd_times: pa.Array | None = None
+    #: The format of times, where this block has the first ones.
+    first_times: TimeFormat | None = None
+    #: Rows are refused, and the reader did not tell their lines.
+    needs_lines: bool = False
 
 
 @dataclass
@@ -121,7 +93,7 @@ class TableReader:
     missing_times: int = 0
     #: How often each rating stands among the accepted rows.
     rating_counts: Counter[float] = field(default_factory=Counter)
-    _trimmed: dict[str, int] = field(default_factory=dict)
+    _trimmed: Counter[str] = field(default_factory=Counter)
     _unrated: int = 0
 
     def __post_init__(self) -> None:
@@ -178,20 +150,57 @@ class TableReader:
             ReadAgain: forget the blocks and call again.
             DataError: the data leaves open how a column is to be read, and nobody said.
         """
-        self._trimmed, self._unrated, self.missing_times, self._last_time = {}, 0, 0, np.nan
+        self._unrated, self.missing_times, self._last_time = 0, 0, np.nan
+        self._trimmed.clear()
         self.rating_counts.clear()
         if self._base_known is None:
             # What earlier files told is known only now, when the reading begins.
             self._base_known = set(self.known)
         self.known.clear()
         self.known |= self._base_known
-        for raw in prefetched(even_blocks(self._raw(), self.name)):
-            if self._numbers is None and self._times is None:
-                self._decide(raw)
-            yield self._check(raw)
+        for seen in mapped(self._check, self._decided(), alone=self._in_order):
+            yield self._settled(seen)
         for found in (self._numbers, self._times):
             if found is not None:
                 refuse_unanswered(found.questions, f"{self.name}, column {found.column}")
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether a block cannot be judged before the one above it was."""
+        return self.planned.kind in ("items", "users") or self.options.missing_time == "keep-order"
+
+    def _decided(self) -> Iterator[RawTable]:
+        """The blocks; before the first is given away, it is decided how columns are read."""
+        decided = self._numbers is not None or self._times is not None
+        for raw in prefetched(even_blocks(self._raw(), self.name), ahead=1):
+            if not decided:
+                self._decide(raw)
+                decided = True
+            yield raw
+
+    def _settled(self, seen: _Seen) -> CheckedBlock:
+        """Takes in what a block adds; blocks come in order."""
+        if seen.needs_lines:
+            self._careful = True
+            raise ReadAgain
+        if seen.first_times is not None:
+            self._times = seen.first_times
+            raise ReadAgain
+        if self._numbers is not None and seen.odd_numbers is not None:
+            before, self._numbers = self._numbers, self._numbers.reconsider(seen.odd_numbers)
+            if self._numbers != before:
+                raise ReadAgain
+        if self._times is not None and seen.odd_times is not None:
+            earlier, self._times = self._times, self._times.reconsider(seen.odd_times)
+            if self._times != earlier:
+                raise ReadAgain
+        self._trimmed += seen.trimmed
+        self._unrated += seen.unrated
+        self.missing_times += seen.missing_times
+        if len(self.rating_counts) < _MAX_DISTINCT_RATINGS:
+            self.rating_counts.update(seen.ratings)
+        assert seen.block is not None
+        return seen.block
 
     def _raw(self) -> Iterator[RawTable]:
         source = self.planned.source
@@ -212,51 +221,48 @@ class TableReader:
 
     # ------------------------------------------------------------------------------------------------ checking
 
-    def _check(self, raw: RawTable) -> CheckedBlock:
-        n_rows = len(raw.table)
-        faults: list[_Fault] = []
+    def _check(self, raw: RawTable) -> _Seen:
+        n_rows, seen = len(raw.table), _Seen()
+        faults: list[Fault] = []
         columns: dict[str, Any] = {}
-        coded: dict[str, tuple[npt.NDArray[np.int32], pa.Array]] = {}
-        for role, column in self.ids.items():
-            coded[role] = self._ids(raw, role, column, faults)
+        coded = {role: self._ids(raw, role, column, faults, seen) for role, column in self.ids.items()}
         if self._numbers is not None:
-            columns[RATING] = self._ratings(raw, self._numbers, faults)
+            columns[RATING] = self._ratings(raw, self._numbers, faults, seen)
         if self._times is not None:
-            times = self._seconds(raw, self._times, faults)
+            times = self._seconds(raw, self._times, faults, seen)
             if times is not None:
                 columns[TIME] = times
         for name, column in self.texts.items():
             columns[name] = self._text(raw, name, column, faults)
-        bad = _marked(n_rows, faults)
+        bad = marked(n_rows, faults)
         if self.planned.kind in ("items", "users"):
-            self._refuse_repeats(raw, coded, bad, faults)
-        good = None
-        if bad.any():
-            if raw.lines is None:
-                self._careful = True
-                raise ReadAgain
-            good = ~bad
+            self._refuse_repeats(coded, bad, faults)
+        good = ~bad if bad.any() else None
+        seen.needs_lines = good is not None and raw.lines is None
+        if seen.needs_lines:
+            return seen
         kept: dict[str, Any] = {role: _coded(codes, words, good) for role, (codes, words) in coded.items()}
         for name, cells in columns.items():
             kept[name] = cells if good is None else cells.filter(pa.array(good))
-        refused = self._refused(raw, faults, bad)
+        refused = refused_rows(raw, faults, bad, self.planned.source.separator, self.hide)
         if RATING in kept:
-            kept[RATING] = self._counted(kept[RATING])
-        return CheckedBlock(pa.table(kept), refused, n_rows + raw.rejects.count)
+            kept[RATING] = self._counted(kept[RATING], seen)
+        seen.block = CheckedBlock(pa.table(kept), refused, n_rows + raw.rejects.count)
+        return seen
 
-    def _counted(self, ratings: pa.Array) -> pa.Array:
+    def _counted(self, ratings: pa.Array, seen: _Seen) -> pa.Array:
         """Counts how often each rating was given, and takes zeros away where they say that there is none."""
-        if len(self.rating_counts) < _MAX_DISTINCT_RATINGS:
-            found = ratings.value_counts()
-            pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
-            self.rating_counts.update({value: count for value, count in pairs if value == value})
+        found = ratings.value_counts()
+        values, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
+        pairs = zip(values[:_MAX_DISTINCT_RATINGS], counts[:_MAX_DISTINCT_RATINGS], strict=True)
+        seen.ratings.update({value: count for value, count in pairs if value == value})
         if self.options.zero == "unrated":
-            values = ratings.to_numpy(zero_copy_only=False)
-            return pa.array(np.where(values == 0.0, np.nan, values))
+            numbers = ratings.to_numpy(zero_copy_only=False)
+            return pa.array(np.where(numbers == 0.0, np.nan, numbers))
         return ratings
 
     def _ids(
-        self, raw: RawTable, role: str, column: str, faults: list[_Fault]
+        self, raw: RawTable, role: str, column: str, faults: list[Fault], seen: _Seen
     ) -> tuple[npt.NDArray[np.int32], pa.Array]:
         """(codes [n], distinct words) of an id column, with its faults told."""
         encoded = _cells(raw, column).dictionary_encode()
@@ -264,85 +270,68 @@ class TableReader:
         words = pc.utf8_trim_whitespace(encoded.dictionary)
         changed = _mask(pc.not_equal(words, encoded.dictionary))
         if changed.any():
-            self._trimmed[role] = self._trimmed.get(role, 0) + int(changed[codes].sum())
+            seen.trimmed[role] = int(changed[codes].sum())
             again = words.dictionary_encode()
             codes, words = again.indices.to_numpy(zero_copy_only=False)[codes], again.dictionary
         for said, positions in rules.broken(rules.id_rules(role), words).items():
             rows = _rows_of(positions, codes, len(words))
-            faults.append(_Fault(rows, column, self._shown(said), _spelled(words, codes)))
+            faults.append(Fault(rows, column, self._shown(said), _spelled(words, codes)))
         return codes, words
 
     def _shown(self, words: str) -> str:
         return words.replace(": {cell}", "") if self.hide else words
 
-    def _ratings(self, raw: RawTable, found: NumberFormat, faults: list[_Fault]) -> pa.Array:
+    def _ratings(self, raw: RawTable, found: NumberFormat, faults: list[Fault], seen: _Seen) -> pa.Array:
         column = self.planned.roles[RATING]
         cells = _cells(raw, column)
         values, bad = found.numbers(cells)
-        self._numbers = self._better(found, cells, bad)
-        self._unrated += int((np.isnan(values) & ~bad).sum())
-        where = np.flatnonzero(bad)
-        for positions in (where, *rules.broken(rules.rating_rules(), values).values()):
+        if bad.any():
+            seen.odd_numbers = cells.filter(pa.array(bad))
+        seen.unrated = int((np.isnan(values) & ~bad).sum())
+        for positions in (np.flatnonzero(bad), *rules.broken(rules.rating_rules(), values).values()):
             if len(positions):
-                faults.append(_Fault(positions, column, "rating {cell} is not a number", cells, _said("rating", found)))
+                faults.append(Fault(positions, column, "rating {cell} is not a number", cells, _said("rating", found)))
         return pa.array(values)
 
-    def _seconds(self, raw: RawTable, found: TimeFormat, faults: list[_Fault]) -> pa.Array | None:
+    def _seconds(self, raw: RawTable, found: TimeFormat, faults: list[Fault], seen: _Seen) -> pa.Array | None:
         column = self.planned.roles[TIME]
         cells = _cells(raw, column)
         values, bad = found.times(cells)
         if found.kind == "nothing":
-            if not bad.any():
-                return None
             # The first times of a column that began empty: they say how it is read, and its blank cells lack a time.
-            self._times = decide_times(cells, column, self.options)
-            raise ReadAgain
-        self._times = self._better(found, cells, bad)
+            seen.first_times = decide_times(cells, column, self.options) if bad.any() else None
+            return None
         where = np.flatnonzero(bad)
         if len(where):
-            faults.append(_Fault(where, column, "time {cell} cannot be read", cells, _said("time", found)))
-        blank = np.isnan(values) & ~bad
+            seen.odd_times = cells.filter(pa.array(bad))
+            faults.append(Fault(where, column, "time {cell} cannot be read", cells, _said("time", found)))
+        seen.missing_times = int((np.isnan(values) & ~bad).sum())
         if self.options.missing_time == "keep-order":
             values, self._last_time = carry_times(values, self._last_time)
-        self.missing_times += int(blank.sum())
         needed = self.options.missing_time != "drop-all" and self.planned.kind == "interactions"
         for said, positions in rules.broken(rules.time_rules(needed=needed), np.where(bad, 0.0, values)).items():
-            faults.append(_Fault(positions, column, said, cells))
+            faults.append(Fault(positions, column, said, cells))
         return pa.array(values)
 
-    def _better(self, found: Format, cells: pa.Array, bad: Mask) -> Format:
-        """The format with what the refused cells say about it; another reading of the column begins it anew."""
-        if not bad.any():
-            return found
-        better = found.reconsider(cells.filter(pa.array(bad)))
-        if better != found:
-            if isinstance(better, NumberFormat):
-                self._numbers = better
-            else:
-                self._times = better
-            raise ReadAgain
-        return better
-
-    def _text(self, raw: RawTable, name: str, column: str, faults: list[_Fault]) -> pa.Array:
+    def _text(self, raw: RawTable, name: str, column: str, faults: list[Fault]) -> pa.Array:
         several = name == "category" and column == self.planned.roles.get("category")
         listing = self.planned.kind in ("interactions", "items", "users")
         text = tidy(_cells(raw, column), self.planned.source.format if listing else "", several=several)
         if name in NEEDED_OF[self.planned.kind] and name not in (USER, ITEM):
             empty = np.flatnonzero(_mask(pc.equal(text, "")))
             if len(empty):
-                faults.append(_Fault(empty, column, f"{name} is empty", text))
+                faults.append(Fault(empty, column, f"{name} is empty", text))
         if rules.may_be_long(text):
             for said, positions in rules.broken(rules.text_rules(name), text).items():
-                faults.append(_Fault(positions, column, said, text))
+                faults.append(Fault(positions, column, said, text))
         hide = self.masks.get(column) or self.masks.get(name)
         return text if hide is None else hide(text)
 
     def _refuse_repeats(
         self,
-        raw: RawTable,
         coded: Mapping[str, tuple[npt.NDArray[np.int32], pa.Array]],
         bad: Mask,
-        faults: list[_Fault],
+        faults: list[Fault],
     ) -> None:
         """Companions have one row an id: the first acceptable one stays. ``bad`` takes the others in."""
         role = ITEM if self.planned.kind == "items" else USER
@@ -357,101 +346,8 @@ class TableReader:
         self.known.update(texts[code] for code in np.flatnonzero((first >= 0) & ~seen).tolist())
         if len(repeated):
             words_said = f"{role} came before" if self.hide else f"{role} {{cell}} came before"
-            faults.append(_Fault(repeated, self.ids[role], words_said, _spelled(words, codes)))
+            faults.append(Fault(repeated, self.ids[role], words_said, _spelled(words, codes)))
             bad[repeated] = True
-
-    def _refused(self, raw: RawTable, faults: Sequence[_Fault], bad: Mask) -> RefusedRows:
-        listed = sorted(raw.rejects.listed)
-        lines = np.array([line for line, _ in listed], np.int64)
-        columns, reasons = [""] * len(listed), [reason for _, reason in listed]
-        texts = [raw.rejects.texts.get(line, "") for line, _ in listed]
-        positions = np.flatnonzero(bad)
-        if len(positions) and raw.lines is not None:
-            column_of: dict[int, str] = {}
-            said: dict[int, str] = {}
-            for fault in faults:
-                for position, reason in zip(fault.positions.tolist(), fault.reasons(), strict=True):
-                    column_of.setdefault(position, fault.column)
-                    said[position] = f"{said[position]}; {reason}" if position in said else reason
-            columns += [column_of[position] for position in positions.tolist()]
-            reasons += [said[position] for position in positions.tolist()]
-            texts += _raw_texts(raw.table, positions, self.planned.source.separator)
-            lines = np.concatenate([lines, raw.lines[positions]])
-            order = np.argsort(lines, kind="stable").tolist()
-            lines = lines[order]
-            columns, reasons, texts = ([cells[i] for i in order] for cells in (columns, reasons, texts))
-        return RefusedRows(lines, columns, reasons, [""] * len(texts) if self.hide else texts)
-
-
-# ------------------------------------------------------------------------------------------------ blocks
-
-
-def even_blocks(blocks: Iterator[RawTable], name: str) -> Iterator[RawTable]:
-    """The same rows in blocks of :data:`BLOCK_ROWS`; refused lines come with the rows that follow them."""
-    waiting: list[pa.Table] = []
-    lines: list[npt.NDArray[np.int64]] = []
-    rejects = Rejects(name, limit=None)
-    n_waiting = 0
-    given = False
-
-    def take(n_rows: int) -> RawTable:
-        nonlocal waiting, lines, rejects, n_waiting
-        table = pa.concat_tables(waiting)
-        numbers = np.concatenate(lines) if lines else None
-        block = RawTable(
-            table.slice(0, n_rows).combine_chunks(), None if numbers is None else numbers[:n_rows], rejects
-        )
-        waiting, n_waiting = [table.slice(n_rows)], n_waiting - n_rows
-        lines = [] if numbers is None else [numbers[n_rows:]]
-        rejects = Rejects(name, limit=None)
-        return block
-
-    for block in blocks:
-        waiting.append(block.table)
-        if block.lines is not None:
-            lines.append(block.lines)
-        n_waiting += len(block.table)
-        rejects.take(block.rejects)
-        while n_waiting >= BLOCK_ROWS:
-            given = True
-            yield take(BLOCK_ROWS)
-    if waiting and (n_waiting or rejects.count or not given):
-        yield take(n_waiting)
-
-
-def prefetched(blocks: Iterator[RawTable], ahead: int = 2) -> Iterator[RawTable]:
-    """The same blocks, read by a thread of their own while earlier ones are looked at."""
-    waiting: queue.Queue[RawTable | BaseException | None] = queue.Queue(ahead)
-    stopped = threading.Event()
-
-    def put(item: RawTable | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
-        try:
-            for block in blocks:
-                if not put(block):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    reader = threading.Thread(target=read, name="import-reader", daemon=True)
-    reader.start()
-    try:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        reader.join()
 
 
 # ------------------------------------------------------------------------------------------------ columns
@@ -477,13 +373,6 @@ def _spelled(words: pa.Array, codes: npt.NDArray[np.int32]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes), words)
 
 
-def _marked(n_rows: int, faults: Sequence[_Fault]) -> Mask:
-    bad = np.zeros(n_rows, bool)
-    for fault in faults:
-        bad[fault.positions] = True
-    return bad
-
-
 def _said(what: str, found: NumberFormat | TimeFormat) -> Callable[[str], str]:
     return lambda cell: f"{what} {found.reason(cell)}"
 
@@ -497,11 +386,3 @@ def _coded(codes: npt.NDArray[np.int32], words: pa.Array, good: Mask | None) -> 
         codes = (np.cumsum(used) - 1).astype(np.int32)[codes]
         words = words.filter(pa.array(used))
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), words)
-
-
-def _raw_texts(table: pa.Table, positions: npt.NDArray[np.int64], separator: str | None) -> list[str]:
-    """Rows as they stood in the file but for quotes, clipped."""
-    rows = table.take(pa.array(positions))
-    cells = [pc.utf8_slice_codeunits(column, 0, MAX_RAW_CHARS) for column in rows.columns]
-    joined = pc.binary_join_element_wise(*cells, pa.scalar(separator or ", ", pa.large_string()))
-    return pc.utf8_slice_codeunits(joined, 0, MAX_RAW_CHARS).to_pylist()

@@ -19,9 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, USER
-from llmrec_core.data._checking import CheckedBlock, RefusedRows
+from llmrec_core.data._blocks import prefetched
+from llmrec_core.data._checking import CheckedBlock
+from llmrec_core.data._faults import RefusedRows
 from llmrec_core.data._item_columns import drop_columns, told_by_interactions
-from llmrec_core.data.dataset import ITEM_IDX, USER_IDX, Fingerprint, scale_of, side_columns
+from llmrec_core.data.dataset import ITEM_IDX, USER_IDX, Fingerprint, side_columns
 from llmrec_core.data.store import REJECTS, Build
 
 Codes = npt.NDArray[np.int32]
@@ -183,8 +185,6 @@ class Written:
     users: dict[str, pa.Array]
     n_rows: int
     n_merged: int
-    scale: tuple[float, float] | None
-    has_ratings: bool
     has_timestamps: bool
     digest: Fingerprint
     notes: list[str] = field(default_factory=list)
@@ -239,28 +239,38 @@ def write_interactions(
                 )
 
     settled = None if plan.duplicates == "keep" else _settle(rows(), plan, len(item_table[ITEM]))
-    digest, tally = Fingerprint(), _Tally()
-    path = build.folder / "interactions.parquet"
-    start = n_rows = 0
-    with pq.ParquetWriter(path, schema, use_dictionary=[RATING, *texts], compression="snappy") as writer:
+    digest, repeated = Fingerprint(), _Repeats()
+
+    def kept() -> Iterator[tuple[int, pa.Table]]:
+        """(rows before duplicates were settled, the rows to be written) of each block."""
+        start = 0
         for columns in rows():
             n_block = len(columns[USER_IDX])
             if settled is not None:
                 columns = settled.apply(columns, start)
             start += n_block
-            n_kept = len(columns[USER_IDX])
-            if n_kept:
-                writer.write_table(pa.table(columns, schema=schema))
-                digest.add("interactions", columns)
-                tally.add(columns, plan.duplicates == "keep")
-            n_rows += n_kept
+            digest.add("interactions", columns)
+            if settled is None:
+                repeated.add(columns)
+            yield n_block, pa.table(columns, schema=schema)
+
+    path = build.folder / "interactions.parquet"
+    n_before = n_rows = 0
+    with pq.ParquetWriter(path, schema, use_dictionary=[RATING, *texts], compression="snappy") as writer:
+        for n_block, table in prefetched(kept()):
+            n_before += n_block
+            n_rows += len(table)
+            if len(table):
+                writer.write_table(table)
             build.alive()
-    written = Written(item_table, user_table, n_rows, start - n_rows, tally.scale, tally.rated, plan.timed, digest, [])
+    written = Written(
+        item_table, user_table, n_rows, n_before - n_rows, tally.scale, tally.rated, plan.timed, digest, []
+    )
     carried = [column for column in plan.carried if column in texts]
     if carried:
         _carry(build, written, carried, items, schema)
-    if plan.duplicates == "keep":
-        repeats = tally.repeats()
+    if settled is None:
+        repeats = repeated.count()
         if repeats:
             written.notes.append(
                 f"{repeats:,} interactions repeat an earlier row exactly; they are kept (duplicates=last drops them)"
@@ -339,31 +349,16 @@ def _stored(
     return columns
 
 
-class _Tally:
-    """What is learnt of the interactions on their way: the scale of ratings, and how many rows repeat another."""
+class _Repeats:
+    """Counts rows that equal an earlier one in user, item, rating and time."""
 
     def __init__(self) -> None:
-        self._low, self._high = np.inf, -np.inf
         self._marks: list[npt.NDArray[np.uint64]] = []
 
-    def add(self, columns: Mapping[str, pa.Array], count_repeats: bool) -> None:
-        ratings = columns[RATING].to_numpy(zero_copy_only=False)
-        known = ratings[~np.isnan(ratings)]
-        if len(known):
-            self._low, self._high = min(self._low, float(known.min())), max(self._high, float(known.max()))
-        if count_repeats:
-            self._marks.append(_marks(columns))
+    def add(self, columns: Mapping[str, pa.Array]) -> None:
+        self._marks.append(_marks(columns))
 
-    @property
-    def rated(self) -> bool:
-        return self._high >= self._low
-
-    @property
-    def scale(self) -> tuple[float, float] | None:
-        return scale_of(self._low, self._high) if self.rated else None
-
-    def repeats(self) -> int:
-        """Rows that equal an earlier one in user, item, rating and time."""
+    def count(self) -> int:
         if not self._marks:
             return 0
         marks = np.concatenate(self._marks)

@@ -1,22 +1,24 @@
 """What a row must hold to be accepted, said once: pandera schemas over blocks of columns.
 
 Every path of an import asks :func:`broken`, so a row is judged alike however it was read. Ids are judged by their
-distinct values, numbers and times once they are numbers.
+distinct values, numbers and times once they are numbers. pandera is slow to import, so it waits for the first import.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.compute as pc
-from pandera.errors import SchemaErrors
 
 from llmrec_core.contracts import RATING, TIME
+
+if TYPE_CHECKING:
+    import pandera.pandas as pandera
 
 MAX_ID_CHARS = 512
 MAX_TEXT_CHARS = 100_000
@@ -31,6 +33,8 @@ _CONTROL = r"[\x00-\x1f\x7f]"
 @lru_cache(maxsize=64)
 def id_rules(column: str) -> pandera.DataFrameSchema:
     """Ids are the user's own strings: any text but the empty one, control characters and whole paragraphs."""
+    import pandera.pandas as pandera
+
     checks = [
         pandera.Check(lambda ids: ids != "", error=f"{column} is empty"),
         pandera.Check(lambda ids: ~ids.str.contains(_CONTROL), error=f"{column} holds control characters"),
@@ -42,6 +46,8 @@ def id_rules(column: str) -> pandera.DataFrameSchema:
 @lru_cache(maxsize=64)
 def text_rules(column: str) -> pandera.DataFrameSchema:
     """Text may be anything of a length that a screen and a prompt can hold."""
+    import pandera.pandas as pandera
+
     error = f"{column} is longer than {MAX_TEXT_CHARS:,} characters"
     check = pandera.Check(lambda cells: cells.str.len() <= MAX_TEXT_CHARS, error=error)
     return pandera.DataFrameSchema({column: pandera.Column(None, check)})
@@ -50,6 +56,8 @@ def text_rules(column: str) -> pandera.DataFrameSchema:
 @lru_cache(maxsize=2)
 def rating_rules() -> pandera.DataFrameSchema:
     """A rating is any finite number, or none: the row then counts as an interaction."""
+    import pandera.pandas as pandera
+
     check = pandera.Check.in_range(-MAX_RATING, MAX_RATING, error="rating {cell} is not a number")
     return pandera.DataFrameSchema({RATING: pandera.Column(float, check, nullable=True)})
 
@@ -57,6 +65,8 @@ def rating_rules() -> pandera.DataFrameSchema:
 @lru_cache(maxsize=2)
 def time_rules(*, needed: bool) -> pandera.DataFrameSchema:
     """Where rows have times, each has one: a row without could not be placed before or after others."""
+    import pandera.pandas as pandera
+
     check = pandera.Check.in_range(EARLIEST_S, LATEST_S, error="time {cell} cannot be read")
     column = pandera.Column(float, check, nullable=not needed)
     return pandera.DataFrameSchema({TIME: column})
@@ -72,6 +82,8 @@ def broken(schema: pandera.DataFrameSchema, values: pa.Array | npt.NDArray[np.fl
         schema: one of this module, of one column.
         values: the column [n]. Words may hold ``{cell}``, where the refused cell is shown.
     """
+    from pandera.errors import SchemaErrors
+
     column = next(iter(schema.columns))
     series = values.to_pandas() if isinstance(values, pa.Array) else pd.Series(values)
     try:
