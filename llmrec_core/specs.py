@@ -378,9 +378,53 @@ class SequentialSpec(Spec):
         return self
 
 
+MemberSpec = Annotated[
+    PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec | SequentialSpec,
+    Field(discriminator="family"),
+]
+
+
+class BlendSpec(Spec):
+    family: Literal["blend"] = "blend"
+    members: tuple[MemberSpec, ...] = Field(
+        default_factory=lambda: (ItemKNNSpec(direction="both"), EASESpec(), BPRSpec()),
+        min_length=1,
+        max_length=10,
+        description="recommenders whose scores are added",
+    )
+    weights: tuple[float, ...] | None = Field(
+        None, description="weight of each member; empty: chosen on validation users"
+    )
+    validation_users: int = Field(1000, ge=10, description="validation users on which the weights are chosen")
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> BlendSpec:
+        if self.weights is not None:
+            if len(self.weights) != len(self.members):
+                raise ValueError(f"weights: {len(self.weights)} weights for {len(self.members)} members")
+            if any(not 0 <= weight < float("inf") for weight in self.weights) or sum(self.weights) <= 0:
+                raise ValueError("weights: each must be 0 or more, and one above 0")
+        return self
+
+
+RetrieverSpec = Annotated[
+    PopularitySpec
+    | ItemKNNSpec
+    | UserKNNSpec
+    | EASESpec
+    | SVDSpec
+    | ALSSpec
+    | BPRSpec
+    | BiasKNNSpec
+    | SequentialSpec
+    | BlendSpec,
+    Field(discriminator="family"),
+]
+
+
 class PipelineSpec(Spec):
     family: Literal["pipeline"] = "pipeline"
-    retriever: BaselineSpec = Field(default_factory=lambda: ItemKNNSpec(), description="finds the candidates")
+    retriever: RetrieverSpec = Field(default_factory=lambda: ItemKNNSpec(), description="finds the candidates")
     ranker: CrossEncoderSpec = Field(default_factory=lambda: CrossEncoderSpec(), description="re-ranks them")
     n_candidates: int = Field(20, ge=2, le=1000, description="items retrieved for each query")
     model_weight: float | None = Field(
@@ -400,6 +444,7 @@ RecommenderSpec = Annotated[
     | BiasKNNSpec
     | CrossEncoderSpec
     | SequentialSpec
+    | BlendSpec
     | PipelineSpec,
     Field(discriminator="family"),
 ]
@@ -509,7 +554,7 @@ def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
 _UNION_TAGS = frozenset(
     {
         "popularity", "item-knn", "user-knn", "ease", "svd", "als", "bpr", "bias-knn", "cross-encoder", "sequential",
-        "pipeline",
+        "blend", "pipeline",
     }
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ the spec gives it; w = 0 is the retriever's order, w = 1 the model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import (
     Capabilities,
     FitContext,
@@ -36,9 +35,10 @@ from llmrec_core.contracts import (
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders.blend import make_retriever
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.saved import catalogue_sha256
-from llmrec_core.specs import BaselineSpec, PipelineSpec, RunSpec
+from llmrec_core.specs import PipelineSpec, RunSpec
 from llmrec_core.training.validation import main_task
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class PipelineRecommender(Recommender):
     def __init__(self, run: RunSpec, spec: PipelineSpec) -> None:
         self.spec: PipelineSpec = spec
         self.run = run
-        self.retriever: Recommender = make_baseline(spec.retriever)
+        self.retriever: Recommender = make_retriever(spec.retriever)
         self.ranker = CrossEncoderRecommender(run, spec.ranker)
         self.fusion: Fusion | None = None
         #: Model weight -> NDCG on the validation users, as far as it was tried.
@@ -231,12 +231,6 @@ class PipelineRecommender(Recommender):
         loaded.ranker = CrossEncoderRecommender.load(folder / _RANKER, dataset, ctx)
         loaded.fusion, loaded.fusion_grid = fusion, grid
         return loaded
-
-
-def make_baseline(spec: BaselineSpec) -> Recommender:
-    """The unfitted baseline of a spec."""
-    family: Callable[..., Recommender] = BASELINES[spec.family]
-    return family(spec)
 
 
 def _numbers(values: object) -> dict[str, float]:

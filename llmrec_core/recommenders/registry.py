@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import ModelError
+from llmrec_core.recommenders.blend import BlendRecommender, make_retriever
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
-from llmrec_core.recommenders.pipeline import PipelineRecommender, make_baseline
+from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.saved import HEAD_FILE, read_head
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec, SequentialSpec
+from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset
@@ -21,6 +22,7 @@ FAMILIES: dict[str, type[Recommender]] = {
     **BASELINES,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
     SequentialRecommender.family: SequentialRecommender,
+    BlendRecommender.family: BlendRecommender,
     PipelineRecommender.family: PipelineRecommender,
 }
 
@@ -36,9 +38,7 @@ def build(run: RunSpec, part: RecommenderSpec) -> Recommender:
         return PipelineRecommender(run, part)
     if isinstance(part, CrossEncoderSpec):
         return CrossEncoderRecommender(run, part)
-    if isinstance(part, SequentialSpec):
-        return SequentialRecommender(part)
-    return make_baseline(part)
+    return make_retriever(part)
 
 
 def load(folder: Path, dataset: Dataset, ctx: FitContext) -> Recommender:

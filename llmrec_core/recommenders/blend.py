@@ -1,0 +1,209 @@
+"""Several recommenders that rank the whole catalogue, as one: a weighted sum of their standardised scores.
+
+For a query, each member's scores are standardised over the catalogue (mean 0, deviation 1), so that the score of an
+item depends on the query and the item alone. The weights are chosen on validation users by NDCG@10, greedily: start
+from the best member, add the step of the member that gains most, end when none gains (forward selection with
+replacement: Caruana et al., "Ensemble Selection from Libraries of Models", ICML 2004). Weights that the spec gives are
+taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from llmrec_core.baselines import BASELINES
+from llmrec_core.contracts import (
+    Capabilities,
+    FitContext,
+    FloatArray,
+    IntArray,
+    Query,
+    Recommender,
+    check_candidates,
+    check_task,
+)
+from llmrec_core.errors import InputError, ModelError, RunCancelledError
+from llmrec_core.evaluation.validation import ndcg_of_scores
+from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders.sequential import SequentialRecommender
+from llmrec_core.saved import FIX, catalogue_sha256
+from llmrec_core.specs import BlendSpec, RetrieverSpec, SequentialSpec
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Dataset, EvalSet, Split
+
+#: Score cells held at once (float32): 64 MB.
+_BLOCK_CELLS = 16_000_000
+#: Shares of the whole weight that one step adds.
+_STEPS = (0.05, 0.1, 0.2, 0.4)
+_MAX_STEPS = 30
+#: Items kept of each validation user: whoever stands below the first few hundred of every member is not found at 10.
+_DEPTH = 300
+_K = 10
+
+
+class BlendRecommender(Recommender):
+    """See the module."""
+
+    family: ClassVar[str] = "blend"
+
+    def __init__(self, spec: BlendSpec | None = None) -> None:
+        self.spec: BlendSpec = spec or BlendSpec()
+        self.members: list[Recommender] = [make_retriever(member) for member in self.spec.members]
+        self.weights: npt.NDArray[np.float64] | None = None
+        self._catalogue = ""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(tasks=frozenset(), full_catalogue=True)
+
+    @property
+    def n_items(self) -> int:
+        return self.members[0].n_items
+
+    def fit(self, split: Split, ctx: FitContext) -> None:
+        for number, member in enumerate(self.members, start=1):
+            ctx.emit("log", level="info", message=f"fitting {member.family}, {number} of {len(self.members)}")
+            member.fit(split, ctx)
+            if ctx.should_stop() == "cancel":
+                raise RunCancelledError("the run was cancelled.")
+        self._catalogue = catalogue_sha256(split.dataset.item_ids)
+        ctx.emit("stage", stage="fusion")
+        if self.spec.weights is not None:
+            self.weights = np.asarray(self.spec.weights, np.float64) / sum(self.spec.weights)
+            return
+        held_out = split.queries("valid", max_users=self.spec.validation_users, seed=ctx.seed)
+        if not len(held_out):
+            self.weights = np.full(len(self.members), 1.0 / len(self.members))
+            ctx.emit("log", level="warning", message="no validation user has a new item: equal weights.")
+            return
+        self._choose(held_out, ctx)
+
+    def _choose(self, held_out: EvalSet, ctx: FitContext) -> None:
+        scores, relevant, n_targets = self._validation_scores(held_out)
+
+        def value(weights: npt.NDArray[np.float64]) -> float:
+            blended = np.tensordot(weights, scores, axes=1)
+            return float(np.nanmean(ndcg_of_scores(blended, relevant, n_targets, _K)))
+
+        alone = [value(row) for row in np.eye(len(self.members))]
+        weights, best = greedy_weights(value, len(self.members))
+        self.weights = weights
+        names = [member.family for member in self.members]
+        shares = ", ".join(f"{n} {w:.2f} (alone {a:.4f})" for n, w, a in zip(names, weights, alone, strict=True))
+        ctx.emit(
+            "log",
+            level="info",
+            message=f"ndcg@{_K} {best:.4f} on {len(held_out)} validation users with weights {shares}",
+        )
+
+    def _validation_scores(self, held_out: EvalSet) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], IntArray]:
+        """Members' standardised scores of the items that any member puts first, [n_members, n_users, n_kept]."""
+        depth = min(_DEPTH, self.n_items)
+        n_kept = min(self.n_items, depth * len(self.members))
+        # Not -inf: a weight of 0 would make NaN of it.
+        scores = np.full((len(self.members), len(held_out), n_kept), -1e6, np.float32)
+        relevant = np.zeros((len(held_out), n_kept), bool)
+        for start, end, block in self._blocks(held_out.queries):
+            for row in range(start, end):
+                own = block[:, row - start]
+                own[:, held_out.exclude[row]] = -np.inf
+                first = np.argpartition(-own, depth - 1, axis=1)[:, :depth]
+                kept = np.unique(first)
+                kept = kept[np.isfinite(own[0, kept])][:n_kept]
+                scores[:, row, : len(kept)] = own[:, kept]
+                relevant[row, : len(kept)] = np.isin(kept, held_out.targets[row])
+        return scores, relevant, np.array([len(targets) for targets in held_out.targets], np.int64)
+
+    def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
+        weights = self._fitted()
+        check_task(task, self.capabilities.tasks)
+        items = check_candidates(candidates, len(queries), self.n_items)
+        scores = np.empty(items.shape, np.float32)
+        for start, end, block in self._blocks(queries):
+            blended = np.tensordot(weights.astype(np.float32), block, axes=1)
+            scores[start:end] = np.take_along_axis(blended, np.maximum(items[start:end], 0), axis=1)
+        scores[items < 0] = -np.inf
+        return scores
+
+    def _blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, int, FloatArray]]:
+        """(first, last + 1, standardised scores [n_members, n_queries, n_items]) over all queries in turn."""
+        everything = np.arange(self.n_items, dtype=np.int64)
+        size = max(1, _BLOCK_CELLS // max(1, self.n_items * len(self.members)))
+        for start in range(0, len(queries), size):
+            part = queries[start : start + size]
+            yield start, start + len(part), np.stack([_standard(m.score(part, everything)) for m in self.members])
+
+    def _fitted(self) -> npt.NDArray[np.float64]:
+        if self.weights is None:
+            raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
+        return self.weights
+
+    def save(self, folder: Path) -> None:
+        weights = self._fitted()
+        for number, member in enumerate(self.members):
+            (folder / str(number)).mkdir()
+            member.save(folder / str(number))
+        write_head(
+            folder,
+            self.family,
+            {
+                "spec": self.spec.model_dump(mode="json"),
+                "weights": weights.tolist(),
+                "catalogue_sha256": self._catalogue,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> BlendRecommender:
+        head = check_head(folder, cls.family, dataset.item_ids)
+        try:
+            loaded = cls(BlendSpec.model_validate(head.get("spec")))
+            weights = np.asarray(head.get("weights"), np.float64)
+        except (ValidationError, TypeError, ValueError):
+            raise ModelError("its spec cannot be read.", where=str(folder), fix=FIX) from None
+        if weights.shape != (len(loaded.members),) or not np.isfinite(weights).all():
+            raise ModelError("its weights do not fit its members.", where=str(folder), fix=FIX)
+        loaded.members = [
+            type(member).load(folder / str(number), dataset, ctx) for number, member in enumerate(loaded.members)
+        ]
+        loaded.weights, loaded._catalogue = weights, catalogue_sha256(dataset.item_ids)
+        return loaded
+
+
+def make_retriever(spec: RetrieverSpec) -> Recommender:
+    """The unfitted recommender of a spec that ranks whole catalogues."""
+    if isinstance(spec, BlendSpec):
+        return BlendRecommender(spec)
+    if isinstance(spec, SequentialSpec):
+        return SequentialRecommender(spec)
+    family: Callable[..., Recommender] = BASELINES[spec.family]
+    return family(spec)
+
+
+def greedy_weights(value: Callable[[npt.NDArray[np.float64]], float], n: int) -> tuple[npt.NDArray[np.float64], float]:
+    """Weights [n] that sum to 1, and their value: forward selection from the best single one (see the module)."""
+    weights, best = max(((row, value(row)) for row in np.eye(n)), key=lambda pair: pair[1])
+    for _ in range(_MAX_STEPS):
+        tried = [(1 - step) * weights + step * np.eye(n)[member] for member in range(n) for step in _STEPS]
+        values = [value(candidate) for candidate in tried]
+        top = int(np.argmax(values))
+        if values[top] <= best:
+            break
+        weights, best = tried[top], values[top]
+    return weights, best
+
+
+def _standard(scores: FloatArray) -> FloatArray:
+    """Rows of mean 0 and deviation 1; a row of equal scores becomes 0."""
+    mean = scores.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviation = scores.std(axis=1, keepdims=True, dtype=np.float64)
+    # Ties among items without any vote are ordered by tiny terms: they must stay, and must not be blown up.
+    scale = np.where(deviation > 1e-9, deviation, 1.0)
+    return ((scores - mean) / scale).astype(np.float32)
