@@ -143,6 +143,10 @@ def sniff(
         ):
             columns = columns[:-1]
             notes = [*notes, "a last column without name and values was left out"]
+        if len(columns) > 2 and not columns[0] and all(columns[1:]):
+            # The corner of a matrix, or the index that pandas writes in front of its columns.
+            columns = ["column_1", *columns[1:]]
+            notes = [*notes, "the first column has no name: it is called column_1"]
         check_headers(columns, f"{where}, line {records[at][0] + 1}")
         header_line, first_line = records[at][0] + 1, records[at][0] + 2
     above = [lines[index].decode("utf-8", "replace").strip() for index, _ in records[:at]]
