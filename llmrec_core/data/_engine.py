@@ -263,9 +263,7 @@ def write_interactions(
             if len(table):
                 writer.write_table(table)
             build.alive()
-    written = Written(
-        item_table, user_table, n_rows, n_before - n_rows, tally.scale, tally.rated, plan.timed, digest, []
-    )
+    written = Written(item_table, user_table, n_rows, n_before - n_rows, plan.timed, digest)
     carried = [column for column in plan.carried if column in texts]
     if carried:
         _carry(build, written, carried, items, schema)
