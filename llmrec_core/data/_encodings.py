@@ -14,7 +14,7 @@ from llmrec_core.errors import DataError
 #: Longer lines are refused: no table has them, and they would have to be held in memory.
 MAX_LINE_BYTES = 4_000_000
 _HEAD_BYTES = 1 << 18
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 #: How much of a file that is not UTF-8 is looked at line by line.
 _PROBE_BYTES = 32 << 20
 _BOMS = (
@@ -61,12 +61,20 @@ def _told(name: str, head: bytes, where: str) -> str:
     except (LookupError, UnicodeError):
         raise DataError(f"unknown encoding {name[:40]!r}.", where=where, fix="Try utf-8 or gb18030.") from None
     try:
-        codecs.getincrementaldecoder(codec)().decode(head, final=len(head) < _HEAD_BYTES)
+        text = codecs.getincrementaldecoder(codec)("surrogateescape").decode(head, final=len(head) < _HEAD_BYTES)
     except UnicodeError as error:
-        if codec != "utf-8":
-            raise DataError(
-                f"the text is not valid {codec} ({error}).", where=where, fix="Name another encoding, or none."
-            ) from None
+        raise DataError(
+            f"the text is not valid {codec} ({error}).", where=where, fix="Name another encoding, or none."
+        ) from None
+    wide = [line for line in text.split("\n") if not line.isascii()]
+    broken = sum(re.search("[\ud800-\udfff]", line) is not None for line in wide)
+    if broken > 0.2 * len(wide):
+        # A few broken lines are refused one by one; more of them mean that the text is in another encoding.
+        raise DataError(
+            f"the text is not valid {codec} ({broken} of {len(wide)} lines beyond ASCII).",
+            where=where,
+            fix="Name another encoding, or none.",
+        )
     return codec
 
 
@@ -140,6 +148,10 @@ def _legacy_codec(sample: bytes) -> str:
     # Runs of paired high bytes are Chinese; single ones between ASCII letters are Western. The general detector
     # confuses both on short samples, so it is asked last.
     high = re.findall(rb"[\x80-\xff]+", sample)
+    # Korean syllables lie in a corner of what would be Chinese, where Chinese text does not stay for long.
+    leads = b"".join(run[::2] for run in high if len(run) % 2 == 0)
+    if len(leads) >= 8 and sum(0xB0 <= lead <= 0xC8 for lead in leads) >= 0.97 * sum(map(len, high)) / 2:
+        return "cp949"
     paired = sum(len(run) % 2 == 0 for run in high)
     try:
         text = sample.decode("gb18030")
@@ -161,7 +173,7 @@ def _legacy_codec(sample: bytes) -> str:
     return best.encoding
 
 
-def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int = _HEAD_BYTES) -> Iterator[bytes]:
+def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int | None = None) -> Iterator[bytes]:
     """The file as blocks of whole lines in UTF-8, growing from ``first_bytes``; line ends stay as they are.
 
     What is not valid in ``codec`` stays bytes that are not valid UTF-8, so that a reader can refuse those lines.
@@ -183,8 +195,9 @@ def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int = _HEAD_BYT
         yield rest
 
 
-def utf8_blocks(path: Path, codec: str, where: str, size: int = _HEAD_BYTES) -> Iterator[bytes]:
-    """The file in UTF-8, cut anywhere; blocks grow from ``size`` bytes. See :func:`utf8_chunks`."""
+def utf8_blocks(path: Path, codec: str, where: str, first_bytes: int | None = None) -> Iterator[bytes]:
+    """The file in UTF-8, cut anywhere; blocks grow from ``first_bytes``. See :func:`utf8_chunks`."""
+    size = first_bytes or _HEAD_BYTES
     decoder = None
     if codec not in ("utf-8", "utf-8-sig", "ascii"):
         decoder = codecs.getincrementaldecoder(codec)("surrogateescape")

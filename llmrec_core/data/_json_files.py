@@ -11,7 +11,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ _LOOSE = json.JSONDecoder()
 
 def _decoded(line: str) -> Any:
     try:
-        return _DECODER.decode(line.strip())
+        return _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         return f"not valid JSON ({_short(error)})"
 
@@ -400,16 +400,10 @@ def _has_objects(file: JsonFile) -> bool:
 
 def json_blocks(file: JsonFile, max_rows: int | None = None) -> Iterator[RawTable]:
     """The rows block by block; each block lists all refused lines of its own."""
-    getters = [_getter(*place) for place in file.places]
     lines: list[int] = []
-    cells: list[list[str]] = [[] for _ in file.columns]
+    rows: list[list[str]] = []
     rejects = Rejects(file.name, limit=None)
     left = max_rows
-
-    def block() -> RawTable:
-        arrays = [pa.array(column, pa.large_string()) for column in cells]
-        return RawTable(pa.table(arrays, schema=text_schema(file.columns)), np.array(lines, np.int64), rejects)
-
     for number, value in _elements(file):
         if left == 0:
             break
@@ -417,26 +411,36 @@ def json_blocks(file: JsonFile, max_rows: int | None = None) -> Iterator[RawTabl
             rejects.add(number, value)
         else:
             try:
-                row = [cell_text(get(value)) for get in getters]
-                "".join(row).encode("utf-8")
-            except (RecursionError, UnicodeEncodeError):
-                rejects.add(number, "nested too deeply, or not valid text")
-            else:
-                for column, cell in zip(cells, row, strict=True):
-                    column.append(cell)
+                found = [value.get(outer) if inner is None else (value.get(outer) or {}).get(inner)
+                         for outer, inner in file.places]  # fmt: skip
+                rows.append([cell if type(cell) is str else cell_text(cell) for cell in found])
                 lines.append(number)
                 left = None if left is None else left - 1
+            except RecursionError:
+                rejects.add(number, "nested too deeply")
         if len(lines) + rejects.count >= _BLOCK_ROWS:
-            yield block()
-            lines, cells, rejects = [], [[] for _ in file.columns], Rejects(file.name, limit=None)
+            yield _block(file, rows, lines, rejects)
+            lines, rows, rejects = [], [], Rejects(file.name, limit=None)
     if lines or rejects.count:
-        yield block()
+        yield _block(file, rows, lines, rejects)
 
 
-def _getter(outer: str, inner: str | None) -> Callable[[dict[str, Any]], Any]:
-    if inner is None:
-        return lambda value: value.get(outer)
-    return lambda value: (value.get(outer) or {}).get(inner)
+def _block(file: JsonFile, rows: list[list[str]], lines: list[int], rejects: Rejects) -> RawTable:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(file.columns)
+    try:
+        arrays = [pa.array(column, pa.large_string()) for column in columns]
+    except UnicodeEncodeError:
+        # Halves of characters (\\ud800) can be written in JSON, but are no text.
+        good = []
+        for row, line in zip(rows, lines, strict=True):
+            try:
+                "".join(row).encode("utf-8")
+                good.append((row, line))
+            except UnicodeEncodeError:
+                rejects.add(line, "not valid text")
+        rejects.listed.sort(key=lambda entry: entry[0])
+        return _block(file, [row for row, _ in good], [line for _, line in good], rejects)
+    return RawTable(pa.table(arrays, schema=text_schema(file.columns)), np.array(lines, np.int64), rejects)
 
 
 def cell_text(value: Any) -> str:
@@ -471,8 +475,9 @@ def _all_keys(path: Path) -> list[str]:
     if _globbed(path):
         return []
     query = (
-        "SELECT key, min(row) AS first FROM (SELECT row_number() OVER () AS row, unnest(json_keys(json)) AS key "
-        "FROM read_ndjson_objects($path)) GROUP BY key ORDER BY first, key"
+        "SELECT key FROM (SELECT row, unnest(keys) AS key, unnest(range(len(keys))) AS place FROM (SELECT "
+        "row_number() OVER () AS row, json_keys(json) AS keys FROM read_ndjson_objects($path))) "
+        "GROUP BY key ORDER BY min(row * 100000 + place)"
     )
     try:
         return [str(key) for key in _duck(path, query).column("key").to_pylist()]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 MAX_LISTED_REJECTS = 1000
 #: Of a refused row, this much is kept to look at.
@@ -73,27 +71,3 @@ def whole(blocks: Iterable[RawTable], columns: Sequence[str], file: str) -> RawT
             lines.append(block.lines)
         rejects.take(block.rejects)
     return RawTable(pa.concat_tables(tables).combine_chunks(), np.concatenate(lines), rejects)
-
-
-def readable_lists(cells: pa.Array) -> pa.Array:
-    """Cells that hold a JSON list of plain values, as files with typed lists give them, in words: "Action, Comedy"."""
-    listed = pc.match_substring_regex(cells, r"^\[.*\]$")
-    if not pc.any(listed).as_py():
-        return cells
-    words = cells.dictionary_encode()
-    shown = pa.array([_in_words(word) for word in words.dictionary.to_pylist()], pa.large_string())
-    return shown.take(words.indices)
-
-
-def _in_words(cell: str) -> str:
-    if not (cell.startswith("[") and cell.endswith("]")):
-        return cell
-    try:
-        values = json.loads(cell, parse_int=str, parse_float=str)
-    except (ValueError, RecursionError):
-        return cell
-    # Paths of categories are lists of lists.
-    flat = [part for value in values for part in (value if isinstance(value, list) else [value])]
-    if any(isinstance(value, list | dict) for value in flat):
-        return cell
-    return ", ".join(str(value) for value in flat if value is not None)

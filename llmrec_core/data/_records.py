@@ -23,7 +23,7 @@ from llmrec_core.data._raw import MAX_RAW_CHARS, RawTable, Rejects, text_schema,
 _MAX_QUOTED_LINES = 500
 #: Stands for a separator of several characters while a line is cut; lines that hold it themselves are refused.
 _UNIT = "\x1f"
-_EMPTY_LINE = re.compile(rb"\A[\r\n]|\n\n|\n\r|\r\r")
+_SPACES = b" \t\x0b\x0c"
 _BLANK = re.compile(rb"[ \t\x0b\x0c]*")
 
 
@@ -140,6 +140,12 @@ def _count_lines(chunk: bytes) -> int:
     return ends + (not chunk.endswith((b"\n", b"\r")))
 
 
+def _has_empty_line(chunk: bytes) -> bool:
+    if chunk[:1] in b"\r\n" or b"\n\n" in chunk:
+        return True
+    return b"\r" in chunk and (b"\n\r" in chunk or b"\r\r" in chunk)
+
+
 # ------------------------------------------------------------------------------------------------ pyarrow
 
 
@@ -159,9 +165,6 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTab
             return None
         chunk, separator = chunk.replace(separator, _UNIT.encode()), _UNIT.encode()
     n_lines = _count_lines(chunk)
-    if quotes and chunk.rstrip(b"\r\n").rpartition(b"\n")[2].count(b'"') % 2:
-        # Every other line with an open quote shows in the number of rows.
-        return None
     skipped: list[int] = []
     rejects = Rejects(name, limit=None)
     mark = separator.decode()
@@ -202,7 +205,7 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTab
     lines = np.arange(first, first + n_lines, dtype=np.int64)
     if skipped:
         lines = np.delete(lines, skipped)
-    if _EMPTY_LINE.search(chunk):
+    if _has_empty_line(chunk):
         # pyarrow gives a row of empty cells for them; leaving that to it would lose count of the lines.
         empty = [first + at for at, line in enumerate(chunk.splitlines()) if not line]
         kept = ~np.isin(lines, empty)
@@ -211,13 +214,12 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTab
 
 
 def _doubtful_quotes(chunk: bytes, dialect: Dialect) -> bool:
-    """Whether a quote stands where the careful reader might read another thing than pyarrow."""
+    """Whether any cell is neither free of quotes nor quoted as a whole."""
     if dialect.escape and b"\\" in chunk:
         return True
-    ends = rb"\r\n" + re.escape(dialect.separator.encode())
-    inside = rb'[^"%b]"(?:"")*[^"%b]' % (ends, ends)
-    at_start = rb'(?:\A|[%b])(?:"")+[^"%b]' % (ends, ends)
-    return re.search(inside, chunk) is not None or re.search(at_start, chunk) is not None
+    end = re.escape(dialect.separator.encode())
+    plain = rb'(?:(?:[^"\r\n%b]*+|"(?:[^"]++|"")*+")(?:%b|\r\n?|\n|\Z))*+' % (end, end)
+    return re.fullmatch(plain, chunk) is None
 
 
 # ------------------------------------------------------------------------------------------------ line by line
@@ -242,7 +244,7 @@ def cut_records(
         start = position
         position += 1
         raw = lines[start]
-        if _BLANK.fullmatch(raw) and separator.encode() not in raw:
+        if raw[:1] in _SPACES and _BLANK.fullmatch(raw) and separator.encode() not in raw:
             yield start, position, None
             continue
         line = _decoded(raw)
@@ -250,7 +252,8 @@ def cut_records(
             yield start, position, _why_not(raw, dialect)
             continue
         if not quoting or '"' not in line:
-            yield start, position, _fitted(line.split(separator), n_columns)
+            plain = line.split(separator)
+            yield start, position, plain if len(plain) == n_columns else _fitted(plain, n_columns)
             continue
         cells = _quoted(line, dialect)
         if cells is None and _is_open(line, dialect):
