@@ -69,7 +69,7 @@ def refused_rows(name: str, version: int, *, key: str) -> None:
         return
     with st.expander(f"Refused rows: {len(rejects):,}", expanded=key == "report"):
         st.dataframe(by_reason(rejects), hide_index=True)
-        st.dataframe(rejects.head(_SHOWN), hide_index=True, height=240)
+        st.dataframe(rejects.head(_SHOWN), hide_index=True, height=240 if len(rejects) > 6 else "auto")
         if len(rejects) > _SHOWN:
             st.caption(f"The first {_SHOWN:,} are shown; the file has all {len(rejects):,}.")
         st.download_button(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from llmrec_core.data import Dataset, DatasetStore, Portrait, portrait
-from llmrec_core.figures import portrait_figures, split_figure
-from llmrec_core.specs import SplitSpec
-from pages._studio.base import empty_state, faults_in_words, label, linked_choice, plain, workspace
-from pages._studio.pickers import load_dataset, load_split
+from llmrec_core.figures import portrait_figures
+from pages._studio.base import empty_state, faults_in_words, label, linked_choice, workspace
+from pages._studio.pickers import load_dataset
 from pages._studio.privacy import show_privacy
+from pages._studio.splits import show_split
+from pages._studio.tables import show_tables
 from pages._studio.versions import show_versions
 
 _TABS = ("Portrait", "Splits", "Tables", "Versions", "Privacy")
@@ -82,46 +82,3 @@ def show_portrait(dataset: Dataset) -> None:
     for start in range(0, len(figures), 2):
         for column, (name, figure) in zip(st.columns(2), figures[start : start + 2], strict=False):
             column.plotly_chart(figure, key=f"portrait_{name}", config={"displaylogo": False})
-
-
-def show_split(dataset: Dataset) -> None:
-    columns = st.columns(4)
-    protocol = columns[0].selectbox("Protocol", ["leave-one-out", "temporal", "random"], key="split_protocol")
-    users = columns[1].number_input("Fewest interactions of a user", 0, 100, 0, key="split_users")
-    items = columns[2].number_input("Fewest interactions of an item", 0, 100, 0, key="split_items")
-    share = 0.1
-    if protocol != "leave-one-out":
-        share = columns[3].slider("Share of each held-out part", 0.05, 0.4, 0.1, key="split_share")
-    spec = SplitSpec(
-        protocol=protocol,
-        min_user_interactions=users,
-        min_item_interactions=items,
-        valid_fraction=share,
-        test_fraction=share,
-    )
-    split = load_split(dataset, spec)
-    st.markdown(plain(split.describe(), 2000))
-    parts = {"train": split.train, "valid": split.valid, "test": split.test}
-    figure = split_figure(dataset.interactions["timestamp"].to_numpy(), parts)
-    st.plotly_chart(figure, key="split_figure", config={"displaylogo": False})
-    st.caption("A run keeps its own split in its spec; presets use leave-one-out on users and items with five or more.")
-
-
-def show_tables(dataset: Dataset) -> None:
-    names = {
-        "Interactions": dataset.interactions.drop(columns=["user_idx", "item_idx"]),
-        "Items": dataset.items,
-        "Users": dataset.users,
-    }
-    shown = st.segmented_control("Table", list(names), default="Interactions", required=True, key="data_table")
-    table = names[shown]
-    st.dataframe(_readable(table.head(500)), hide_index=True, height=380)
-    if len(table) > 500:
-        st.caption(f"The first 500 of {len(table):,} rows.")
-
-
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Times as dates; everything else as it is."""
-    if "timestamp" not in table:
-        return table
-    return table.assign(timestamp=pd.to_datetime(table["timestamp"], unit="s"))

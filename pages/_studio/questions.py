@@ -62,7 +62,8 @@ def ask_questions(guesses: Sequence[ImportGuess]) -> list[str]:
     if questions:
         st.markdown("**Questions about these files**")
     for name, question in questions.items():
-        _radio(name, plain(question.text, 600), list(question.options), answered.get(name) or question.default)
+        text = question.text[:1].upper() + question.text[1:]
+        _radio(name, plain(text, 600), list(question.options), answered.get(name) or question.default)
         if name not in answered and question.default is None:
             still_open.append(_SHORT.get(name, name.replace("_", " ")))
     if "duplicates" not in questions and any(guess.kind == "interactions" for guess in guesses):

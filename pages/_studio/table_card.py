@@ -82,7 +82,7 @@ def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool, besi
         several: other tables are there, so that this one may be left out.
         parts: the import may come split; offers which part this table is.
     """
-    with st.container(border=True, key=f"table_{key}"):
+    with st.container(border=True, key=f"card_{key}"):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{plain(guess.file)}**", width="content")
             facts = [_FORMAT_WORDS.get(guess.format, guess.format), f"{len(guess.columns):,} columns"]
@@ -103,7 +103,7 @@ def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool, besi
 
 def left_out_card(table: str, key: str, *, out: bool = True) -> None:
     """One line for a table that stays out, so that it can come back; or for one that cannot be read."""
-    with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"table_{key}"):
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"card_{key}"):
         st.markdown(plain(table), width="content")
         st.caption("is left out" if out else "cannot be read as things stand", width="content")
         st.space("stretch")
@@ -171,30 +171,37 @@ def _no_part(table: str) -> None:
 def _how_it_is_read(guess: ImportGuess, key: str) -> None:
     """Encoding, separator and header of a text file, sheet and header of a workbook; others carry all that in them."""
     table = guess.file
-    columns = st.columns(4)
+    if guess.encoding is None and guess.format not in _CONTAINERS:
+        return
+    columns = iter(st.columns(4))
     if guess.encoding is not None:
+        place = next(columns)
         controlled_select(
-            columns[0], "Encoding", [guess.encoding, *_ENCODINGS], guess.encoding, key=f"encoding_{key}",
+            place, "Encoding", [guess.encoding, *_ENCODINGS], guess.encoding, key=f"encoding_{key}",
             note=_note("encoding", table),
         )  # fmt: skip
-        _why(columns[0], guess, "encoding")
+        _why(place, guess, "encoding")
     if guess.separator is not None:
+        place = next(columns)
         controlled_select(
-            columns[1], "Columns are parted by", [guess.separator, *_SEPARATORS], guess.separator,
+            place, "Columns are parted by", [guess.separator, *_SEPARATORS], guess.separator,
             key=f"separator_{key}", note=_note("separator", table), format_func=lambda s: _SEPARATORS.get(s, repr(s)),
         )  # fmt: skip
-        _why(columns[1], guess, "separator")
-    if guess.separator is not None or guess.format == "excel":
-        controlled_select(
-            columns[2], "First row", ["yes", "no"], "yes" if guess.header else "no", key=f"header_{key}",
-            note=_note("header", table), format_func={"yes": "column names", "no": "data"}.__getitem__,
-        )  # fmt: skip
-        _why(columns[2], guess, "header")
-        _text(columns[3], "Row of the column names", "header_row", table, key, "Where lines stand above them")
+        _why(place, guess, "separator")
     if guess.format in _CONTAINERS:
         container = table.rpartition("/")[0] or table
-        title = f"Only this {_CONTAINERS[guess.format]} of the file"
-        _text(columns[0], title, "table", container, key, "Also one that was passed over; empty: all that hold data")
+        word = _CONTAINERS[guess.format]
+        _text(
+            next(columns), f"Only this {word}", "table", container, key, f"Any {word} of the file; empty: all with data"
+        )
+    if guess.separator is not None or guess.format == "excel":
+        place = next(columns)
+        controlled_select(
+            place, "First row", ["yes", "no"], "yes" if guess.header else "no", key=f"header_{key}",
+            note=_note("header", table), format_func={"yes": "column names", "no": "data"}.__getitem__,
+        )  # fmt: skip
+        _why(place, guess, "header")
+        _text(next(columns), "Names stand in row", "header_row", table, key, "Where other rows stand above the names")
 
 
 def _why(place: Any, guess: ImportGuess, what: str) -> None:

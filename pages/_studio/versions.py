@@ -43,7 +43,7 @@ def _list(name: str) -> None:
         rows.append(
             {
                 "version": meta.version,
-                "imported": meta.created_at,
+                "imported": meta.created_at[:16].replace("T", " "),
                 "rows": meta.n_interactions,
                 "users": meta.n_users,
                 "items": meta.n_items,

@@ -6,6 +6,8 @@ import io
 import zipfile
 from collections.abc import Callable
 
+import openpyxl
+import pandas as pd
 import pytest
 from page_helpers import open_page, texts
 from streamlit.testing.v1 import AppTest
@@ -285,3 +287,87 @@ def test_a_file_is_fetched_from_an_address(screen, workspace, monkeypatch):
     press_import(app)
     assert DatasetStore(workspace).meta("far").n_interactions == 2
     assert asked == ["https://example.org/far.csv"]
+
+
+def test_every_table_shows_its_first_rows(screen, workspace):
+    rows = "".join(
+        f"U{k % 7}\t11/1{k % 5}/2019 9:0{k % 9}:00 AM\tN{k} N{k + 1}\tN{k + 2}-0 N{k + 3}-1\n" for k in range(30)
+    )
+    behaviors = "".join(f"{number}\t{row}\n" for number, row in enumerate(rows.splitlines()))
+    app = drop(screen(), ("behaviors.tsv", behaviors))
+    assert widget(app.selectbox, "layout").value == "impressions"
+    assert widget(app.selectbox, "role_candidates").value == "impressions"
+    assert "also give" in str([e.label for e in app.expander])
+    press_import(app, "news")
+    app.session_state["data_tab"] = "Tables"
+    app.run()
+    table = next(d.value for d in app.dataframe if "timestamp" in d.value)
+    assert table.columns[:2].tolist() == ["user_id", "item_id"]
+    assert str(table["timestamp"][0]).startswith("2019-11-1")
+    app.segmented_control(key="data_table").set_value("impressions").run()
+    assert not app.exception
+    table = next(d.value for d in app.dataframe if "candidate" in str(list(d.value)) or "label" in d.value)
+    assert len(table) > 30
+    app.segmented_control(key="data_table").set_value("users").run()
+    assert any(list(d.value) == ["user_id"] for d in app.dataframe)
+
+
+def test_settings_of_values_reach_the_import(screen, workspace):
+    csv = "user_id,item_id,rating,date\n" + "".join(
+        f'u{i % 5},i{i},"{i % 4},5",2024-01-0{i % 8 + 1} 00:00\n' for i in range(40)
+    )
+    app = drop(screen(), ("v.csv", csv + 'u1,i99,"1,5",\n'))
+    app.selectbox(key="set_decimal").select("comma").run()
+    app.selectbox(key="set_timezone").select("Asia/Tokyo").run()
+    app.text_input(key="set_scale").set_value("0..10").run()
+    app.radio(key="ask_missing_time").set_value("keep-order").run()
+    press_import(app, "values")
+    dataset = DatasetStore(workspace).load("values")
+    assert dataset.meta.n_interactions == 41
+    assert dataset.rating_scale == (0.0, 10.0)
+    assert sorted(set(dataset.interactions["rating"])) == [0.5, 1.5, 2.5, 3.5]
+    # Midnight of 1 January in Tokyo is three in the afternoon before in UTC.
+    assert str(pd.to_datetime(dataset.interactions["timestamp"].min(), unit="s")) == "2023-12-31 15:00:00"
+
+
+def test_the_unit_of_times_and_the_weight_of_events(screen, workspace):
+    csv = "user_id,item_id,event,time\n" + "".join(
+        f"u{i % 5},i{i},{'buy' if i % 3 else 'view'},{19000 + i}\n" for i in range(40)
+    )
+    app = drop(screen(), ("e.csv", csv))
+    app.number_input(key="weight_buy").set_value(3.0).run()
+    app.number_input(key="weight_view").set_value(1.0).run()
+    app.selectbox(key="set_time_unit").select("excel").run()
+    press_import(app, "events")
+    rows = DatasetStore(workspace).load("events").interactions
+    assert sorted(set(rows["rating"])) == [1.0, 3.0]
+    assert pd.to_datetime(rows["timestamp"].min(), unit="s").year == 1952
+
+
+def test_sheets_and_rows_of_names_are_chosen(screen):
+    book, target = openpyxl.Workbook(), io.BytesIO()
+    first, second = book.active, book.create_sheet("June")
+    for sheet, item in ((first, "a"), (second, "z")):
+        for row in (["Export"], ["user_id", "item_id"], ["u1", item], ["u2", item]):
+            sheet.append(row)
+    book.save(target)
+    app = drop(screen(), ("book.xlsx", target.getvalue()))
+    assert has(app.text_input, "table_1")
+    widget(app.text_input, "table_0").set_value("June").run()
+    assert not has(app.text_input, "table_1")
+    assert app.dataframe[0].value["item_id"].tolist() == ["z", "z"]
+    widget(app.text_input, "header_row").set_value("3").run()
+    assert preview(app) == ["u1", "z"]
+    widget(app.text_input, "header_row").set_value("").run()
+    assert preview(app) == ["user_id", "item_id"]
+
+
+def test_the_layout_and_the_mark_of_empty_cells(screen):
+    csv = "user,i1,i2,i3,i4\n" + "".join(f"u{k},{k % 5 + 1},99,{(k + 1) % 5 + 1},3\n" for k in range(30))
+    app = drop(screen(), ("m.csv", csv))
+    assert widget(app.selectbox, "layout").value == "matrix"
+    assert "99" not in app.dataframe[0].value["rating"].tolist()
+    widget(app.text_input, "missing").set_value("none").run()
+    assert "99" in app.dataframe[0].value["rating"].tolist()
+    widget(app.selectbox, "layout").select("rows").run()
+    assert preview(app) == ["user", "i1", "i2", "i3", "i4"]
