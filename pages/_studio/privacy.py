@@ -156,7 +156,7 @@ def show_audit() -> None:
         now,
         key="min_group",
         width=320,
-        help="Smaller groups are shown as “fewer than …”. A run may ask for more (evaluation.min_group_users), not for less.",
+        help="Smaller ones are shown as “fewer than …”. A run may ask for more (evaluation.min_group_users), not less.",
     )
     if chosen != now:
         set_min_group_users(space, int(chosen))

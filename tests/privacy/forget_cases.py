@@ -43,11 +43,9 @@ def write_files(folder: Path, person: str = PERSON, n_users: int = 18, n_items: 
         + "\n".join(f"{i:03d},Film {i},{'Horror' if i % 2 else 'Comedy'}" for i in range(n_items)),
         encoding="utf-8",
     )
-    people.write_text(
-        "user_id,age,referred_by\n"
-        + "\n".join(f"{u},{20 + n},{person if n == 3 else ''}" for n, u in enumerate(users)),
-        encoding="utf-8",
-    )
+    clubs = ["south"] * 2 + ["east"] * 6 + ["north"] * (n_users - 8)
+    profiles = [f"{user},{20 + n},{clubs[n]},{person if n == 3 else ''}" for n, user in enumerate(users)]
+    people.write_text("user_id,age,club,referred_by\n" + "\n".join(profiles), encoding="utf-8")
     return [ratings, items, people]
 
 

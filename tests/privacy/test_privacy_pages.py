@@ -7,7 +7,7 @@ from page_helpers import open_page, texts
 from privacy.forget_cases import DATASET, PERSON, full_workspace, places_of
 
 from llmrec_core.data import DatasetStore
-from llmrec_core.data.privacy import read_audit
+from llmrec_core.data.privacy import min_group_users, read_audit, set_min_group_users
 from llmrec_core.forgetting import forget_user
 from llmrec_core.runs.flags import SAW
 from llmrec_core.serving.client import serving_client
@@ -109,3 +109,28 @@ def test_settings_shows_the_audit_and_a_broken_chain(place, monkeypatch):
     app = open_page("settings", place.workspace.root, monkeypatch)
     assert "Line 1 of the audit was changed" in texts(app)
     assert DatasetStore(place.workspace).versions(DATASET) == [1, 2]
+
+
+def test_groups_of_users_are_shown_only_where_they_are_large_enough(place, monkeypatch):
+    """Two people in "south": hidden, and "east" with six along, since the total would give "south" away."""
+    app = open_page("metrics", place.workspace.root, monkeypatch, run=place.run_id)
+    assert not app.exception
+    app.selectbox(key="slices_by").set_value("club").run()
+    assert not app.exception
+    table = next(frame.value for frame in app.dataframe if "Group" in frame.value.columns).set_index("Group")
+    hidden = "fewer than 5 users, or hidden with such a group"
+    assert table["Users"].to_dict() == {"east": hidden, "north": "10", "south": hidden}
+    assert table.iloc[:, 1]["south"] == table.iloc[:, 1]["east"] == "–"
+    assert "[" in table.iloc[:, 1]["north"]
+    set_min_group_users(place.workspace, 11)
+    app.run()
+    table = next(frame.value for frame in app.dataframe if "Group" in frame.value.columns)
+    assert set(table["Users"]) == {"fewer than 11 users, or hidden with such a group"}
+
+
+def test_the_smallest_group_is_set_on_settings(place, monkeypatch):
+    app = open_page("settings", place.workspace.root, monkeypatch)
+    assert app.number_input(key="min_group").value == 5
+    app.number_input(key="min_group").set_value(8).run()
+    assert not app.exception
+    assert min_group_users(place.workspace) == 8
