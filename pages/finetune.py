@@ -28,8 +28,9 @@ from pages._studio.base import (
     workspace,
 )
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
-from pages._studio.pickers import model_facts
+from pages._studio.pickers import load_dataset, model_facts
 from pages._studio.spec_form import FormField, edit_field, form_fields
+from pages._studio.splits import linked_split, split_form
 
 _TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order"}
 _METHODS = {"full": "Full: all layers", "top-layers": "Only the top layers", "lora": "LoRA adapters"}
@@ -260,9 +261,19 @@ def new_run() -> None:
     if spec is None:
         return
     origin = st.session_state.get("clone_of") or spec.preset
-    key = f"ft-{origin}"
+    linked = linked_split()
+    if linked is not None:
+        spec = spec.model_copy(update={"split": linked})
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.info("The split comes from the Data screen.", icon=":material/call_split:")
+            if st.button("Use the preset's own split", key="split_drop"):
+                st.query_params.pop("split")
+                st.rerun()
+    # Widgets keep what they were told under their key: another split is another form.
+    key = f"ft-{origin}" if linked is None else f"ft-{origin}-{st.query_params['split']}"
     fields = {f.path: f for f in form_fields(spec)}
     changes = main_options(spec, key, fields)
+    changes |= split_form(spec.split, load_dataset(spec.dataset.name, spec.dataset.version), key, fields)
     changes |= expert(fields, key)
     chosen = changes.pop("objectives")
     final: RunSpec | None = None

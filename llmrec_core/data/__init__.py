@@ -15,7 +15,9 @@ from llmrec_core.data.splitting import (
     LabelledRows,
     ProtocolGuide,
     Split,
+    SplitPicture,
     make_split,
+    split_picture,
 )
 from llmrec_core.data.store import DatasetStore
 from llmrec_core.data.wheels import extract_members, fetch_wheel
@@ -42,6 +44,7 @@ __all__ = [
     "Question",
     "SourceFile",
     "Split",
+    "SplitPicture",
     "SplitPortrait",
     "UnansweredError",
     "extract_members",
@@ -55,5 +58,6 @@ __all__ = [
     "portrait",
     "safe_csv",
     "sample_folder",
+    "split_picture",
     "split_portrait",
 ]

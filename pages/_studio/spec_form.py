@@ -57,6 +57,11 @@ def form_fields(spec: RunSpec, exclude: Collection[str] = ()) -> list[FormField]
     return [field for field in _walk(spec, "") if field.path not in hidden and not field.path.endswith("family")]
 
 
+def spec_fields(spec: Spec, prefix: str) -> list[FormField]:
+    """Every leaf of one part of a spec; ``prefix`` is its dotted path with a dot behind, or ""."""
+    return list(_walk(spec, prefix))
+
+
 def _walk(spec: Spec, prefix: str) -> Iterator[FormField]:
     for name, info in type(spec).model_fields.items():
         value = getattr(spec, name)
