@@ -77,11 +77,11 @@ def find_records(
             columns.pop(part, None)
     if "history" not in columns and "candidates" not in columns:
         return None
-    target = _target(source, cells, columns, roles)
-    if target is not None and "candidates" not in columns:
-        columns["candidates"], reasons["candidates"] = target, "one more item beside the history: the next one"
-    else:
-        target = None
+    following = None if "candidates" in columns else _target(source, cells, columns, roles)
+    if following is not None:
+        columns["candidates"], reasons["candidates"] = following, "one more item beside the history"
+    # With a label beside it the item was shown; without one it is what came next.
+    target = following is not None and "labels" not in columns
     labelled = "labels" not in columns and _all_match(cells.get(columns.get("candidates", ""), []), _SHOWN)
     lists = {
         part: find_form(cells[column], named=True)
@@ -90,16 +90,16 @@ def find_records(
     }
     if labelled:
         lists["candidates"] = ListForm("split", " ")
-    if target is not None:
+    if following is not None:
         lists["candidates"] = None
-    if told is None and not _believable(source, cells, columns, lists, roles, reasons):
+    if told is None and not _believable(source, cells, columns, lists, roles, reasons, following is not None):
         return None
     titles = _are_titles(cells, columns, lists)
     merged, repeat_note = _overlap(cells, columns, lists)
     notes = [f"{columns[p]!r} holds {form.words}" for p, form in lists.items() if form is not None]
     notes += [repeat_note] if repeat_note else []
     notes += _notes(columns, titles, labelled, target, merged)
-    return RecordForm(columns, lists, titles, merged, labelled, target is not None, tuple(notes), reasons)
+    return RecordForm(columns, lists, titles, merged, labelled, target, tuple(notes), reasons)
 
 
 def _is_mind(source: Source, cells: Mapping[str, Sequence[str]]) -> bool:
@@ -132,10 +132,9 @@ def _listed_ids(
             continue
         if named or told == "histories" or (users is not None and _once(cells[users]) and "item_id" not in roles):
             return column
-    if told == "histories":
-        # Whoever says that there are lists knows of one: the widest column that is no user.
-        others = [c for c in source.columns if c != users]
-        return max(others, key=lambda c: sum(map(len, cells[c])), default=None)
+    if told == "histories" and len(source.columns) == 2:
+        # Whoever says that there are lists means the column that is no user.
+        return next(c for c in reversed(source.columns) if c != users)
     return None
 
 
@@ -179,11 +178,12 @@ def _believable(
     lists: Mapping[str, ListForm | None],
     roles: Mapping[str, str],
     reasons: Mapping[str, str],
+    target: bool,
 ) -> bool:
     """A column called "sequence" or "items" is a history only where its cells are lists."""
     if "you said so" in reasons.values():
         return True
-    if "candidates" in columns:
+    if "candidates" in columns and not target:
         return "history" in columns or lists.get("candidates") is not None
     if lists.get("history") is None:
         return False
@@ -191,7 +191,7 @@ def _believable(
     assert form is not None
     # Words separated by commas may be anything; lists beside a user, or of ids, are histories.
     if form.style == "objects" or "user_id" in columns:
-        return "item_id" not in roles or roles["item_id"] == columns["history"]
+        return target or "item_id" not in roles or roles["item_id"] == columns["history"]
     return plain(columns["history"]) not in ("items", "orders", "sequence", "cart", "basket") and "title" not in roles
 
 
@@ -238,13 +238,13 @@ def _overlap(
     return False, "users come again with other items: every row is taken as new (baskets)"
 
 
-def _notes(columns: Mapping[str, str], titles: bool, labelled: bool, target: str | None, merged: bool) -> list[str]:
+def _notes(columns: Mapping[str, str], titles: bool, labelled: bool, target: bool, merged: bool) -> list[str]:
     notes = []
     if "user_id" not in columns:
         notes.append("no column of users: each record is a user of its own, called by the number of its line")
     if titles:
         notes.append("items are given by their titles: ids are made from these")
-    if "candidates" in columns and target is None:
+    if "candidates" in columns and not target:
         if "labels" not in columns and not labelled:
             notes.append("candidates have no labels: only the history gives interactions")
         elif "history_labels" in columns:
