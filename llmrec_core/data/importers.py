@@ -216,7 +216,9 @@ def _described(table: _Table) -> str:
 def _check_names(tables: Sequence[_Table], corrections: Corrections, names: Sequence[str]) -> None:
     for option, place in dict(corrections.files):
         one = replace(corrections, files={(option, place): "x"})
-        if option != "leave_out" and not any(one.option(option, known) for known in names):
+        if option == "leave_out" or corrections.option("leave_out", place) == "yes":
+            continue
+        if not any(one.option(option, known) for known in names):
             raise DataError(f"{option}:{place}: no such file in this import.", where="map", fix=f"Files: {names}.")
     paths: dict[str, Path] = {}
     for table in tables:

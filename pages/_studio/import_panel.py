@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import streamlit as st
 
@@ -24,9 +26,10 @@ from pages._studio.base import faults_in_words, label, plain, show_error, worksp
 from pages._studio.corrections import entries, forget_files, said, set_base, start_over
 from pages._studio.import_privacy import privacy_switches
 from pages._studio.import_report import arrived
-from pages._studio.places import Place, choose_places, forget_places, place_name, place_state, scratch_folder
+from pages._studio.places import Place, choose_places, forget_places, place_name, place_state
 from pages._studio.questions import ask_later, ask_questions, forget_later
 from pages._studio.table_card import left_out_card, table_card
+from pages._studio.uploads import upload_folder
 from pages._studio.value_settings import value_settings
 
 _LOOKS_SPLIT = re.compile(r"(?i)(?:^|[^a-z])(train|training|valid|validation|val|dev|test|testing)(?:[^a-z]|$)")
@@ -113,8 +116,12 @@ def _look(place: Place, said_entries: list[str]) -> list[ImportGuess]:
     looks: dict[object, list[ImportGuess]] = st.session_state.setdefault("import_looks", {})
     key = (place_state([place]), tuple(said_entries))
     if key not in looks:
-        with st.spinner(f"Looking at {label(place_name(place))} …"):
-            looks[key] = guess_files([place], said_entries, scratch_folder())
+        # In the workspace, not in a temporary folder of the system, which may be small.
+        with (
+            st.spinner(f"Looking at {label(place_name(place))} …"),
+            TemporaryDirectory(prefix=".look-", dir=upload_folder(workspace())) as scratch,
+        ):
+            looks[key] = guess_files([place], said_entries, Path(scratch))
         for old in list(looks)[:-_MAX_LOOKS]:
             del looks[old]
     return looks[key]

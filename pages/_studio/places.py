@@ -131,13 +131,6 @@ def place_state(places: list[Place]) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def scratch_folder() -> Path:
-    """Where archives of this session are unpacked; away with its uploads."""
-    folder = upload_folder(workspace()) / ".unpacked"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 def forget_places() -> None:
     """After an import: uploads go, fields are empty, the uploader starts anew."""
     forget_uploads(workspace())

@@ -371,3 +371,24 @@ def test_the_layout_and_the_mark_of_empty_cells(screen):
     assert "99" in app.dataframe[0].value["rating"].tolist()
     widget(app.selectbox, "layout").select("rows").run()
     assert preview(app) == ["user", "i1", "i2", "i3", "i4"]
+
+
+def test_what_only_later_rows_bring_up_is_asked_then(screen, workspace):
+    rows = [f"u{i % 50},i{i},{i % 3 + 3}" for i in range(1500)] + [f"u{i % 50},j{i},0" for i in range(600)]
+    app = drop(screen(), ("late.csv", "user_id,item_id,rating\n" + "\n".join(rows) + "\n"))
+    assert not has(app.radio, "ask_zero")
+    press_import(app)
+    assert DatasetStore(workspace).list() == []
+    assert "what a rating of 0 means" in texts(app)
+    app.radio(key="ask_zero").set_value("rating").run()
+    press_import(app)
+    assert DatasetStore(workspace).load("late").interactions["rating"].min() == 0
+
+
+def test_what_was_said_about_a_table_that_is_left_out_does_no_harm(screen, workspace):
+    app = drop(screen(), ("votes.csv", "user_id,item_id\nu1,a\nu2,b\n"), ("other.csv", "user_id,item_id\nu9,z\n"))
+    widget(app.selectbox, "kind_1").select("users").run()
+    next(t for t in app.toggle if t.key and t.key.startswith("leave_1")).set_value(True).run()
+    press_import(app, "votes")
+    assert not app.error
+    assert DatasetStore(workspace).load("votes").n_users == 2
