@@ -25,7 +25,7 @@ from llmrec_core.data._raw import RawTable, Rejects, text_schema
 from llmrec_core.data._roles import check_headers
 from llmrec_core.errors import DataError
 
-_BLOCK_ROWS = 20_000
+_BLOCK_ROWS, _BLOCK_CHARS = 20_000, 32 << 20
 _MAX_COLUMNS = 2000
 #: An object with more different fields than this is a mapping, not a part of the table.
 _MAX_INNER = 32
@@ -87,9 +87,9 @@ def _with_columns(table: JsonFile, notes: Sequence[str]) -> JsonFile:
 
 def _inner_lists(path: Path, codec: str, name: str) -> list[str]:
     """Fields of the one object in the file that hold lists of objects; [] where the file is anything else."""
-    head = next(utf8_chunks(path, codec, name, 4096), b"").decode("utf-8", "replace").lstrip()
+    head = _start_of(path, codec, name)
     first = re.split(r"\r\n?|\n", head, maxsplit=1)[0]
-    if not head.startswith("{") or (len(head) > len(first) and not isinstance(_decoded(first), str)):
+    if not head.startswith("{") or (len(head) > len(first) and not isinstance(_decoded(first), _Refused)):
         return []
     window = _Window(path, codec, name)
     try:
@@ -101,13 +101,17 @@ def _inner_lists(path: Path, codec: str, name: str) -> list[str]:
         return []
 
 
+def _start_of(path: Path, codec: str, name: str) -> str:
+    return next(utf8_blocks(path, codec, name), b"").decode("utf-8", "replace").lstrip()
+
+
 def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
-    head = next(utf8_chunks(path, codec, name), b"").decode("utf-8", "replace")
-    start = head.lstrip()[:1]
+    head = _start_of(path, codec, name)
+    start = head[:1]
     if start == "[":
         return "list", []
     first = next((line for line in re.split(r"\r\n?|\n", head) if line.strip()), "")
-    if start == "{" and isinstance(_python_dict(first), dict) and isinstance(_decoded(first), str):
+    if start == "{" and isinstance(_python_dict(first), dict) and isinstance(_decoded(first), _Refused):
         return "python", ["the lines are Python dicts, not JSON; they were read as such"]
     window = _Window(path, codec, name)
     try:
@@ -116,11 +120,15 @@ def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
         window.skip_space()
     except _Broken:
         return "lines", []
-    over_lines = isinstance(value, dict) and isinstance(_decoded(first), str)
-    return ("stream" if over_lines and window.ahead() == "{" else "lines"), []
+    over_lines = isinstance(value, dict) and isinstance(_decoded(first), _Refused)
+    return ("stream" if over_lines and window.ahead() in ("{", "") else "lines"), []
 
 
 # ------------------------------------------------------------------------------------------------ elements
+
+
+class _Refused(str):
+    """Why a row is refused, where a value stood that may be text itself."""
 
 
 class _Twice(ValueError):
@@ -148,7 +156,7 @@ def _decoded(line: str) -> Any:
     try:
         return _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
-        return f"not valid JSON ({_short(error)})"
+        return _Refused(f"not valid JSON ({_short(error)})")
 
 
 def _short(error: Exception) -> str:
@@ -162,12 +170,12 @@ def _python_dict(line: str) -> Any:
         depth += 1 if mark in "[({" else -1
         deepest = max(deepest, depth)
     if deepest > _MAX_DEPTH or len(line) > MAX_LINE_BYTES // 4:
-        return "nested too deeply, or too long"
+        return _Refused("nested too deeply, or too long")
     try:
         value = _plain(ast.literal_eval(line.strip()))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        return f"not a Python dict ({str(error)[:80]})"
-    return value if isinstance(value, dict) else "not an object with fields"
+        return _Refused(f"not a Python dict ({str(error)[:80]})")
+    return value if isinstance(value, dict) else _Refused("not an object with fields")
 
 
 def _plain(value: Any) -> Any:
@@ -229,7 +237,7 @@ def _lines(file: JsonFile) -> Elements:
                 yield number, f"the line is not valid {file.encoding}"
                 continue
             value = parse(line)
-            yield number, value if isinstance(value, dict | str) else "not an object with fields"
+            yield number, value if isinstance(value, dict | _Refused) else "not an object with fields"
 
 
 class _Broken(ValueError):
@@ -318,6 +326,7 @@ class _Window:
                 self.position, self._line, self._counted = start, line, start
                 yield key
                 self.position += 1
+                self.skip_space()
             while self.ahead() != "]":
                 self.value()
                 self.skip_space()
@@ -403,7 +412,7 @@ def json_blocks(file: JsonFile, max_rows: int | None = None) -> Iterator[RawTabl
     lines: list[int] = []
     rows: list[list[str]] = []
     rejects = Rejects(file.name, limit=None)
-    left = max_rows
+    left, size = max_rows, 0
     for number, value in _elements(file):
         if left == 0:
             break
@@ -415,12 +424,13 @@ def json_blocks(file: JsonFile, max_rows: int | None = None) -> Iterator[RawTabl
                          for outer, inner in file.places]  # fmt: skip
                 rows.append([cell if type(cell) is str else cell_text(cell) for cell in found])
                 lines.append(number)
+                size += sum(map(len, rows[-1]))
                 left = None if left is None else left - 1
             except RecursionError:
                 rejects.add(number, "nested too deeply")
-        if len(lines) + rejects.count >= _BLOCK_ROWS:
+        if len(lines) + rejects.count >= _BLOCK_ROWS or size > _BLOCK_CHARS:
             yield _block(file, rows, lines, rejects)
-            lines, rows, rejects = [], [], Rejects(file.name, limit=None)
+            lines, rows, rejects, size = [], [], Rejects(file.name, limit=None), 0
     if lines or rejects.count:
         yield _block(file, rows, lines, rejects)
 
