@@ -191,8 +191,16 @@ def find_vectors(source: Source, sample: pa.Table, item: str | None, told: bool)
 
 
 def _vector_size(cell: str) -> int:
-    numbers = cell.strip().strip("[]()").replace(",", " ").replace(";", " ").split()
+    numbers = _numbers(cell)
     return len(numbers) if all(_FLOAT.fullmatch(number) for number in numbers) else 0
+
+
+def _numbers(cell: str) -> list[str]:
+    """The words of "[0.5, 1]", "(0.5 1)", '["0.5", "1"]' and "0.5;1"."""
+    return cell.translate(_AROUND_NUMBERS).split()
+
+
+_AROUND_NUMBERS = str.maketrans(dict.fromkeys("[](),;\"'", " "))
 
 
 def _numeric(sample: pa.Table, column: str) -> bool:
@@ -230,7 +238,7 @@ class _Vectors(Converter):
         cells = [cells_of(table, column).to_pylist() for column in form.columns]
         rows, vectors, kept, faults = [], [], [], []
         for row, parts in enumerate(zip(*cells, strict=True)):
-            numbers = " ".join(parts).strip().strip("[]()").replace(",", " ").replace(";", " ").split()
+            numbers = _numbers(" ".join(parts))
             if not numbers and form.listed:
                 continue
             if len(numbers) != form.size or not all(_FLOAT.fullmatch(number) for number in numbers):
