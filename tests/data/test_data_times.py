@@ -161,6 +161,9 @@ def test_an_answer_decides() -> None:
     assert read(["03/04/2024", "01/31/2024"], day_first="yes") == [utc("2024-04-03"), BAD]
     assert read(["03/04/2024", "01/31/2024"], day_first="no") == [utc("2024-03-04"), utc("2024-01-31")]
     assert read(["03.04.2024"], day_first="no") == [utc("2024-03-04")]
+    assert read(["24-01-05", "24-01-20"], day_first="no") == [utc("2024-01-05"), utc("2024-01-20")]
+    assert read(["24-01-05", "24-01-20"], day_first="yes") == [utc("2005-01-24"), utc("2020-01-24")]
+    assert read(["01-02-05"], day_first="no") == [utc("2005-01-02")]
 
 
 @pytest.mark.parametrize(

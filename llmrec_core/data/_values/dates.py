@@ -48,8 +48,9 @@ _SHAPES: dict[str, str] = {
 SHAPES = tuple(_SHAPES)
 NUMERIC, CLOCK = SHAPES.index("numeric"), len(SHAPES)
 MONTH_ONLY = (SHAPES.index("month"), SHAPES.index("name_year"))
-#: What every template above looks like from afar; spares looking closely at whole paragraphs.
-_PLAUSIBLE = r"(?:[\p{L}]{1,12}\.?,? *){0,3}0{1,14}(?:[^0].{0,90})?"
+#: What every template looks like from afar: a few words, then a digit. Spares looking closely at whole paragraphs.
+_PLAUSIBLE = r"(?:\pL+[.,]* *){0,3}0.*"
+_MAX_TEMPLATE_BYTES = 160
 _ERAS = {"令和": 2018, "平成": 1988, "昭和": 1925, "民国": 1911, "民國": 1911}
 
 _MORNING = ("a", "上午", "凌晨", "早上", "清晨", "午前", "오전")
@@ -155,7 +156,8 @@ def take_apart(words: pa.Array, *, tidy: bool = False) -> Dates:
         return found
     plain = plain_words(templates)
     odd = ~_aligned(templates, plain) | (mask(pc.not_equal(templates, plain)) & ~mask(pc.string_is_ascii(templates)))
-    likely = matches(plain, _PLAUSIBLE) & ~odd
+    likely = mask(pc.less_equal(pc.binary_length(plain), _MAX_TEMPLATE_BYTES)) & ~odd
+    likely[likely] = matches(pc.filter(plain, pa.array(likely)), _PLAUSIBLE)
     texts = {int(code): plain[int(code)].as_py() for code in np.flatnonzero(likely)}
     for code, rows in _groups(codes, len(templates)):
         plan = _plan(texts[code]) if code in texts else None

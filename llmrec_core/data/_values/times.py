@@ -158,7 +158,7 @@ class TimeFormat:
         return replace(
             self,
             order=self._order(first, later),
-            year_first=bool(first["year_first"] or "year_first" in later),
+            year_first=self._begins_with_the_year({tag for tag, count in first.items() if count} | later),
             _later=later,
         )
 
@@ -179,6 +179,12 @@ class TimeFormat:
         open_ = "open" in seen or ("open_short" in seen and "year_first" not in seen)
         return None if open_ else "day"
 
+    def _begins_with_the_year(self, seen: set[str] | frozenset[str]) -> bool:
+        """Of two digits, what is no day (somebody said) and above 12 can only be a year."""
+        if "year_first" in seen:
+            return True
+        return self.options.day_first == "no" and self._may_begin_with_the_year(seen) and "short_high" in seen
+
     @staticmethod
     def _may_begin_with_the_year(seen: set[str] | frozenset[str]) -> bool:
         """Years of two digits, and nothing that tells 24-01-05 of 2024 from that of 2005."""
@@ -194,7 +200,7 @@ class TimeFormat:
     @property
     def _or_year(self) -> str:
         seen = self._later | {tag for tag, count in self._profile if count}
-        return ", or begin with the year" if self._may_begin_with_the_year(seen) else ""
+        return ", or begin with the year (then the day is not first)" if self._may_begin_with_the_year(seen) else ""
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -327,6 +333,7 @@ def _tagged(found: date.Dates) -> Iterable[tuple[str, Mask]]:
     yield "open", both & ~found.dotted & ~short
     yield "open_short", both & ~found.dotted & short
     yield "short_low", short & (found.first <= 12)
+    yield "short_high", short & (found.first > 12)
     yield "short_late", short & (found.year > 31)
     yield "short_dashed", short & found.dashed
     yield "short_other", short & ~found.dashed & ~found.dotted
