@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import time
+import zipfile
 from pathlib import Path
 
+import openpyxl
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -102,41 +105,64 @@ def test_the_whole_journey_on_sample_data(page, studio):
     no_faults(page)
 
 
-def movielens_like(folder: Path) -> tuple[Path, Path]:
-    """Ratings and films in the manner of MovieLens, cut from the sample; no name tells which column is the rating."""
+def shop_export(folder: Path) -> Path:
+    """A zip with ratings and a workbook of films, cut from the sample. No name tells which column is the rating, every
+    tenth rating is a zero, and two rows are broken."""
     with open(ROOT / "sample_data" / "interactions.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    users = sorted({row["user_id"] for row in rows})[:120]
-    ratings, films = folder / "ratings.csv", folder / "movies.csv"
-    with open(ratings, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, delimiter=";")
-        writer.writerow(["userId", "movieId", "mark", "timestamp"])
-        kept = set(users)
-        writer.writerows(
-            [r["user_id"], r["item_id"], r["rating"], r["timestamp"]] for r in rows if r["user_id"] in kept
-        )
+    kept = set(sorted({row["user_id"] for row in rows})[:120])
+    ratings = io.StringIO()
+    writer = csv.writer(ratings, delimiter=";")
+    writer.writerow(["userId", "movieId", "mark", "timestamp"])
+    for number, row in enumerate(row for row in rows if row["user_id"] in kept):
+        mark = 0 if number % 10 == 0 else row["rating"]
+        writer.writerow([row["user_id"], row["item_id"], mark, row["timestamp"]])
+    writer.writerow(["u001", "", "3", "1700000000"])
+    writer.writerow(["u001", "i001", "good", "1700000000"])
+    book, workbook = openpyxl.Workbook(), io.BytesIO()
+    book.active.title = "Films"
+    book.active.append(["Films of the shop"])
+    book.active.append(["movieId", "title", "genres"])
     with open(ROOT / "sample_data" / "items.csv", encoding="utf-8", newline="") as stream:
-        items = list(csv.DictReader(stream))
-    with open(films, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["movieId", "title", "genres"])
-        writer.writerows([item["item_id"], item["title"], item["category"]] for item in items)
-    return ratings, films
+        for item in csv.DictReader(stream):
+            book.active.append([item["item_id"], item["title"], item["category"]])
+    book.save(workbook)
+    path = folder / "shop.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ratings.csv", ratings.getvalue())
+        archive.writestr("films.xlsx", workbook.getvalue())
+    return path
 
 
-def test_an_uploaded_csv_and_a_killed_app(page, studio, tmp_path):
+def test_an_uploaded_archive_and_a_killed_app(page, studio, tmp_path):
     page.goto(f"{studio.url}/data")
-    page.locator('input[type="file"]').set_input_files([str(path) for path in movielens_like(tmp_path)])
+    page.locator('input[type="file"]').first.set_input_files(str(shop_export(tmp_path)))
     # Nothing in its name says that "mark" is a rating: a person has to.
     role = page.get_by_role("combobox", name="rating", exact=True)
     expect(role).to_have_value("(none)", timeout=60_000)
+    expect(page.get_by_text("shop.zip/films.xlsx/Films")).to_be_visible()
     role.click()
     role.fill("mark")
     page.get_by_role("option", name="mark").first.click()
     expect(role).to_have_value("mark")
+    # And nobody but a person knows what a zero means.
+    imports = key(page, "import_button").get_by_role("button")
+    expect(page.get_by_text("Still open: what a rating of 0 means")).to_be_visible(timeout=60_000)
+    expect(imports).to_be_disabled()
+    page.get_by_text("no rating: the person used it without rating it").click()
+    expect(page.get_by_text("Still open")).to_have_count(0)
     set_number(page, "import_name", "films")
-    key(page, "import_button").get_by_role("button").click()
-    expect(page.get_by_text("Nothing was refused").first).to_be_visible(timeout=60_000)
+    wait_idle(page)
+    with page.expect_download() as mapping:
+        key(page, "mapping_download").get_by_role("button").click()
+    assert "mark" in mapping.value.path().read_text(encoding="utf-8")
+    imports.click()
+    expect(page.get_by_text("2 rows were refused").first).to_be_visible(timeout=60_000)
+    with page.expect_download() as refused:
+        key(page, "rejects_csv_report").get_by_role("button").click()
+    reasons = refused.value.path().read_text(encoding="utf-8")
+    assert "'good' is not a number" in reasons
+    assert "item_id is empty" in reasons
     expect(page.get_by_text("1 to 5").first).to_be_visible()
     no_faults(page)
 
