@@ -9,7 +9,7 @@ import streamlit as st
 
 from llmrec_core.data import KINDS, LAYOUTS, ROLES_OF, ImportGuess
 from pages._studio.base import label, plain
-from pages._studio.corrections import controlled_select, say, unsay
+from pages._studio.corrections import controlled_select, said, say, unsay
 
 KIND_WORDS = {
     "interactions": "interactions (who chose what)",
@@ -211,8 +211,6 @@ def _why(place: Any, guess: ImportGuess, what: str) -> None:
 
 
 def _text(place: Any, title: str, option: str, table: str, key: str, help: str) -> None:
-    from pages._studio.corrections import said
-
     name, left = f"{option}_{key}", file_option(option, table)
     st.session_state[name] = said().get(left, "")
 
@@ -261,4 +259,7 @@ def _role_note(role: str, table: str) -> Callable[[Any], None]:
 
 
 def _reason(guess: ImportGuess, what: str) -> str | None:
-    return guess.reasons.get(what)
+    reason = guess.reasons.get(what)
+    if reason == "you said so" and file_option(what, guess.file) not in said():
+        return "the mapping says so"
+    return reason

@@ -134,6 +134,7 @@ def test_a_mapping_is_kept_and_remembered(screen, workspace):
     app = drop(screen(), ("votes-june.csv", VOTES + "u99;i99;5\n"))
     assert app.toggle(key="import_use_remembered").value
     assert app.text_input(key="import_name").value == "votes-june"
+    assert "the mapping says so" in texts(app)
     assert widget(app.selectbox, "role_user_id").value == "what"
     app.toggle(key="import_use_remembered").set_value(False).run()
     assert widget(app.selectbox, "role_user_id").value == "who"
