@@ -172,6 +172,9 @@ def _load_all(spec: RunSpec, run: RunHandle, dataset: Dataset, context: FitConte
         raise SpecError(
             f"run {spec.parent_run} is {parent.status.state}.", where="parent_run", fix="Choose a finished run."
         )
+    if parent.warning:
+        # Where the split cuts by time or by lot, rows may have moved between training and test since then.
+        run.emit("log", level="warning", message=f"run {parent.run_id}: {parent.warning}")
     artifacts = parent.folder / "artifacts"
     loaded = {MODEL: registry.load(artifacts / "recommender", dataset, context)}
     for folder in sorted((artifacts / "baselines").iterdir()):

@@ -193,5 +193,5 @@ def show_audit() -> None:
     )
     if audit.broken_at is None:
         st.caption(
-            f"{len(rows):,} lines, each chained to the one before: the record is whole. Persons are keyed hashes."
+            f"{len(rows):,} in all, each chained to the one before: the record is whole. Persons are keyed hashes."
         )

@@ -41,10 +41,16 @@ def slices(run: Run, per_user: pd.DataFrame, model: str, metrics: list[str]) -> 
 
 def show(found: pd.DataFrame, k: int, metric: str, by: str) -> None:
     words = small_group_words(k)
+    rows = found.to_dict(orient="records")
     cells = [
-        {"Group": label(row.group), "Users": words if row.hidden else f"{int(row.n):,}"}
-        | {metric_title(metric): "–" if row.hidden else f"{row.mean:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"}
-        for row in found.itertuples()
+        {
+            "Group": label(row["group"]),
+            "Users": words if row["hidden"] else f"{row['n']:,.0f}",
+            metric_title(metric): "–"
+            if row["hidden"]
+            else f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]",
+        }
+        for row in rows
     ]
     st.dataframe(pd.DataFrame(cells), hide_index=True, key="slices_table")
     if found["hidden"].any():
