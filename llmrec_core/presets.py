@@ -97,6 +97,35 @@ PRESETS: dict[str, Preset] = {
                 ],
             },
         ),
+        Preset(
+            "sequential",
+            "What comes next (sequence over item texts)",
+            "For long histories with times: a small transformer over language-model vectors ranks the whole catalogue, "
+            "new items included.",
+            "interactions with times; item titles",
+            6,
+            {"split": _FIVE_CORE, "recommender": {"family": "sequential"}, "evaluation": {"max_users": None}},
+        ),
+        Preset(
+            "ranking",
+            "Rank everything (blend)",
+            "The strongest ranking without prompts: co-visits, pairwise factors and the sequence model, weighed on "
+            "validation users.",
+            "interactions with times; item titles help",
+            8,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {
+                    "family": "blend",
+                    "members": [
+                        {"family": "item-knn", "direction": "both"},
+                        {"family": "bpr"},
+                        {"family": "sequential"},
+                    ],
+                },
+                "evaluation": {"max_users": None},
+            },
+        ),
     )
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import streamlit as st
@@ -15,7 +15,7 @@ from llmrec_core.errors import LLMRecError, SpecError
 from llmrec_core.models.catalogue import list_models
 from llmrec_core.presets import PRESETS, override_spec, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
-from llmrec_core.specs import PipelineSpec, RunSpec
+from llmrec_core.specs import BlendSpec, CrossEncoderSpec, MemberSpec, PipelineSpec, RunSpec
 from pages._studio.base import (
     empty_state,
     faults_in_words,
@@ -33,6 +33,7 @@ from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
 
 _TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order"}
+_RUN_TITLES = {"evaluation.max_users": "Test users", "device": "Device", "name": "Name of the run"}
 _METHODS = {"full": "Full: all layers", "top-layers": "Only the top layers", "lora": "LoRA adapters"}
 
 
@@ -168,7 +169,49 @@ def field(fields: dict[str, FormField], path: str, key: str, title: str, changes
         changes[path] = edit_field(fields.pop(path), f"{key}-{path}", title)
 
 
+def reads_prompts(spec: RunSpec) -> bool:
+    """Whether a language model reads prompts; other families have no use for prompt, objectives and training."""
+    return isinstance(spec.recommender, CrossEncoderSpec | PipelineSpec)
+
+
+def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
+    """The options of a family that reads no prompts: its own fields, and what every run has."""
+    for path in [p for p in fields if p.startswith(("prompt.", "training.")) and p != "training.like_threshold"]:
+        del fields[path]
+    changes = model_card(spec, key)
+    fields.pop("recommender.model", None)
+    if isinstance(spec.recommender, BlendSpec):
+        changes |= blend_members(spec.recommender, key)
+        fields.pop("recommender.weights", None)
+    own = [path for path in fields if path.startswith("recommender.")]
+    columns = st.columns(4)
+    for place, path in enumerate([*own, "evaluation.max_users", "device", "name"]):
+        with columns[place % 4]:
+            field(fields, path, key, fields[path].title if path in own else _RUN_TITLES[path], changes)
+    return changes | {"objectives": [o.model_dump(mode="json") for o in spec.objectives]}
+
+
+def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
+    """Which recommenders are blended; one that is added has its family's defaults."""
+    known: dict[str, Any] = {member.family: member.model_dump(mode="json") for member in blend.members}
+    families = [get_args(cls.model_fields["family"].annotation)[0] for cls in get_args(get_args(MemberSpec)[0])]
+    chosen = st.pills(
+        "Recommenders that are blended",
+        families,
+        selection_mode="multi",
+        default=list(known),
+        key=f"{key}-members",
+        help="Each is fitted; what each weighs is chosen on validation users",
+        wrap=True,
+        persist_state="session",
+    )
+    # An empty choice is refused by the spec, in words.
+    return {"recommender.members": [known.get(family, {"family": family}) for family in chosen]}
+
+
 def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
+    if not reads_prompts(spec):
+        return family_options(spec, key, fields)
     changes: dict[str, Any] = {}
     tuning = f"{ranker_path(spec)}.tuning"
     left, right = st.columns(2, gap="large")

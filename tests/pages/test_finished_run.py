@@ -90,6 +90,28 @@ def test_the_form_makes_a_spec_a_file_and_a_command(studio):
     assert command == "llmrec train --preset quick --dataset sample --set training.max_samples=500"
 
 
+def test_families_without_prompts_show_only_what_they_use(studio):
+    app = studio("finetune")
+    app.selectbox(key="ft_preset").select("ranking").run()
+    assert not app.exception
+    keys = [w.key for group in (app.selectbox, app.pills, app.number_input, app.text_input) for w in group]
+    assert not [key for key in keys if "template" in key or key.endswith("-tasks") or "max_samples" in key]
+    app.pills(key="ft-ranking-members").set_value(["item-knn", "svd"]).run()
+    assert not app.exception
+    spec = parse_run_spec(yaml.safe_load(next(c.value for c in app.code if c.value.startswith("kind:"))))
+    members = {member.family: member for member in spec.recommender.members}
+    assert list(members) == ["item-knn", "svd"]
+    assert members["item-knn"].direction == "both", "a member of the preset keeps its settings"
+    app.pills(key="ft-ranking-members").set_value([]).run()
+    assert "members" in app.error[0].value
+    assert app.button(key="ft_submit").disabled
+    app.selectbox(key="ft_preset").select("sequential").run()
+    app.number_input(key="ft-sequential-recommender.epochs").set_value(3).run()
+    app.selectbox(key="ft-sequential-model").select("smollm2-135m").run()
+    spec = parse_run_spec(yaml.safe_load(next(c.value for c in app.code if c.value.startswith("kind:"))))
+    assert (spec.recommender.epochs, spec.recommender.model) == (3, "smollm2-135m")
+
+
 def test_no_objective_is_refused_at_the_form(studio):
     app = studio("finetune")
     tasks = next(w for w in app.pills if w.key.endswith("-tasks"))
