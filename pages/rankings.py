@@ -13,7 +13,18 @@ from llmrec_core.runs import Run
 from pages._studio.base import faults_in_words, header, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 
-_NAMES = {"popularity": "Popularity", "item-knn": "Sequential item-kNN"}
+_NAMES = {
+    "popularity": "Popularity",
+    "item-knn": "Sequential item-kNN",
+    "user-knn": "User-kNN",
+    "ease": "EASE",
+    "svd": "SVD",
+    "als": "ALS",
+    "bpr": "BPR",
+    "bias-knn": "Rating model (bias and kNN)",
+    "sequential": "Sequence model",
+    "blend": "Blend",
+}
 
 
 def what_if(run: Run, user: str, dataset: Dataset, real: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
