@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -334,7 +335,7 @@ def _check_directory(path: Path, where: str, limits: Limits) -> None:
 def _check_overlaps(infos: Sequence[zipfile.ZipInfo], end: int, where: str) -> None:
     """Raises: DataError where two members share bytes, as only bombs do."""
     spans = sorted((info.header_offset, 30 + len(info.orig_filename) + info.compress_size) for info in infos)
-    for (start, length), following in zip(spans, [*(s for s, _ in spans[1:]), end], strict=True):
+    for (start, length), (following, _) in pairwise([*spans, (end, 0)]):
         if start < 0 or start + length > following:
             raise DataError("members of the archive overlap.", where=where, fix="Pack it again.")
 

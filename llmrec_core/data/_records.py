@@ -172,7 +172,7 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTab
     def odd_row(row: pacsv.InvalidRow) -> str:
         if not _BLANK.fullmatch(row.text.encode()) or mark in row.text:
             cells = _quoted(row.text, dialect) if quotes and '"' in row.text else row.text.split(mark)
-            fitted = None if cells is None or len(cells) != row.actual_columns else _fitted(cells, n_columns)
+            fitted = None if not cells or len(cells) != row.actual_columns else _fitted(cells, n_columns)
             if not isinstance(fitted, str):
                 return "error"
             rejects.add(first + row.number - 1, fitted, row.text.replace(mark, dialect.separator))
@@ -256,13 +256,16 @@ def cut_records(
             yield start, position, plain if len(plain) == n_columns else _fitted(plain, n_columns)
             continue
         cells = _quoted(line, dialect)
-        if cells is None and _is_open(line, dialect):
-            cells, taken = _over_lines(line, lines, position, dialect, n_columns, more)
-            if cells is None:
-                yield start, position, "a quote is opened and not closed"
-                continue
-            position += taken
         if cells is None:
+            cells, taken = _over_lines(line, lines, position, dialect, n_columns, more)
+            position += taken
+        if not cells and _is_open(line, dialect):
+            yield start, position, "a quote is opened and not closed"
+            continue
+        if not cells and len(line) > csv.field_size_limit():
+            yield start, position, f"a quoted cell is longer than {csv.field_size_limit():,} characters"
+            continue
+        if not cells:
             # Quotes inside a cell that does not mean them as such: "Weird" names, inches.
             cells = line.split(separator)
         yield start, position, _fitted(cells, n_columns)
@@ -275,8 +278,8 @@ def _over_lines(
     dialect: Dialect,
     n_columns: int | None,
     more: Callable[[], bool],
-) -> tuple[list[str] | None, int]:
-    """(cells, how many further lines they took) of a record whose quote is open at the end of ``line``."""
+) -> tuple[list[str], int]:
+    """(cells, further lines they took) of a record whose quote is open at the end of ``line``; ([], 0): none."""
     joined, size = [line], len(line)
     for taken in range(1, _MAX_QUOTED_LINES + 1):
         at = position + taken - 1
@@ -292,8 +295,9 @@ def _over_lines(
         if '"' in following:
             cells = _quoted("\n".join(joined), dialect)
             if cells is not None:
-                return (cells, taken) if n_columns in (None, len(cells)) else (None, 0)
-    return None, 0
+                # What is broken or too wide by now does not get better by further lines.
+                return (cells, taken) if cells and n_columns in (None, len(cells)) else ([], 0)
+    return [], 0
 
 
 def _decoded(raw: bytes) -> str | None:
@@ -320,11 +324,11 @@ def _fitted(cells: list[str], n_columns: int | None) -> list[str] | str:
 
 
 def _quoted(text: str, dialect: Dialect) -> list[str] | None:
-    """Cells of one record under strict quoting; None where the quotes do not add up."""
+    """Cells of one record under strict quoting; None: a quote is still open at its end; []: quotes do not add up."""
     separator = dialect.separator
     if len(separator) > 1:
         if _UNIT in text:
-            return None
+            return []
         text = text.replace(separator, _UNIT)
     mark = _UNIT if len(separator) > 1 else separator
     if dialect.escape and "\\" in text:
@@ -332,27 +336,31 @@ def _quoted(text: str, dialect: Dialect) -> list[str] | None:
     else:
         try:
             rows = list(csv.reader([text], delimiter=mark, strict=True))
-        except csv.Error:
-            return None
-        cells = rows[0] if len(rows) == 1 else None
-    if cells is None or len(separator) == 1:
+        except csv.Error as error:
+            return None if "unexpected end of data" in str(error) else []
+        cells = rows[0] if len(rows) == 1 else []
+    if not cells or len(separator) == 1:
         return cells
     return [cell.replace(_UNIT, separator) for cell in cells]
 
 
 def _escaped(text: str, mark: str) -> list[str] | None:
-    """Cells where backslashes protect quotes: "He said \\"no\\""."""
+    """:func:`_quoted` where backslashes protect quotes: "He said \\"no\\""."""
     end = re.escape(mark)
-    cell = re.compile(rf'"((?:[^"\\]|\\.|"")*+)"(?={end}|\Z)|((?!")[^{end}]*+)', re.DOTALL)
+    cell = re.compile(rf'"((?:[^"\\]|\\.|"")*+)("?)|((?!")[^{end}]*+)', re.DOTALL)
     cells, position = [], 0
     while True:
         match = cell.match(text, position)
-        if match is None or (match.end() < len(text) and text[match.end()] != mark):
+        if match is None:
+            return []
+        quoted, closed, bare = match.groups()
+        if quoted is not None and not closed:
             return None
-        quoted, bare = match.groups()
         cells.append(bare if quoted is None else re.sub(r'\\(["\\])|"(")', r"\1\2", quoted))
         if match.end() == len(text):
             return cells
+        if text[match.end()] != mark:
+            return []
         position = match.end() + 1
 
 

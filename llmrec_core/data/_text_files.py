@@ -193,7 +193,7 @@ def _guess_separator(lines: list[bytes]) -> str | None:
         if not wide:
             continue
         times, width = max(wide)
-        if separator == " " and (choice is not None or times < 0.9 * len(records)):
+        if separator == " " and (choice is not None or times < max(2, 0.9 * len(records))):
             # Words have spaces between them too.
             continue
         if separator == "||" and choice == "|" and not _always_doubled(lines):
