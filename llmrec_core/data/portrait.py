@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,17 +214,15 @@ def _measured(dataset: Dataset, database: duckdb.DuckDBPyConnection, count_token
     popular = np.lexsort((np.arange(n_items), -per_item))
     clock = numbers.clock(times)
 
-    keys = items * n_users + users
-    ordered = np.sort(keys)
-    fresh = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    pairs = ordered[fresh]
-    suspects = np.isin(keys, np.unique(ordered[~fresh])) if len(pairs) < n_rows else np.zeros(n_rows, bool)
-    item_of, user_of = np.divmod(pairs, n_users)
-
-    sessions, gaps = (None, Histogram([], []))
-    if clock in ("days", "moments"):
-        measured, gaps = numbers.sessions_and_gaps(users, times)
-        sessions = measured if clock == "moments" else None
+    # Sorting lets other threads work: times are put in order beside the pairs.
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(numbers.sessions_and_gaps, users, times) if clock in ("days", "moments") else None
+        pairs = numbers.Pairs.of(users, items, n_users)
+        n_pairs = len(pairs.keys)
+        co_visits = numbers.co_visits(pairs, per_user, n_items)
+        del pairs
+        n_exact = numbers.exact_repeats(users, items, ratings, times) if n_pairs < n_rows else 0
+        sessions, gaps = (None, Histogram([], [])) if waiting is None else waiting.result()
     hours, hour_counts = _hours(times) if clock != "none" else (np.zeros(0, np.int64),) * 2
     rated = database.sql(
         f"SELECT {RATING}::DOUBLE AS rating, count(*) AS n FROM interactions "
@@ -239,7 +238,7 @@ def _measured(dataset: Dataset, database: duckdb.DuckDBPyConnection, count_token
         n_interactions=n_rows,
         n_users=n_users,
         n_items=n_items,
-        density=len(pairs) / (n_users * n_items),
+        density=n_pairs / (n_users * n_items),
         gini=gini(per_item),
         tail=numbers.tail(per_item[popular]),
         n_half_items=numbers.holding_half(per_item[popular]),
@@ -247,7 +246,7 @@ def _measured(dataset: Dataset, database: duckdb.DuckDBPyConnection, count_token
         clock=clock,
         months=numbers.months(hours, hour_counts) if len(hours) else Histogram([], []),
         week_hours=numbers.week_hours(hours, hour_counts) if clock == "moments" else [],
-        sessions=sessions,
+        sessions=sessions if clock == "moments" else None,
         gaps=gaps,
         ratings=numbers.rating_histogram(values, counts),
         mean_rating=float(values @ counts / counts.sum()) if len(counts) else None,
@@ -263,11 +262,9 @@ def _measured(dataset: Dataset, database: duckdb.DuckDBPyConnection, count_token
         n_cold_users=int((per_user == 0).sum()),
         n_few_items=int(((per_item > 0) & (per_item < _FEW)).sum()),
         n_few_users=int((active < _FEW).sum()),
-        co_visits=numbers.co_visits(
-            pairs, n_users, np.bincount(item_of, minlength=n_items), np.bincount(user_of, minlength=n_users)
-        ),
-        n_repeats=n_rows - len(pairs),
-        n_exact_repeats=numbers.exact_repeats(users, items, ratings, times, suspects),
+        co_visits=co_visits,
+        n_repeats=n_rows - n_pairs,
+        n_exact_repeats=n_exact,
         first_time=float(times.min()) if clock != "none" else None,
         last_time=float(times.max()) if clock != "none" else None,
         readings=[],
