@@ -212,9 +212,9 @@ def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> t
         cells = _cells(sample, column)
         questions += settle_numbers(cells, column, unsaid)[0].questions
         read, values, _ = settle_numbers(cells, column, options)
-        asked = detect_scale(values, column=column, options=unsaid).question
+        asked = detect_scale(values, column=column, options=unsaid, out_of=read.out_of).question
         questions += [asked] if asked else []
-        note = detect_scale(values, column=column, options=options).note
+        note = detect_scale(values, column=column, options=options, out_of=read.out_of).note
         notes += [*read.notes, *([note] if note else [])]
     if TIME in planned.roles:
         column = planned.roles[TIME]

@@ -252,6 +252,21 @@ def test_what_the_data_leaves_open_is_asked(
         import_files(workspace, [path], "d", [f"{question['id']}={option}"])
 
 
+@pytest.mark.parametrize(("answer", "first"), [("yes", "2024-01-02"), ("no", "2024-01-02")])
+def test_the_first_time_of_a_history_follows_the_answer(
+    workspace: Workspace, tmp_path: Path, answer: str, first: str
+) -> None:
+    """02/01 is the second of January or the first of February; the history carries the earlier of a user's times."""
+    days = ["02/01/2024 10:00", "01/02/2024 10:00"]
+    text = "impression_id\tuser_id\ttime\thistory\timpressions\n"
+    text += "".join(f"{i}\tu1\t{day}\tN1 N2\tN{i + 3}-1 N9-0\n" for i, day in enumerate(days))
+    import_files(workspace, [put(tmp_path, "behaviors.tsv", text)], "d", [f"day_first={answer}"])
+    table = DatasetStore(workspace).load("d").interactions
+    times = dict(zip(table["item_id"].astype(str), table["timestamp"], strict=True))
+    assert times["N1"] == times["N2"] == pd.Timestamp(f"{first}T10:00", tz="UTC").timestamp()
+    assert sorted(times.values())[-1] == pd.Timestamp("2024-02-01T10:00", tz="UTC").timestamp()
+
+
 # ------------------------------------------------------------------------------------------------ 10: formulas
 
 

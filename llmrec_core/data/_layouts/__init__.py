@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from llmrec_core.data._layouts import facts, instructions, items, lines, matrix,
 from llmrec_core.data._layouts.adapters import Converter, Long, Rows, adapted, cells_of, text_table
 from llmrec_core.data._roles import Corrections, Guess, Kind, judge
 from llmrec_core.data._sources import Source
+from llmrec_core.data._values import ValueOptions
 from llmrec_core.errors import DataError
 
 _TYPED = re.compile(r"^([^:]+):(token|token_seq|float|float_seq)$")
@@ -261,7 +262,7 @@ def _records(seen: _Seen) -> list[PlannedTable]:
         return []
     shown = "candidates" in form.columns and not form.target
     layout = "impressions" if shown else "histories"
-    stream = records.stream_form(form)
+    stream = replace(records.stream_form(form), values=ValueOptions.of(seen.corrections.options))
     found = streams.interactions_of(seen.source, stream)
     roles = _own(found, "user_id", "item_id", "rating", "timestamp")
     part = "candidates" if "history" not in form.columns else "history"

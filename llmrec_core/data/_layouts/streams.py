@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from llmrec_core.data._layouts.adapters import Converter, Long, Rows, adapted, blocks, cells_of, text_table
 from llmrec_core.data._sources import Source
-from llmrec_core.data._values import parse_times
+from llmrec_core.data._values import TimeFormat, ValueOptions, decide_times
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class StreamForm:
         merged: rows of one user tell overlapping histories; False: every row is new.
         titles: items are given by their titles; ids are made from these.
         earliest: first time of each user, filled before the first pass, for histories whose items have no times.
+        values: how times are to be read, as somebody said.
     """
 
     read: Reader
@@ -83,6 +84,7 @@ class StreamForm:
     time_column: str = ""
     user_column: str = ""
     earliest: dict[str, str] = field(default_factory=dict)
+    values: ValueOptions = field(default_factory=ValueOptions)
 
 
 def title_id(title: str) -> str:
@@ -128,16 +130,24 @@ def titles_of(source: Source, form: StreamForm) -> Source:
 
 def _earliest(source: Source, form: StreamForm) -> dict[str, str]:
     """The earliest time of each user, as it is written: the items of a history were met before that, at the latest."""
-    best: dict[str, tuple[float, str]] = {}
-    for raw in blocks(source, None):
-        users = cells_of(raw.table, form.user_column).to_pylist()
-        times = cells_of(raw.table, form.time_column)
-        seconds = parse_times(times, form.time_column, strict=False)[0]
-        for user, second, text in zip(users, seconds.tolist(), times.to_pylist(), strict=True):
-            known = best.get(user)
-            if second == second and (known is None or second < known[0]):
-                best[user] = (second, text)
-    return {user.strip(): text for user, (_, text) in best.items()}
+    reading: TimeFormat | None = None
+    while True:
+        better, best = reading, dict[str, tuple[float, str]]()
+        for raw in blocks(source, None):
+            users = cells_of(raw.table, form.user_column).to_pylist()
+            times = cells_of(raw.table, form.time_column)
+            if reading is None or reading.kind == "nothing":
+                reading = better = decide_times(times, form.time_column, form.values)
+            seconds, bad = reading.times(times)
+            better = (better or reading).reconsider(times.filter(pa.array(bad)))
+            for user, second, text in zip(users, seconds.tolist(), times.to_pylist(), strict=True):
+                known = best.get(user)
+                if second == second and (known is None or second < known[0]):
+                    best[user] = (second, text)
+        if better == reading:
+            return {user.strip(): text for user, (_, text) in best.items()}
+        # A later block showed how the dates of all are to be read, such as which number is the month.
+        reading = better
 
 
 class _Events(Converter):
