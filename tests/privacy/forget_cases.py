@@ -27,7 +27,7 @@ class Place:
 
 
 def write_files(folder: Path, person: str = PERSON, n_users: int = 18, n_items: int = 14) -> list[Path]:
-    """Ratings, items and users; the person is one of the users, and one refused row is theirs."""
+    """Ratings, items and users; the person is one of the users, and one of three refused rows is theirs."""
     rng = np.random.default_rng(3)
     users = [person if u == 7 else f"u{u:02d}" for u in range(n_users)]
     rows = [
@@ -35,7 +35,12 @@ def write_files(folder: Path, person: str = PERSON, n_users: int = 18, n_items: 
         for u, user in enumerate(users)
         for step, item in enumerate(rng.permutation(n_items)[:8])
     ]
-    rows.insert(20, f"{person},003,not a number,1600000500")
+    # Refused: a row of the person, one of somebody called alike, and one of nobody special.
+    rows[20:20] = [
+        f"{person},003,not a number,1600000500",
+        f"x{person[:6]}y,003,bad,1600000500",
+        "u01,004,bad,1600000500",
+    ]
     ratings, items, people = folder / "ratings.csv", folder / "items.csv", folder / "users.csv"
     ratings.write_text("user_id,item_id,rating,timestamp\n" + "\n".join(rows) + "\n", encoding="utf-8")
     items.write_text(
@@ -47,22 +52,6 @@ def write_files(folder: Path, person: str = PERSON, n_users: int = 18, n_items: 
     profiles = [f"{user},{20 + n},{clubs[n]},{person if n == 3 else ''}" for n, user in enumerate(users)]
     people.write_text("user_id,age,club,referred_by\n" + "\n".join(profiles), encoding="utf-8")
     return [ratings, items, people]
-
-
-def write_rejects(folder: Path, person: str) -> None:
-    """Refused rows as the importer keeps them: one of the person's, one that only looks alike, one of nobody."""
-    pq.write_table(
-        pa.table(
-            {
-                "file": ["ratings.csv"] * 3,
-                "line": pa.array([22, 23, 24], pa.int64()),
-                "column": ["rating"] * 3,
-                "reason": ["rating 'not a number' is not a number"] * 3,
-                "text": [f"{person},003,not a number,1600000500", f"x{person[:6]}y,003,bad,1", "u01,004,bad,1"],
-            }
-        ),
-        folder / "rejects.parquet",
-    )
 
 
 def light_spec(**fields):
@@ -92,8 +81,6 @@ def full_workspace(root: Path, files: Path, person: str = PERSON) -> Place:
     with open(paths[0], "a", encoding="utf-8") as stream:
         stream.write("u00,013,2,1700000000\n")
     import_files(workspace, paths, DATASET)
-    for version in (1, 2):
-        write_rejects(workspace.datasets / DATASET / f"v{version}", person)
     run_id = run_light(workspace)
     folder = workspace.runs / run_id
     feedback = FeedbackStore(workspace)

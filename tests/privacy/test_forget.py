@@ -61,6 +61,7 @@ def test_the_person_is_in_many_places_before_and_in_none_after(place):
 def test_others_stay_whole_and_positions_move_up(place):
     store = DatasetStore(place.workspace)
     before = store.load(DATASET, 1)
+    (before.folder / "portrait.json").write_text('{"n_users": 18}')
     forget_user(place.workspace, DATASET, PERSON)
     after = store.load(DATASET, 1)
     assert after.n_users == before.n_users - 1
@@ -78,6 +79,8 @@ def test_others_stay_whole_and_positions_move_up(place):
     assert PERSON not in after.profile("u03").values()
     rejects = pq.read_table(after.folder / "rejects.parquet").to_pydict()
     assert rejects["line"] == [23, 24]
+    # Numbers kept beside the tables are made again from what is left.
+    assert not (after.folder / "portrait.json").exists()
 
 
 def test_the_fingerprint_is_that_of_what_is_left_and_the_old_one_is_remembered(place):
