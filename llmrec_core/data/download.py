@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from email.message import Message
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -63,20 +63,20 @@ def download(
         parts = _checked(url)
         with _connected(parts, allow_private, deadline) as connection:
             say(f"asking {parts.hostname}")
-            answer = _asked(connection, parts)
-            if answer.status in (301, 302, 303, 307, 308):
-                target = urljoin(url, answer.getheader("Location") or "")
-                if parts.scheme == "https" and urlsplit(target).scheme == "http":
-                    raise _refused(parts, "it leads from a protected to an unprotected address")
-                url = target
-                continue
-            if answer.status != 200:
-                raise DataError(
-                    f"the server answered {answer.status} {answer.reason[:80]}.",
-                    where=_shown(parts),
-                    fix="Open the address in a browser to see what it wants.",
-                )
-            return _saved(answer, parts, folder, max_bytes, say)
+            with closing(_asked(connection, parts)) as answer:
+                if answer.status in (301, 302, 303, 307, 308):
+                    target = urljoin(url, answer.getheader("Location") or "")
+                    if parts.scheme == "https" and urlsplit(target).scheme == "http":
+                        raise _refused(parts, "it leads from a protected to an unprotected address")
+                    url = target
+                    continue
+                if answer.status != 200:
+                    raise DataError(
+                        f"the server answered {answer.status} {answer.reason[:80]}.",
+                        where=_shown(parts),
+                        fix="Open the address in a browser to see what it wants.",
+                    )
+                return _saved(answer, parts, folder, max_bytes, say)
     raise DataError(f"more than {_MAX_HOPS} redirects.", where=_shown(parts), fix="Give the last address.")
 
 
@@ -176,17 +176,16 @@ def _connected(parts: SplitResult, allow_private: bool, deadline: float) -> Iter
             used.append(protected)
             protected.do_handshake()
         yield connection
-    except ssl.SSLError as error:
-        raise DataError(
-            f"no protected connection is possible ({error.reason or error}).", where=_shown(parts), fix="Check it."
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.filename is not None:
+    except (DataError, OSError, http.client.HTTPException) as error:
+        if late.is_set() or isinstance(error, TimeoutError):
+            raise DataError("it takes too long.", where=_shown(parts), fix="Try again later.") from error
+        if isinstance(error, DataError):
             raise
-        why = "it takes too long" if late.is_set() or isinstance(error, TimeoutError) else str(error)[:120]
-        raise DataError(
-            f"the connection broke ({why or type(error).__name__}).", where=_shown(parts), fix="Try again later."
-        ) from error
+        if isinstance(error, ssl.SSLError):
+            what = f"no protected connection is possible ({error.reason or error})"
+        else:
+            what = f"the connection broke ({str(error)[:120] or type(error).__name__})"
+        raise DataError(f"{what}.", where=_shown(parts), fix="Try again later.") from error
     finally:
         timer.cancel()
         connection.close()
