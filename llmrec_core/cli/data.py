@@ -323,12 +323,15 @@ def data_portrait(
     name: str, version: VersionOption = None, workspace: WorkspaceOption = None, as_json: JsonOption = False
 ) -> None:
     """Show what a dataset looks like: long tail, histories, activity, ratings, text, cold users and items."""
-    from llmrec_core.data import DatasetStore, portrait
+    from llmrec_core.data import DatasetStore
+    from llmrec_core.data.portrait import stored_portrait
 
-    found = portrait(DatasetStore(workspace_of(workspace)).load(name, version)).as_json()
+    found = stored_portrait(DatasetStore(workspace_of(workspace)).load(name, version)).as_json()
     if as_json:
         print_json(found)
         return
+    for sentence in found.get("readings", []):
+        out.print(plain(sentence))
     shown = table("what", "value")
     for key, value in found.items():
         if not isinstance(value, dict | list):
@@ -377,12 +380,13 @@ def data_list(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
 @data_app.command("show")
 def data_show(name: str, workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     """Show one dataset: roles, sizes, fingerprint, warnings."""
-    from llmrec_core.data import DatasetStore, portrait
+    from llmrec_core.data import DatasetStore
+    from llmrec_core.data.portrait import stored_portrait
 
     dataset = DatasetStore(workspace_of(workspace)).load(name)
     meta = dataset.meta.model_dump(mode="json")
     if as_json:
-        print_json({**meta, "portrait": portrait(dataset).as_json()})
+        print_json({**meta, "portrait": stored_portrait(dataset).as_json()})
         return
     shown = table("what", "value")
     for key, value in meta.items():

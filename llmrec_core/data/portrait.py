@@ -226,7 +226,8 @@ def _measured(dataset: Dataset, database: duckdb.DuckDBPyConnection, count_token
     hours, hour_counts = _hours(times) if clock != "none" else (np.zeros(0, np.int64),) * 2
     rated = database.sql(
         f"SELECT {RATING}::DOUBLE AS rating, count(*) AS n FROM interactions "
-        f"WHERE {RATING} IS NOT NULL AND NOT isnan({RATING}) GROUP BY 1 ORDER BY 1"
+        # Not isnan: DuckDB believes the statistics of Parquet, which leave NaN out, and finds none.
+        f"WHERE isfinite({RATING}) GROUP BY 1 ORDER BY 1"
     ).fetchnumpy()
     values, counts = _floats(rated["rating"]), np.asarray(rated["n"]).astype(np.int64)
     active = per_user[per_user > 0]

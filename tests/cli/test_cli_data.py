@@ -214,3 +214,16 @@ def test_a_private_address_is_reached_only_when_told(llmrec):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_portrait_of_data_with_missing_ratings(llmrec, tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text(
+        "user_id,item_id,rating\n" + "".join(f"u{i % 9},i{i % 7},{'' if i % 3 else i % 5 + 1}\n" for i in range(90))
+    )
+    assert llmrec("data", "import", path, "--name", "some-rated").exit_code == 0
+    found = llmrec("data", "portrait", "some-rated", "--json")
+    assert found.exit_code == 0, found.stderr
+    assert sum(found.json["ratings"]["counts"]) == 30
+    # 1 to 5 by turns: i = 0, 3, 6 ... gives i % 5 + 1, six of each.
+    assert found.json["mean_rating"] == 3.0
