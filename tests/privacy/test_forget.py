@@ -293,3 +293,37 @@ def test_an_id_that_is_a_number_takes_no_numbers_out_of_logs(tmp_path):
     assert "u01" in users
     assert [f.user_id for f in FeedbackStore(place.workspace).list(DATASET)] == ["u01"]
     assert report.flagged == [place.run_id]
+
+
+def test_further_tables_and_given_parts_lose_the_person_too(tmp_path):
+    from llmrec_core.data import Dataset
+
+    workspace = Workspace.open(tmp_path / "ws")
+    people = ["a1", PERSON, "b2", "c3"]
+    rows = pd.DataFrame(
+        {
+            "user_id": [p for p in people for _ in range(3)],
+            "item_id": ["x", "y", "z"] * 4,
+            "part": ["train", "valid", "test"] * 4,
+            "note": ["", f"seen with {PERSON}", "ok"] * 4,
+        }
+    )
+    shown = pd.DataFrame({"impression_id": ["1", "2"], "user_id": [PERSON, "b2"], "candidates": ["x y", "z"]})
+    told = pd.DataFrame({"instruction": ["Guess"] * 2, "input": [f"user {PERSON} liked x", "user a1 liked y"]})
+    made = Dataset.from_frames(DATASET, rows, extras={"impressions": shown, "instructions": told})
+    DatasetStore(workspace).save(made)
+    report = forget_user(workspace, DATASET, PERSON)
+    assert places_of(workspace, PERSON) == []
+    assert report.versions[0].other_rows == 2
+    left = DatasetStore(workspace).load(DATASET)
+    assert left.extra("impressions")["user_id"].tolist() == ["b2"]
+    assert left.extra("instructions")["input"].tolist() == ["user [forgotten] liked x", "user a1 liked y"]
+    assert left.interactions["part"].astype(str).tolist() == ["train", "valid", "test"] * 3
+    others = rows[rows["user_id"] != PERSON].assign(note=["", "seen with [forgotten]", "ok"] * 3)
+    again = Dataset.from_frames(
+        DATASET,
+        others,
+        items=left.items,
+        extras={"impressions": left.extra("impressions"), "instructions": left.extra("instructions")},
+    )
+    assert again.fingerprint == left.fingerprint
