@@ -60,9 +60,10 @@ def evidence(column: pa.ChunkedArray | pa.Array) -> Evidence:
     runs = sum(a == b for a, b in itertools.pairwise(filled)) / max(1, len(filled) - 1)
     text = pa.array(words, pa.large_string())
     values, bad = parse_numbers(text)
-    number = bool(words) and not bad.any()
-    low, high = (float(values.min()), float(values.max())) if number else (0.0, 0.0)
-    whole = number and bool(np.all(values == np.floor(values)))
+    known = values[~np.isnan(values)]
+    number = len(known) > 0 and not bad.any()
+    low, high = (float(known.min()), float(known.max())) if number else (0.0, 0.0)
+    whole = number and bool(np.all(known == np.floor(known)))
     if number:
         time = any(floor <= low and high <= top for floor, top in _EPOCHS)
     else:

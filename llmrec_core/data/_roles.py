@@ -143,8 +143,13 @@ def by_name(role: str, columns: Sequence[str], sample: pa.Table, taken: Iterable
 
 
 def _means_something(column: str) -> bool:
+    """Whether a column's name says what it is, so that its values need not."""
     key = plain(column)
-    return key == "id" or key in USERISH or any(rank_of(role, column) is not None for role in ROLES_OF_TABLES)
+    return key == "id" or key in USERISH or any(rank_of(role, column) is not None for role in _TELLING)
+
+
+#: Names of facts are single letters, too: they tell nothing by themselves.
+_TELLING = tuple(role for role in ALL_ROLES if role not in ("head", "relation", "tail", "input"))
 
 
 def _not_of_the_item(role: str, column: str, columns: Sequence[str]) -> str:
@@ -215,7 +220,8 @@ def _fits(role: str, values: pa.ChunkedArray) -> bool:
         return bool(parse_times(text, "timestamp", strict=False)[1].mean() <= 0.5)
     numbers, bad = parse_numbers(text)
     # Numbers of that size are ids or times; a column called "note" may hold anything.
-    return bool(bad.mean() <= 0.5) and bool(np.nanmedian(np.abs(numbers)) <= _LARGEST_RATING)
+    known = np.abs(numbers[~np.isnan(numbers)])
+    return bool(bad.mean() <= 0.5) and (not len(known) or bool(np.median(known) <= _LARGEST_RATING))
 
 
 def check_headers(columns: Sequence[str], where: str) -> None:

@@ -77,6 +77,9 @@ def find_records(
             columns.pop(part, None)
     if "history" not in columns and "candidates" not in columns:
         return None
+    if told == "histories" and len(source.columns) == 2 and "user_id" not in columns and said.get("user_id") != "":
+        other = next(c for c in source.columns if c != columns.get("history"))
+        columns["user_id"], reasons["user_id"] = other, "the other one of two columns"
     following = None if "candidates" in columns else _target(source, cells, columns, roles)
     if following is not None:
         columns["candidates"], reasons["candidates"] = following, "one more item beside the history"
