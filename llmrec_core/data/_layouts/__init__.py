@@ -115,7 +115,9 @@ def _said(source: Source, corrections: Corrections) -> dict[str, str]:
     """role -> column, of all that was said, for every file first."""
     present = set(source.columns)
     said = {role: column for _, role, column in corrections.roles if column in present or column == ""}
-    return said | dict(corrections.roles_of(source.name))
+    # A remembered mapping names the columns of the long tables, too; only those of the file mean something here.
+    here = {role: column for role, column in corrections.roles_of(source.name) if column in present or column == ""}
+    return said | here
 
 
 # ------------------------------------------------------------------------------------------------ rows
