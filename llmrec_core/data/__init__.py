@@ -3,10 +3,11 @@
 from llmrec_core.data._role_names import KINDS, LAYOUTS, NEEDED_OF, ROLES_OF
 from llmrec_core.data._values import Question, UnansweredError
 from llmrec_core.data.dataset import Dataset, DatasetMeta, SourceFile
+from llmrec_core.data.drift import Drift, drift
 from llmrec_core.data.export import safe_csv
 from llmrec_core.data.guessing import ImportGuess, guess_files, guess_roles
 from llmrec_core.data.importers import FileReport, ImportReport, import_files
-from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait
+from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait, stored_portrait
 from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
 from llmrec_core.data.splitting import (
     COMMON_FIELDS,
@@ -33,6 +34,7 @@ __all__ = [
     "Dataset",
     "DatasetMeta",
     "DatasetStore",
+    "Drift",
     "EvalSet",
     "FileReport",
     "ImportGuess",
@@ -47,6 +49,7 @@ __all__ = [
     "SplitPicture",
     "SplitPortrait",
     "UnansweredError",
+    "drift",
     "extract_members",
     "fetch_wheel",
     "guess_files",
@@ -60,4 +63,5 @@ __all__ = [
     "sample_folder",
     "split_picture",
     "split_portrait",
+    "stored_portrait",
 ]
