@@ -64,6 +64,7 @@ def read(cells: list[str], options: ValueOptions | None = None, *, money: bool =
         (["5²", "①", "5", "Ⅳ"], [BAD, BAD, 5, BAD]),
         (["inf", "-inf", "1e999", "0x1F", "1_000", "--5", "5 5", "four", "1.2.3", "1,2,3", "5e"], [BAD] * 11),
         (["", "NA", "n/a", "null", "None", "-", "无", "nan", "\\N", " ", "5"], [None] * 10 + [5]),
+        (["5" * 200_000, " " * 2000, "5"], [BAD, BAD, 5]),
         ([], []),
         (["", ""], [None, None]),
     ],

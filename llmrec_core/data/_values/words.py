@@ -17,6 +17,7 @@ Mask = npt.NDArray[np.bool_]
 #: How many filled cells of a column decide how all of it is read.
 PROFILE_CELLS = 20_000
 TEXT = pa.large_string()
+_MAX_BYTES, _TOO_LONG = 1000, "too long"
 _SPACE = " \t\n\v\f\r"
 _MISSING = (
     "na", "n/a", "#n/a", "nan", "null", "none", "nil", "nul", "-", "--", "—", "–", "?", "\\n", "<na>", "nat", "missing",
@@ -32,14 +33,23 @@ def distinct(text: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64] | None]:
 
     Times hardly repeat, and then hashing all of them costs more than it saves.
     """
-    if isinstance(text, pa.ChunkedArray):
-        text = text.combine_chunks()
-    text = text if text.type == TEXT else text.cast(TEXT)
+    text = _cells(text)
     head = text.slice(0, 20_000)
     if len(text) > 20_000 and pc.count_distinct(head).as_py() > 10_000:
         return text, None
     encoded = text.dictionary_encode()
     return encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def _cells(text: pa.Array) -> pa.Array:
+    """The cells as one array; what is far too long for a number or a time is not looked at, and so refused."""
+    if isinstance(text, pa.ChunkedArray):
+        text = text.combine_chunks()
+    text = pc.fill_null(text if text.type == TEXT else text.cast(TEXT), "")
+    lengths = pc.binary_length(text)
+    if (pc.max(lengths).as_py() or 0) > _MAX_BYTES:
+        text = pc.if_else(pc.greater(lengths, _MAX_BYTES), _TOO_LONG, text)
+    return text
 
 
 def spread(values: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
@@ -111,9 +121,7 @@ def _foreign_digits() -> str:
 
 def first_filled(text: pa.Array, limit: int = PROFILE_CELLS) -> pa.Array:
     """The first cells that hold a value, trimmed: what a column is judged by."""
-    if isinstance(text, pa.ChunkedArray):
-        text = text.combine_chunks()
-    words = trim(text if text.type == TEXT else text.cast(TEXT))
+    words = trim(_cells(text))
     return pc.filter(words, pa.array(~is_missing(words))).slice(0, limit)
 
 
