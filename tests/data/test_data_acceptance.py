@@ -252,6 +252,38 @@ def test_what_the_data_leaves_open_is_asked(
         import_files(workspace, [path], "d", [f"{question['id']}={option}"])
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "expected", "refused_lines"),
+    [
+        ("rating", ["4", "5", "3", "3,5", "4", "2,5"], [4, 5, 3, 3.5, 4, 2.5], []),
+        ("rating", ["4", "5", "3", "3,5", "4", "2.5"], [4, 5, 3, 4, 2.5], [5]),
+        ("rating", ["4", "5", "3", "4/5", "2/5", "9/5"], [4, 5, 3, 4, 2], [7]),
+        ("rating", ["4", "5", "3", "four", "５", "1"], [4, 5, 3, 5, 1], [5]),
+        ("timestamp", ["03/04/2024"] * 3 + ["31/05/2024"], ["04-03"] * 3 + ["05-31"], []),
+        ("timestamp", ["", "", "", "2024-05-31"], ["05-31"], [2, 3, 4]),
+        ("timestamp", ["2024-05-31"] * 3 + ["31/05/2024", "1717113600"], ["05-31"] * 4, [6]),
+    ],
+)  # fmt: skip
+def test_later_blocks_say_how_all_of_a_column_is_read(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    cells: list[str],
+    expected: list[object],
+    refused_lines: list[int],
+) -> None:
+    """Blocks of three rows: what the first one leaves open is settled by a later one, for the rows of all."""
+    monkeypatch.setattr("llmrec_core.data._blocks.BLOCK_ROWS", 3)
+    text = f"user_id;item_id;{column}\n" + "".join(f"u{i};i{i};{cell}\n" for i, cell in enumerate(cells))
+    report = import_files(workspace, [put(tmp_path, "d.csv", text)], "d")
+    found = DatasetStore(workspace).load("d").interactions[column]
+    if column == "timestamp":
+        expected = [pd.Timestamp(f"2024-{day}", tz="UTC").timestamp() for day in expected]
+    assert found.tolist() == expected
+    assert [r["line"] for r in report.rejects] == refused_lines
+
+
 @pytest.mark.parametrize(("answer", "first"), [("yes", "2024-01-02"), ("no", "2024-01-02")])
 def test_the_first_time_of_a_history_follows_the_answer(
     workspace: Workspace, tmp_path: Path, answer: str, first: str
