@@ -14,6 +14,8 @@ from llmrec_core.data._values import parse_numbers, parse_times
 
 #: Fewer rows say too little for a guess by values.
 _MIN_ROWS = 4
+#: A log has a few columns; among more of them too many could be meant.
+_MAX_FREE = 40
 _MAX_RATING_WORDS = 41
 _EPOCHS = ((5e8, 4.2e9), (5e11, 4.2e12), (5e14, 4.2e15), (5e17, 4.2e18))
 _DATE = re.compile(r"\d{1,4}[-/.年]\d{1,2}[-/.月]\d{1,4}|\d{1,2}[ -][A-Za-z]{3}")
@@ -90,7 +92,7 @@ def fill(
         (role -> column, role -> reason, doubts).
     """
     missing = [role for role in ("user_id", "item_id") if role not in roles]
-    if not missing or len(sample) < _MIN_ROWS or not free:
+    if not missing or len(sample) < _MIN_ROWS or not 0 < len(free) <= _MAX_FREE:
         return {}, {}, []
     seen = {column: evidence(sample.column(column)) for column in free}
     found: dict[str, str] = {}

@@ -372,7 +372,8 @@ def _wide(seen: _Seen) -> list[PlannedTable]:
 
 
 def _histories(seen: _Seen) -> list[PlannedTable]:
-    return _records(seen) or _wide(seen)
+    # Untold, records of lists were looked for among the impressions.
+    return (_records(seen) if seen.told else []) or _wide(seen)
 
 
 #: In the order in which they are asked: the ones that names tell without doubt come first.

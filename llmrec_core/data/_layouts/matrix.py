@@ -22,6 +22,8 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
 #: Numbers outside of the scale that stand for "not rated" wherever they are frequent.
 _OUTLIERS = (99, -99, 999, -999, 9999, -9999, -1)
 _MAX_WORDS = 80
+#: Cells that are looked at to know a matrix, and rows at the least.
+_MAX_CELLS, _MIN_ROWS = 200_000, 50
 _ATTRIBUTES = (*ROLES, "price", "image", "vector", "history", "instruction", "output", "candidates")
 
 
@@ -65,6 +67,7 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
         if told:
             raise DataError("a matrix has a column for every item.", where=source.name, fix="Say layout:FILE=rows.")
         return None
+    sample = sample.slice(0, max(_MIN_ROWS, _MAX_CELLS // len(columns)))
     texts = {c: [cell.strip() for cell in cells_of(sample, c).to_pylist()] for c in columns}
     first, rest = columns[0], columns[1:]
     header_row = not source.header and _is_header_row(texts, columns)

@@ -17,6 +17,8 @@ from llmrec_core.data._sources import Source
 #: A candidate of MIND: an id, then whether it was clicked.
 _SHOWN = re.compile(r"\S+-[01](\s+\S+-[01])*")
 _MIND = ("impression_id", "user_id", "timestamp", "history", "candidates")
+#: Tables with more columns are no lists of lists; whoever knows better can tell the column.
+_MAX_COLUMNS = 60
 _PLURALS = ("s", "ids", "list", "idlist", "seq", "idseq", "sequence", "history")
 
 
@@ -49,7 +51,7 @@ def find_records(
         roles: what the columns are as a table of rows.
         told: the layout that somebody told, or None.
     """
-    cells = {c: cells_of(sample, c).to_pylist() for c in source.columns}
+    cells = _Cells(sample)
     columns: dict[str, str] = {}
     reasons: dict[str, str] = {}
     if _is_mind(source, cells):
@@ -70,7 +72,7 @@ def find_records(
             if column is not None and column not in columns.values():
                 columns[part], reasons[part] = column, f"the column is called {column!r}"
     for part, column in said.items():
-        if column in cells:
+        if column in source.columns:
             columns = {p: c for p, c in columns.items() if c != column}
             columns[part], reasons[part] = column, "you said so"
         elif column == "":
@@ -85,7 +87,8 @@ def find_records(
         columns["candidates"], reasons["candidates"] = following, "one more item beside the history"
     # With a label beside it the item was shown; without one it is what came next.
     target = following is not None and "labels" not in columns
-    labelled = "labels" not in columns and _all_match(cells.get(columns.get("candidates", ""), []), _SHOWN)
+    shown = columns.get("candidates")
+    labelled = shown is not None and "labels" not in columns and _all_match(cells[shown], _SHOWN)
     lists = {
         part: find_form(cells[column], named=True)
         for part, column in columns.items()
@@ -103,6 +106,18 @@ def find_records(
     notes += [repeat_note] if repeat_note else []
     notes += _notes(columns, titles, labelled, target, merged)
     return RecordForm(columns, lists, titles, merged, labelled, target, tuple(notes), reasons)
+
+
+class _Cells(dict[str, list[str]]):
+    """column -> its first cells, taken when asked for: a matrix has thousands of columns."""
+
+    def __init__(self, sample: pa.Table) -> None:
+        super().__init__()
+        self._sample = sample
+
+    def __missing__(self, column: str) -> list[str]:
+        self[column] = cells_of(self._sample, column).to_pylist()
+        return self[column]
 
 
 def _is_mind(source: Source, cells: Mapping[str, Sequence[str]]) -> bool:
@@ -124,7 +139,7 @@ def _listed_ids(
 ) -> str | None:
     """A column whose name is that of items ("movie_ids") or says nothing, and whose cells are lists of ids."""
     users = roles.get("user_id")
-    for column in source.columns:
+    for column in source.columns if len(source.columns) <= _MAX_COLUMNS else ():
         if column == users or (roles.get("item_id") != column and column in roles.values()):
             continue
         key = plain(column)
