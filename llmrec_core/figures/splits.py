@@ -114,12 +114,12 @@ def _panels(
         figure.update_yaxes(title_text="rows", rangemode="tozero", nticks=4, row=index, col=1)
         for place, _ in marks:
             figure.add_vline(
-                x=_dates(np.array([place]))[0] if timed else place, line={"dash": "dot", "width": 1.5}, row=index, col=1
+                x=_dates(np.array([place]))[0] if timed else place, line={"dash": "dot", "width": 1.5, "color": GREY}, row=index, col=1
             )
     figure.update_layout(bargap=0.05, margin={"t": 84}, height=140 + 110 * len(names))
     axis = "time (UTC)" if timed else "place in the file (no times in this data)"
     if marks:
-        axis += f"; dotted: {', '.join(f'{escape(words)} {_day(place)}' for place, words in marks)}"
+        axis += f"; dotted: {', '.join(f'{escape(words)} {_day(place)[:10]}' for place, words in marks)}"
     figure.update_xaxes(title_text=axis, row=len(names), col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     return figure
@@ -184,7 +184,7 @@ def _shares(picture: SplitPicture) -> go.Figure:
                 x=[n / totals[owner] for n, owner in zip(found, owners, strict=True)],
                 orientation="h",
                 name="no interaction, or left out" if part == "out" else words,
-                marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "rgba(255,255,255,0.55)"}},
+                marker={"color": colour, "pattern": _pattern(pattern)},
                 hovertext=[
                     hover({"part": words, owner: f"{n:,} of {totals[owner]:,}"})
                     for n, owner in zip(found, owners, strict=True)
@@ -198,10 +198,10 @@ def _shares(picture: SplitPicture) -> go.Figure:
                 textangle=0,
             )
         )
-    finish(figure, "How much is in each part", "share", "", height=270, legend=True)
+    finish(figure, "How much is in each part", "share", "", height=290, legend=True)
     figure.update_layout(
         barmode="stack",
-        legend={"y": -0.35, "yanchor": "top", "x": 0, "xanchor": "left"},
+        legend={"y": -0.35, "yanchor": "top", "x": 0, "xanchor": "left", "traceorder": "normal"},
         margin={"t": 48, "b": 96},
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
@@ -225,7 +225,7 @@ def _folds(picture: SplitPicture) -> go.Figure:
                 marker={
                     "color": colour,
                     "opacity": [1.0 if fold.chosen else 0.4 for fold in picture.folds],
-                    "pattern": {"shape": pattern, "fgcolor": "rgba(255,255,255,0.55)"},
+                    "pattern": _pattern(pattern),
                 },
                 hovertext=[
                     hover({"fold": fold.number, "part": words, "from": _day(start), "to": _day(stop)})
@@ -238,7 +238,7 @@ def _folds(picture: SplitPicture) -> go.Figure:
     figure.update_layout(
         barmode="overlay",
         height=170 + 34 * len(picture.folds),
-        legend={"y": -0.3, "yanchor": "top", "x": 0, "xanchor": "left"},
+        legend={"y": -0.3, "yanchor": "top", "x": 0, "xanchor": "left", "traceorder": "normal"},
         margin={"t": 48, "b": 96},
     )
     figure.update_xaxes(type="date")
@@ -264,7 +264,7 @@ def _groups(picture: SplitPicture) -> go.Figure:
                 x=[n / max(1, total) for n, total in zip(found, totals, strict=True)],
                 orientation="h",
                 name=words,
-                marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "rgba(255,255,255,0.55)"}},
+                marker={"color": colour, "pattern": _pattern(pattern)},
                 hovertext=[
                     hover({"group": name, "part": words, "rows": f"{n:,} of {total:,}"})
                     for name, n, total in zip(picture.groups, found, totals, strict=True)
@@ -276,13 +276,18 @@ def _groups(picture: SplitPicture) -> go.Figure:
     figure.update_layout(
         barmode="stack",
         height=170 + 30 * len(names),
-        legend={"y": -0.3, "yanchor": "top", "x": 0, "xanchor": "left"},
+        legend={"y": -0.3, "yanchor": "top", "x": 0, "xanchor": "left", "traceorder": "normal"},
         margin={"t": 48, "b": 96},
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1])
     ticks = [f"{name}<br>({total:,} rows)" for name, total in zip(names, totals, strict=True)]
     figure.update_yaxes(autorange="reversed", tickvals=list(range(len(names))), ticktext=ticks)
     return figure
+
+
+def _pattern(shape: str) -> dict[str, Any]:
+    """Laid over the colour; plotly's default would take the colour away."""
+    return {"shape": shape, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.55)", "size": 8, "solidity": 0.12}
 
 
 def _dates(seconds: np.ndarray) -> np.ndarray:

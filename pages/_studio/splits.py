@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 from pydantic import ValidationError
+from streamlit.delta_generator import DeltaGenerator
 
 from llmrec_core.data import COMMON_FIELDS, PROTOCOLS, Dataset, Split, SplitPicture, split_picture
-from llmrec_core.data.leakage import LeakageReport
+from llmrec_core.data.leakage import Check, LeakageReport
 from llmrec_core.errors import SpecError
 from llmrec_core.figures import split_figures
 from llmrec_core.recommenders.leakage import leakage_report
@@ -38,7 +39,11 @@ TITLES = {
     "time_to": "Up to (date)",
     "tie_order": "Equal times",
 }
-_ICONS = {"passed": "✅ passed", "violated": "❌ violated", "note": "ℹ️ to know"}
+_ICONS = {
+    "passed": ":green[:material/check_circle: passed]",
+    "violated": ":red[:material/cancel: violated]",
+    "note": ":orange[:material/info: to know]",
+}
 
 
 @st.cache_data(max_entries=12, show_spinner="Looking for leaks …")
@@ -68,16 +73,15 @@ def show_split(dataset: Dataset) -> None:
     picture = _picture(*key, split)
     _verdict(report)
     st.markdown(plain(split.describe(), 2000))
+    _use(spec, dataset)
     figures = split_figures(picture)
     for name in ("folds", "groups", "lines"):
         if name in figures:
             st.plotly_chart(figures[name], key=f"split_{name}", config={"displaylogo": False})
-    left, right = st.columns(2)
-    left.plotly_chart(figures["shares"], key="split_shares", config={"displaylogo": False})
-    right.plotly_chart(figures["time"], key="split_time", config={"displaylogo": False})
+    for name in ("shares", "time"):
+        st.plotly_chart(figures[name], key=f"split_{name}", config={"displaylogo": False})
     _sizes(picture)
     _leakage(report)
-    _use(spec, dataset)
 
 
 def _choose(dataset: Dataset) -> SplitSpec | None:
@@ -107,14 +111,18 @@ def _choose(dataset: Dataset) -> SplitSpec | None:
 
 
 def _fields(dataset: Dataset, fields: list[FormField], raw: dict[str, Any]) -> None:
-    columns = st.columns(min(4, len(fields)), vertical_alignment="bottom")
-    for place, field in enumerate(fields):
+    for column, field in zip(_grid(len(fields)), fields, strict=True):
         name = field.path
-        with columns[place % len(columns)]:
+        with column:
             if name == "group_by":
                 raw[name] = group_choice(dataset, str(field.value), "split_group_by")
             else:
                 raw[name] = edit_field(field, f"split_{name}", TITLES[name])
+
+
+def _grid(n: int) -> list[DeltaGenerator]:
+    """Places for ``n`` fields, four in a row, read from left to right."""
+    return [column for _ in range(-(-n // 4)) for column in st.columns(4, vertical_alignment="bottom")][:n]
 
 
 def group_choice(dataset: Dataset, value: str, key: str) -> str:
@@ -143,7 +151,8 @@ def _verdict(report: LeakageReport) -> None:
         names = "; ".join(plain(check.title) for check in report.violated)
         st.error(f"**Held-out rows leak:** {names}. A run with this split would stop.", icon=":material/error:")
         return
-    notes = f" {len(report.notes)} facts to know are below." if report.notes else ""
+    n_notes = len(report.notes)
+    notes = f" {n_notes} fact{'s' if n_notes > 1 else ''} to know below." if n_notes else ""
     st.success(f"No leak: all {n_rules} rules hold.{notes}", icon=":material/verified_user:")
 
 
@@ -172,28 +181,24 @@ def _leakage(report: LeakageReport) -> None:
         [
             {
                 "result": _ICONS[check.verdict],
-                "rule or fact": check.title,
-                "what was looked at": check.words,
-                "checked": check.n_checked,
-                "found": check.n_violations,
-                "examples": ", ".join(check.examples),
+                "rule or fact": plain(check.title),
+                "what was looked at": plain(check.words, 600),
+                "found": plain(_found(check)),
             }
             for check in report.checks
         ]
     )
-    st.dataframe(
-        table,
-        hide_index=True,
-        height=38 + 35 * len(table),
-        column_config={
-            "result": st.column_config.TextColumn(width="small"),
-            "what was looked at": st.column_config.TextColumn(width="large"),
-        },
-    )
+    # A table of Markdown: words wrap, and a result is a word and a sign, not a colour alone.
+    st.table(table.set_index("result"))
     st.caption(
         "Every run looks again before it learns, and stops if a rule is broken. Facts to know are what the protocol "
         "allows."
     )
+
+
+def _found(check: Check) -> str:
+    found = f"{check.n_violations:,} of {check.n_checked:,}"
+    return f"{found}: {', '.join(check.examples)}" if check.examples else found
 
 
 def _use(spec: SplitSpec, dataset: Dataset) -> None:
@@ -244,9 +249,9 @@ def split_form(spec: SplitSpec, dataset: Dataset, key: str, fields: dict[str, Fo
         )
         changes["split.protocol"] = protocol
         right.markdown(f"**{plain(PROTOCOLS[protocol].what)}**  \n{plain(PROTOCOLS[protocol].when, 600)}")
-        columns = st.columns(4, vertical_alignment="bottom")
-        for place, name in enumerate(used_fields(protocol)):
-            with columns[place % 4]:
+        names = used_fields(protocol)
+        for column, name in zip(_grid(len(names)), names, strict=True):
+            with column:
                 if name == "group_by":
                     changes["split.group_by"] = group_choice(dataset, spec.group_by, f"{key}-split.group_by")
                 else:
