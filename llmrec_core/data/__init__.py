@@ -5,7 +5,7 @@ from llmrec_core.data._values import Question, UnansweredError
 from llmrec_core.data.dataset import Dataset, DatasetMeta, SourceFile
 from llmrec_core.data.drift import Drift, drift
 from llmrec_core.data.export import safe_csv
-from llmrec_core.data.guessing import ImportGuess, guess_files, guess_roles
+from llmrec_core.data.guessing import ImportGuess, guess_files, guess_roles, part_hint
 from llmrec_core.data.importers import FileReport, ImportReport, import_files
 from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait, stored_portrait
 from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
@@ -58,6 +58,7 @@ __all__ = [
     "import_public",
     "import_sample",
     "make_split",
+    "part_hint",
     "portrait",
     "safe_csv",
     "sample_folder",

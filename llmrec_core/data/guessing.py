@@ -6,6 +6,7 @@ person saw is what comes in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,6 +91,15 @@ class ImportGuess:
             "fault": None if self.fault is None else str(self.fault),
             "preview": self.preview.to_dict(orient="records"),
         }
+
+
+_PART = re.compile(r"(?i)(?<![a-z])(?:(train|training)|(valid|validation|val|dev)|(test|testing))(?![a-z])")
+
+
+def part_hint(name: str) -> str | None:
+    """The part of a given split that the name of a table speaks of: "ml.train.inter" is "train"."""
+    found = [match.lastindex for match in _PART.finditer(name.rpartition("/")[2])]
+    return ("train", "valid", "test")[found[-1] - 1] if found and found[-1] else None
 
 
 def left_out(source: Source, corrections: Corrections) -> bool:

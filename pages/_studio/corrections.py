@@ -32,6 +32,11 @@ def unsay(left: str) -> None:
     said().pop(left, None)
 
 
+def file_option(option: str, table: str) -> str:
+    """The left side of a correction of one table ("=" would end the name, "?" stands for it)."""
+    return f"{option}:{table.replace('=', '?')}"
+
+
 def base() -> ImportMapping | None:
     """A mapping that was uploaded or remembered; what is said by hand goes over it."""
     found: ImportMapping | None = st.session_state.get(_BASE)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import streamlit as st
 
-from llmrec_core.data import DatasetStore, ImportGuess, UnansweredError, guess_files, import_files
+from llmrec_core.data import DatasetStore, ImportGuess, UnansweredError, guess_files, import_files, part_hint
 from llmrec_core.data.mapping import (
     MAPPING_FILE,
     ImportMapping,
@@ -23,16 +23,15 @@ from llmrec_core.data.mapping import (
 )
 from llmrec_core.errors import LLMRecError
 from pages._studio.base import faults_in_words, label, plain, show_error, workspace
-from pages._studio.corrections import entries, forget_files, said, set_base, start_over
+from pages._studio.corrections import entries, file_option, forget_files, said, say, set_base, start_over, unsay
 from pages._studio.import_privacy import privacy_switches
 from pages._studio.import_report import arrived
 from pages._studio.places import Place, choose_places, forget_places, place_name, place_state
 from pages._studio.questions import ask_later, ask_questions, forget_later
-from pages._studio.table_card import left_out_card, table_card
+from pages._studio.table_card import left_out_card, repairs, table_card
 from pages._studio.uploads import upload_folder
 from pages._studio.value_settings import value_settings
 
-_LOOKS_SPLIT = re.compile(r"(?i)(?:^|[^a-z])(train|training|valid|validation|val|dev|test|testing)(?:[^a-z]|$)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_LOOKS = 24
 #: More tables than this are folded away until somebody opens them.
@@ -49,16 +48,16 @@ def import_panel() -> None:
     if not places:
         return
     _places_changed(places)
-    first = _look_at(places, [])
-    if not first:
-        return
-    _choose_mapping(first)
-    guesses = _look_at(places, entries())
+    _choose_mapping(_look_at(places, [])[0])
+    guesses, broken = _look_at(places, entries())
+    for place, why in broken:
+        show_error(why)
+        repairs(place_name(place), re.sub(r"[^A-Za-z0-9]", "_", place_name(place)))
     if not guesses:
         return
     _cards(guesses)
     taken = [guess for guess in guesses if not guess.left_out and guess.fault is None]
-    still_open = _open_ends(guesses)
+    still_open = _open_ends(guesses, [place_name(place) for place, _ in broken])
     left, right = st.columns(2, gap="large")
     with left:
         still_open += ask_questions(taken)
@@ -78,7 +77,9 @@ def _places_changed(places: Sequence[Place]) -> None:
     st.session_state["import_places"] = state
     forget_files(place_name(place) for place in places)
     forget_later()
-    found = _remembered(_look_at(places, [], quiet=True), places)
+    guesses, _ = _look_at(places, [])
+    _suggest_parts(guesses)
+    found = _remembered(guesses, places)
     st.session_state["import_remembered"] = found
     st.session_state["import_use_remembered"] = found is not None
     # Equal columns alone are no proof that it is the same data: only a file of the same name goes on with a dataset.
@@ -95,20 +96,18 @@ def dataset_name(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ looking
 
 
-def _look_at(places: Sequence[Place], said_entries: list[str], *, quiet: bool = False) -> list[ImportGuess]:
-    """Guesses about all tables; a place that cannot be read is told, others beside it still show."""
+def _look_at(
+    places: Sequence[Place], said_entries: list[str]
+) -> tuple[list[ImportGuess], list[tuple[Place, LLMRecError]]]:
+    """(guesses about all tables, places that cannot be read at all and why)."""
     found: list[ImportGuess] = []
+    broken: list[tuple[Place, LLMRecError]] = []
     for place in places:
         try:
             found += _look(place, said_entries)
         except LLMRecError as error:
-            if not quiet:
-                show_error(error)
-                if said() and st.button("Forget my corrections", key=f"forget_{place_name(place)}"):
-                    start_over()
-                    st.rerun()
-            return []
-    return found
+            broken.append((place, error))
+    return found, broken
 
 
 def _look(place: Place, said_entries: list[str]) -> list[ImportGuess]:
@@ -164,7 +163,7 @@ def _same_columns(mapping: ImportMapping, places: Sequence[Place], tables: dict[
     """Whether reading the places by the mapping gives the columns that it was made with."""
     made_with = sorted(tuple(file.columns) for file in mapping.files.values() if not file.leave_out)
     found = _columns(
-        guess for guess in _look_at(places, mapping.entries(), quiet=True) if not guess.left_out and guess.fault is None
+        guess for guess in _look_at(places, mapping.entries())[0] if not guess.left_out and guess.fault is None
     )
     return bool(tables) and sorted(found.values()) == made_with
 
@@ -222,34 +221,54 @@ def _cards(guesses: Sequence[ImportGuess]) -> None:
         elif guess.fault is not None:
             show_error(guess.fault)
             left_out_card(file, key, out=False)
-            if said() and st.button("Forget what I said about this file", key=f"forget_{key}"):
-                forget_files(other for other in by_file if other != file)
-                st.rerun()
+            repairs(file, key)
         else:
             folded = st.expander(f"{label(file)}: {guess.kind}") if number >= _OPEN_CARDS else st.container()
             with folded:
                 table_card(guess, key, several=len(by_file) > 1, parts=parts, beside=beside)
 
 
+def _suggest_parts(guesses: Sequence[ImportGuess]) -> None:
+    """Takes files called train, valid and test for the parts of a given split; each can be changed on its card."""
+    hints = {guess.file: part_hint(guess.file) for guess in guesses if guess.kind == "interactions"}
+    st.session_state["import_parts"] = len({part for part in hints.values() if part}) > 1
+    if st.session_state["import_parts"]:
+        for file, part in hints.items():
+            if part and file_option("part", file) not in said():
+                say(file_option("part", file), part)
+
+
 def _parts_switch(guesses: Sequence[ImportGuess]) -> bool:
     """Whether the data comes already split; on by itself where names of files say so."""
     if sum(guess.kind == "interactions" and not guess.left_out for guess in guesses) < 2:
         return False
-    hinted = any(guess.part for guess in guesses) or sum(bool(_LOOKS_SPLIT.search(guess.file)) for guess in guesses) > 1
+
+    def changed() -> None:
+        if st.session_state["import_parts"]:
+            _suggest_parts(guesses)
+            st.session_state["import_parts"] = True
+        else:
+            for guess in guesses:
+                unsay(file_option("part", guess.file))
+
     return st.toggle(
         "The data comes already split into training, validation and test",
-        value=hinted,
         key="import_parts",
+        on_change=changed,
         help="Say which table is which part; training then uses this split unless told otherwise.",
     )
 
 
-def _open_ends(guesses: Sequence[ImportGuess]) -> list[str]:
+def _open_ends(guesses: Sequence[ImportGuess], broken: Sequence[str]) -> list[str]:
     """What has to be settled before an import beside the questions."""
-    ends = [f"{plain(guess.file)} cannot be read" for guess in guesses if guess.fault is not None]
+    ends = [f"{plain(name)} cannot be read" for name in broken]
+    ends += [f"{plain(guess.file)} cannot be read" for guess in guesses if guess.fault is not None]
     taken = [guess for guess in guesses if not guess.left_out and guess.fault is None]
     if not taken:
         ends.append("every table is left out")
+    events = {guess.file: guess.part for guess in taken if guess.kind == "interactions"}
+    if len(events) > 1 and st.session_state.get("import_parts"):
+        ends += [f"which part of the split {plain(file)} is" for file, part in events.items() if not part]
     return ends
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
 from llmrec_core.data import KINDS, LAYOUTS, ROLES_OF, ImportGuess
 from pages._studio.base import label, plain
-from pages._studio.corrections import controlled_select, said, say, unsay
+from pages._studio.corrections import controlled_select, file_option, said, say, unsay
 
 KIND_WORDS = {
     "interactions": "interactions (who chose what)",
@@ -48,10 +49,16 @@ ROLES_OF_LAYOUT: dict[str, tuple[str, ...]] = {
     "impressions": ("user_id", "timestamp", "history", "history_labels", "candidates", "labels", "impression_id"),
     "instructions": ("instruction", "input", "output"),
 }
-PART_WORDS = {"": "not split beforehand", "train": "training", "valid": "validation", "test": "test"}
+PART_WORDS = {"": "(choose)", "train": "training", "valid": "validation", "test": "test"}
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar |", "::": "double colon ::", " ": "space"}
 _ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "gb18030", "big5", "shift_jis", "euc-kr")
 _NONE = "(none)"
+_AS_FOUND = {"": "as found"}
+_REPAIRS: dict[str, tuple[str, dict[str, str]]] = {
+    "encoding": ("Encoding", _AS_FOUND | {encoding: encoding for encoding in _ENCODINGS}),
+    "separator": ("Columns are parted by", _AS_FOUND | _SEPARATORS),
+    "layout": ("Laid out as", _AS_FOUND | LAYOUT_WORDS),
+}
 #: Formats that hold several tables, and what one is called there.
 _CONTAINERS = {"excel": "sheet", "sqlite": "table", "duckdb": "table", "postgresql": "table"}
 _FORMAT_WORDS = {
@@ -62,11 +69,6 @@ _FORMAT_WORDS = {
     "parquet": "Parquet",
 }
 _PREVIEW_ROWS = 6
-
-
-def file_option(option: str, table: str) -> str:
-    """The left side of a correction of one table ("=" would end the name, "?" stands for it)."""
-    return f"{option}:{table.replace('=', '?')}"
 
 
 def _note(option: str, table: str) -> Callable[[Any], None]:
@@ -108,6 +110,26 @@ def left_out_card(table: str, key: str, *, out: bool = True) -> None:
         st.caption("is left out" if out else "cannot be read as things stand", width="content")
         st.space("stretch")
         _leave_out(table, key, out)
+
+
+def repairs(table: str, key: str) -> None:
+    """Controls for a table that cannot be read as it was guessed, since it has no card of its own then."""
+    with st.container(horizontal=True, vertical_alignment="bottom", key=f"repairs_{key}"):
+        for option, (title, words) in _REPAIRS.items():
+            left = file_option(option, table)
+            controlled_select(
+                st, title, list(words), said().get(left, ""), key=f"repair_{option}_{key}",
+                note=_repair_note(left), format_func=partial(_in_words, words),
+            )  # fmt: skip
+        _text(st, "Names stand in row", "header_row", table, f"repair_{key}", "Where other rows stand above the names")
+
+
+def _in_words(words: dict[str, str], word: str) -> str:
+    return words.get(word, word)
+
+
+def _repair_note(left: str) -> Callable[[Any], None]:
+    return lambda value: say(left, str(value)) if value else unsay(left)
 
 
 def _leave_out(table: str, key: str, now: bool) -> None:

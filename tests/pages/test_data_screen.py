@@ -176,8 +176,14 @@ def test_parts_are_offered_and_kept(screen, workspace):
     rows = ["user_id,item_id,rating\nu1,a,5\nu2,b,3\n", "user_id,item_id,rating\nu1,c,4\n"]
     app = drop(screen(), ("train.csv", rows[0]), ("test.csv", rows[1]))
     assert app.toggle(key="import_parts").value
-    assert widget(app.selectbox, "part_0").value == ""
-    widget(app.selectbox, "part_0").select("train").run()
+    assert [widget(app.selectbox, f"part_{i}").value for i in (0, 1)] == ["train", "test"]
+    app.toggle(key="import_parts").set_value(False).run()
+    assert not has(app.selectbox, "part_")
+    app.toggle(key="import_parts").set_value(True).run()
+    widget(app.selectbox, "part_1").select("").run()
+    assert "which part of the split test.csv is" in texts(app).replace("\\", "")
+    assert app.button(key="import_button").disabled
+    widget(app.selectbox, "part_1").select("valid").run()
     widget(app.selectbox, "part_1").select("test").run()
     press_import(app, "split")
     parts = DatasetStore(workspace).load("split").interactions["part"].tolist()
@@ -247,12 +253,32 @@ def test_a_studio_that_others_reach_reads_no_paths(screen, monkeypatch):
 
 
 def test_a_damaged_file_says_so_and_the_screen_lives(screen, workspace):
-    app = drop(screen(), ("bad.parquet", b"PAR1 and nothing"))
-    assert app.error
-    assert not has(app.button, "import_button")
-    drop(app, ("good.csv", "user_id,item_id\nu1,a\n"))
+    good = ("good.csv", "user_id,item_id\nu1,a\n")
+    app = drop(screen(), ("bad.parquet", b"PAR1 and nothing"), good)
+    assert "bad.parquet" in app.error[0].value.replace("\\", "")
+    # The other file is there, but nothing comes in before the broken one is gone.
+    assert preview(app) == ["user_id", "item_id"]
+    assert app.button(key="import_button").disabled
+    drop(app, good)
     assert not app.error
-    assert has(app.button, "import_button")
+    assert not app.button(key="import_button").disabled
+
+
+def test_a_table_that_was_misread_is_repaired(screen):
+    app = drop(screen(), ("one.csv", "user_id,item_id\nu1,a\nu2,b\n"))
+    widget(app.selectbox, "encoding").select("utf-16").run()
+    assert "not valid utf-16" in texts(app).replace("\\", "")
+    assert not has(app.button, "import_button")
+    widget(app.selectbox, "repair_encoding").select("").run()
+    assert not app.error
+    assert preview(app) == ["user_id", "item_id"]
+    widget(app.selectbox, "layout").select("knowledge").run()
+    assert app.error
+    assert app.button(key="import_button").disabled
+    widget(app.selectbox, "repair_layout").select("rows").run()
+    assert not app.error
+    widget(app.selectbox, "separator").select("|").run()
+    assert preview(app) == ["user_id,item_id"]
 
 
 def test_hostile_names_are_text(screen):
