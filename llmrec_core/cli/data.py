@@ -332,6 +332,8 @@ def data_portrait(
         return
     for sentence in found.get("readings", []):
         out.print(plain(sentence))
+    for reading in found["readings"]:
+        out.print(plain(reading))
     shown = table("what", "value")
     for key, value in found.items():
         if not isinstance(value, dict | list):

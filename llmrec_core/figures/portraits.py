@@ -1,4 +1,4 @@
-"""The portrait of a dataset drawn: long tail, activity, ratings, history lengths, filled fields, best-known items."""
+"""The portrait of a dataset drawn: long tail, histories, cold ends, repeats, activity, sessions, ratings, text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from llmrec_core.figures.theme import (
     BLUE,
     GREEN,
     GREY,
+    ORANGE,
     PURPLE,
+    SKY,
+    VERMILLION,
     empty_figure,
     escape,
     finish,
@@ -24,10 +27,12 @@ from llmrec_core.figures.theme import (
 )
 
 _HEIGHT = 340
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def portrait_figures(portrait: Any) -> dict[str, go.Figure]:
-    """name -> figure, in reading order: tail, months, ratings, history_lengths, coverage, top_items.
+    """name -> figure, in reading order: tail, history_lengths, cold, shares, months, week_hours, sessions, gaps,
+    ratings, text_lengths, coverage, top_items.
 
     Args:
         portrait: a :class:`llmrec_core.data.Portrait` or its ``as_json()``.
@@ -35,12 +40,6 @@ def portrait_figures(portrait: Any) -> dict[str, go.Figure]:
     data: Mapping[str, Any] = asdict(portrait) if is_dataclass(portrait) else portrait  # type: ignore[arg-type]
     return {
         "tail": long_tail_figure(data),
-        "months": _histogram_figure(
-            data["months"], "Activity", "month (UTC)", "interactions", BLUE, "This data has no times."
-        ),
-        "ratings": _histogram_figure(
-            data["ratings"], _ratings_title(data), "rating", "interactions", GREEN, "No ratings."
-        ),
         "history_lengths": _histogram_figure(
             data["history_lengths"],
             _lengths_title(data),
@@ -49,9 +48,63 @@ def portrait_figures(portrait: Any) -> dict[str, go.Figure]:
             PURPLE,
             "No user has interactions.",
         ),
+        "cold": cold_figure(data),
+        "shares": shares_figure(data),
+        "months": _histogram_figure(
+            data["months"], "Activity", "month (UTC)", "interactions", BLUE, "This data has no times."
+        ),
+        "week_hours": week_hours_figure(data),
+        "sessions": _sessions_figure(data),
+        "gaps": _histogram_figure(
+            data["gaps"], "Waiting for the next interaction", "gap of one user", "gaps", SKY, _timeless(data)
+        ),
+        "ratings": _histogram_figure(
+            data["ratings"], _ratings_title(data), "rating", "interactions", GREEN, "No ratings."
+        ),
+        "text_lengths": _text_figure(data),
         "coverage": coverage_figure(data),
         "top_items": top_items_figure(data),
     }
+
+
+def drift_figure(drift: Any) -> go.Figure:
+    """Shares of training and test rows that fall on groups of items, from the most popular to the rarest.
+
+    Args:
+        drift: a :class:`llmrec_core.data.Drift` or its ``as_json()``.
+    """
+    data: Mapping[str, Any] = asdict(drift) if is_dataclass(drift) else drift  # type: ignore[arg-type]
+    groups = data["groups"]
+    if not groups:
+        return empty_figure("No item of the test part was in training.", "Drift")
+    figure = go.Figure()
+    for at, (name, colour, pattern) in enumerate((("training", BLUE, ""), ("test", VERMILLION, "/")), start=1):
+        shares = [100 * finite(group[at]) for group in groups]
+        figure.add_bar(
+            x=list(range(len(groups))),
+            y=shares,
+            name=name,
+            marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
+            hovertext=[
+                hover({"part": name, "items in this group": number(group[0]), "its rows": f"{number(share, 3)} %"})
+                for group, share in zip(groups, shares, strict=True)
+            ],
+            hoverinfo="text",
+        )
+    title = f"Drift: {number(data['item_divergence'], 3)} bits from training to test"
+    chance = finite(data["item_divergence_chance"])
+    if chance > 0:
+        title += f", {number(data['item_divergence'] / chance, 2)} times chance"
+    finish(figure, title, "items by popularity in training (number in the group)", "rows of the part (%)", _HEIGHT)
+    figure.update_layout(showlegend=True, barmode="group")
+    figure.update_xaxes(
+        tickmode="array",
+        tickvals=list(range(len(groups))),
+        ticktext=[number(group[0]) for group in groups],
+        showgrid=False,
+        zeroline=False,
+    )
+    return figure
 
 
 def long_tail_figure(data: Mapping[str, Any]) -> go.Figure:
@@ -95,6 +148,132 @@ def long_tail_figure(data: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
+def cold_figure(data: Mapping[str, Any]) -> go.Figure:
+    """Users and items without interactions, with a few, and with enough."""
+    figure = go.Figure()
+    rows = [("items", data["n_items"], data["n_cold_items"], data["n_few_items"])]
+    rows.append(("users", data["n_users"], data["n_cold_users"], data["n_few_users"]))
+    steps = (("none", VERMILLION, "x"), ("1 to 4", ORANGE, "/"), ("5 or more", BLUE, ""))
+    for at, (name, colour, pattern) in enumerate(steps):
+        counts = [(cold, few, total - cold - few)[at] for _, total, cold, few in rows]
+        shares = [100 * count / max(1, total) for count, (_, total, _, _) in zip(counts, rows, strict=True)]
+        figure.add_bar(
+            orientation="h",
+            x=shares,
+            y=[kind for kind, _, _, _ in rows],
+            name=name,
+            marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
+            text=[f"{count:,}" if share >= 8 else "" for count, share in zip(counts, shares, strict=True)],
+            textposition="inside",
+            insidetextfont={"color": "white"},
+            hovertext=[
+                hover({f"{kind} with interactions": name, "how many": f"{count:,}", "share": f"{number(share, 3)} %"})
+                for (kind, _, _, _), count, share in zip(rows, counts, shares, strict=True)
+            ],
+            hoverinfo="text",
+        )
+    finish(figure, "Cold users and items, by interactions", "share (%)", height=260, legend=True)
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(range=[0, 100])
+    figure.update_yaxes(showgrid=False, zeroline=False)
+    return figure
+
+
+def shares_figure(data: Mapping[str, Any]) -> go.Figure:
+    """Density, co-visits and repeated rows, in percent; an estimate has its interval."""
+    rows = max(1, data["n_interactions"])
+    bars: list[tuple[str, float, float, float, str]] = []
+    density = 100 * finite(data["density"])
+    bars.append(("user and item met", density, 0, 0, "share of all pairs of a user and an item"))
+    c = data["co_visits"]
+    if c is not None:
+        share, low, high = (100 * finite(c[key]) for key in ("density", "low", "high"))
+        how = f"estimated from {c['n_sampled']:,} random pairs, with its 95 % interval" if c["n_sampled"] else "exact"
+        bars.append(("items share a user", share, high - share, share - low, f"share of all pairs of items; {how}"))
+    repeats, exact = data["n_repeats"], data["n_exact_repeats"]
+    bars.append(("rows repeat a pair", 100 * repeats / rows, 0, 0, f"{repeats:,} rows"))
+    bars.append(("rows repeat exactly", 100 * exact / rows, 0, 0, f"{exact:,} rows, with equal rating and time"))
+    figure = go.Figure(
+        go.Bar(
+            orientation="h",
+            x=[value for _, value, _, _, _ in bars],
+            y=list(range(len(bars))),
+            marker={"color": [BLUE, PURPLE, ORANGE, VERMILLION] if len(bars) == 4 else [BLUE, ORANGE, VERMILLION]},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [up for _, _, up, _, _ in bars],
+                "arrayminus": [down for _, _, _, down, _ in bars],
+                "visible": any(up for _, _, up, _, _ in bars),
+                "color": GREY,
+            },
+            text=[f" {number(value, 3)} %" for _, value, _, _, _ in bars],
+            textposition="outside",
+            cliponaxis=False,
+            hovertext=[hover({name: f"{number(value, 4)} %", "what": words}) for name, value, _, _, words in bars],
+            hoverinfo="text",
+        )
+    )
+    finish(figure, "Density, co-visits and duplicates", "share (%)", height=260, legend=False)
+    _rows(figure, [name for name, _, _, _, _ in bars])
+    figure.update_xaxes(range=[0, 1.25 * max(1.0, *(value + up for _, value, up, _, _ in bars))])
+    return figure
+
+
+def week_hours_figure(data: Mapping[str, Any]) -> go.Figure:
+    """Interactions by weekday and hour."""
+    counts = data["week_hours"]
+    if not counts:
+        return empty_figure(_timeless(data), "Weekdays and hours")
+    figure = go.Figure(
+        go.Heatmap(
+            z=counts,
+            x=list(range(24)),
+            y=list(_DAYS),
+            # From the page's own background to the colour, so that it reads in light and dark.
+            colorscale=[[0, rgba(BLUE, 0.04)], [1, rgba(BLUE, 1)]],
+            zmin=0,
+            colorbar={"title": {"text": "interactions"}, "thickness": 12, "outlinewidth": 0},
+            hovertext=[
+                [hover({"when": f"{day}, {hour}:00", "interactions": f"{n:,}"}) for hour, n in enumerate(row)]
+                for day, row in zip(_DAYS, counts, strict=True)
+            ],
+            hoverinfo="text",
+            xgap=1,
+            ygap=1,
+        )
+    )
+    finish(figure, "Weekdays and hours", "hour (UTC)", height=_HEIGHT, legend=False)
+    figure.update_xaxes(showgrid=False, zeroline=False, tickvals=list(range(0, 24, 3)))
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False)
+    return figure
+
+
+def _sessions_figure(data: Mapping[str, Any]) -> go.Figure:
+    s = data["sessions"]
+    if s is None:
+        return empty_figure(_timeless(data), "Sessions")
+    title = f"Sessions: {number(s['mean_events'], 3)} interactions in {number(s['mean_minutes'], 3)} minutes on average"
+    return _histogram_figure(s["lengths"], title, "interactions of one session", "sessions", GREEN, "No session.")
+
+
+def _text_figure(data: Mapping[str, Any]) -> go.Figure:
+    text = data["item_text"]
+    if text is None:
+        return empty_figure("No item has text.", "Text of an item")
+    unit = "tokens" if text["exact"] else "words and marks"
+    title = f"Text of an item, median {number(text['quantiles']['0.5'], 3)} {unit}"
+    return _histogram_figure(text["histogram"], title, f"{unit} of one item", "items", ORANGE, "No item has text.")
+
+
+def _timeless(data: Mapping[str, Any]) -> str:
+    return {
+        "none": "This data has no times.",
+        "order": "The times are an order without a calendar.",
+        "days": "The times are days without an hour.",
+    }.get(data["clock"], "No user has two interactions.")
+
+
 def coverage_figure(data: Mapping[str, Any]) -> go.Figure:
     """How many rows of each text field are filled."""
     fields = [("item", field) for field in data["item_coverage"]] + [("user", field) for field in data["user_coverage"]]
@@ -119,7 +298,8 @@ def coverage_figure(data: Mapping[str, Any]) -> go.Figure:
                         f"{kind} field": field["field"],
                         "filled": f"{number(share, 3)} %",
                         "distinct values": number(field["n_distinct"]),
-                        "mean length": f"{number(field['mean_chars'], 3)} characters",
+                        "mean length": f"{number(field['mean_chars'], 3)} characters, "
+                        f"{number(field['mean_tokens'], 3)} words and marks",
                     }
                 )
                 for (kind, field), share in zip(fields, shares, strict=True)

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import streamlit as st
 
-from llmrec_core.data import Dataset, DatasetStore, Portrait, portrait
-from llmrec_core.figures import portrait_figures
-from pages._studio.base import empty_state, faults_in_words, label, linked_choice, workspace
-from pages._studio.pickers import load_dataset
+from llmrec_core.data import Dataset, DatasetStore, Drift, Portrait, drift, stored_portrait
+from llmrec_core.errors import InputError
+from llmrec_core.figures import drift_figure, portrait_figures
+from llmrec_core.specs import SplitSpec
+from pages._studio.base import empty_state, faults_in_words, label, linked_choice, plain, workspace
+from pages._studio.pickers import load_dataset, load_split
 from pages._studio.privacy import show_privacy
 from pages._studio.splits import show_split
 from pages._studio.tables import show_tables
 from pages._studio.versions import show_versions
 
 _TABS = ("Portrait", "Splits", "Tables", "Versions", "Privacy")
+#: More interactions than this are cut into parts only when somebody asks.
+_DRIFT_AT_ONCE = 2_000_000
+_SECTIONS = {
+    "Users and items": ("tail", "history_lengths", "cold", "shares"),
+    "Time": ("months", "week_hours", "sessions", "gaps"),
+    "Ratings and text": ("ratings", "text_lengths", "coverage", "top_items"),
+}
 
 
 @st.cache_data(max_entries=6, show_spinner="Drawing the portrait …")
 def _portrait(root: str, name: str, version: int) -> Portrait:
-    return portrait(load_dataset(name, version))
+    return stored_portrait(load_dataset(name, version))
+
+
+@st.cache_data(max_entries=6, show_spinner="Measuring drift …")
+def _drift(root: str, name: str, version: int, spec_json: str) -> Drift:
+    return drift(load_split(load_dataset(name, version), SplitSpec.model_validate_json(spec_json)))
 
 
 def dataset_view() -> None:
@@ -72,13 +86,34 @@ def facts(dataset: Dataset) -> None:
 
 def show_portrait(dataset: Dataset) -> None:
     found = _portrait(str(workspace().root), dataset.name, dataset.version)
-    words = [f"{found.n_cold_items:,} items without any interaction"]
-    if found.n_repeats:
-        words.append(f"{found.n_repeats:,} repeated pairs of user and item")
-    half = found.history_quantiles["0.5"]
-    words.append(f"half of the users have {half:g} interactions or fewer")
-    st.caption(" · ".join(words))
-    figures = list(portrait_figures(found).items())
-    for start in range(0, len(figures), 2):
-        for column, (name, figure) in zip(st.columns(2), figures[start : start + 2], strict=False):
-            column.plotly_chart(figure, key=f"portrait_{name}", config={"displaylogo": False})
+    st.markdown("\n".join(f"- {plain(reading, 400)}" for reading in found.readings))
+    for heading, names in _SECTIONS.items():
+        st.subheader(heading, anchor=False)
+        _figures(found, names)
+    st.subheader("Drift from training to test", anchor=False)
+    _show_drift(dataset)
+
+
+def _figures(found: Portrait, names: tuple[str, ...]) -> None:
+    figures = portrait_figures(found)
+    for start in range(0, len(names), 2):
+        for column, name in zip(st.columns(2), names[start : start + 2], strict=False):
+            column.plotly_chart(figures[name], key=f"portrait_{name}", config={"displaylogo": False})
+
+
+def _show_drift(dataset: Dataset) -> None:
+    spec = SplitSpec()
+    if dataset.meta.n_interactions > _DRIFT_AT_ONCE and not st.toggle("Measure drift", key="portrait_drift_wanted"):
+        st.caption("Cutting this many interactions takes a while, so it waits to be asked for.")
+        return
+    try:
+        found = _drift(str(workspace().root), dataset.name, dataset.version, spec.model_dump_json())
+    except InputError as error:
+        st.info(f"There is no drift to measure: {plain(error, 400)}", icon=":material/info:")
+        return
+    left, right = st.columns(2)
+    left.plotly_chart(drift_figure(found), key="portrait_drift", config={"displaylogo": False})
+    right.markdown("\n".join(f"- {plain(reading, 400)}" for reading in found.readings))
+    right.caption(
+        "Measured on the split that runs use unless told otherwise; the tab Splits draws others. Every row enters."
+    )
