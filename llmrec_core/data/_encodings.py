@@ -153,13 +153,14 @@ def _legacy_codec(sample: bytes) -> str:
     if len(leads) >= 8 and sum(0xB0 <= lead <= 0xC8 for lead in leads) >= 0.97 * sum(map(len, high)) / 2:
         return "cp949"
     paired = sum(len(run) % 2 == 0 for run in high)
-    try:
-        text = sample.decode("gb18030")
-        han = sum("\u4e00" <= c <= "\u9fff" for c in text)
-        if high and paired >= 0.9 * len(high) and han * 2 >= 0.8 * sum(map(len, high)):
+    lines = sample.split(b"\n")
+    chinese = [line for line in lines if _is_valid(line, "gb18030")]
+    # A broken character costs its line, not the reading of all the others.
+    if paired >= 0.9 * len(high) and len(chinese) >= 0.8 * len(lines):
+        text = b"\n".join(chinese)
+        han = sum("\u4e00" <= c <= "\u9fff" for c in text.decode("gb18030"))
+        if han and han * 2 >= 0.8 * sum(map(len, re.findall(rb"[\x80-\xff]+", text))):
             return "gb18030"
-    except UnicodeDecodeError:
-        pass
     best = charset_normalizer.from_bytes(
         sample, cp_isolation=["cp1252", "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr", "euc_jp"]
     ).best()
@@ -171,6 +172,14 @@ def _legacy_codec(sample: bytes) -> str:
         except UnicodeDecodeError:
             return "latin-1"
     return best.encoding
+
+
+def _is_valid(line: bytes, codec: str) -> bool:
+    try:
+        line.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int | None = None) -> Iterator[bytes]:

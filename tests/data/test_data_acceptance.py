@@ -149,6 +149,17 @@ def test_words_of_old_encodings(workspace: Workspace, tmp_path: Path, encoding: 
     assert set(DatasetStore(workspace).load("d").interactions["note"]) == {word}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "gb18030", "cp949"])
+def test_a_broken_byte_costs_its_line_and_not_the_encoding(workspace: Workspace, tmp_path: Path, encoding: str) -> None:
+    word = "영화 제목" if encoding == "cp949" else "霸王别姬"
+    lines = [f"u{i},i{i},{word} {i}".encode(encoding) for i in range(30)]
+    lines[11] = lines[11][:8] + b"\xff" + lines[11][9:]
+    report = import_files(workspace, [put(tmp_path, "d.csv", b"user_id,item_id,note\n" + b"\n".join(lines))], "d")
+    assert [r["line"] for r in report.rejects] == [13]
+    expected = [f"{word} {i}" for i in range(30) if i != 11]
+    assert DatasetStore(workspace).load("d").interactions["note"].tolist() == expected
+
+
 def test_ragged_rows_and_quoted_lines(workspace: Workspace, tmp_path: Path) -> None:
     text = 'user_id,item_id,note\nu1,a,"one\ntwo, ""three"""\nu2,b\nu3,c,x,y\nu4,d,"last"\n'
     report = import_files(workspace, [put(tmp_path, "d.csv", text)], "d")
@@ -417,6 +428,17 @@ def test_filters_that_leave_nothing_are_refused(workspace: Workspace, tmp_path: 
     import_files(workspace, [put(tmp_path, "d.csv", "user_id,item_id\nu,a\nv,b\nw,c\n")], "d")
     with pytest.raises(DataError, match=r"d.*(no|nothing|none)"):
         make_split(DatasetStore(workspace).load("d"), SplitSpec(min_user_interactions=5, min_item_interactions=5))
+
+
+def test_the_command_itself_ends_with_two_and_one_sentence(workspace: Workspace, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "llmrec_core.cli", "data", "import", str(put(tmp_path, "e.csv", b"")), "--name", "d"]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=120, env={**os.environ, "LLMREC_WORKSPACE": str(workspace.root)}
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "e.csv" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(workspace.datasets.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------ 16: large and bad
