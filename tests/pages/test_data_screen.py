@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Callable
 
 import openpyxl
 import pandas as pd
+import psycopg
 import pytest
 from page_helpers import open_page, texts
+from postgres_server import PASSWORD, postgres, server_url
 from streamlit.testing.v1 import AppTest
 
 from llmrec_core.data import DatasetStore
@@ -419,3 +422,28 @@ def test_what_was_said_about_a_table_that_is_left_out_does_no_harm(screen, works
     press_import(app, "votes")
     assert not app.error
     assert DatasetStore(workspace).load("votes").n_users == 2
+
+
+def test_a_database_by_its_address(screen, workspace):
+    with postgres() as port:
+        with psycopg.connect(server_url(port)) as connection:
+            connection.execute("CREATE TABLE orders (customer text, item_id text, mark int)")
+            connection.execute("INSERT INTO orders VALUES ('u1', 'a', 5), ('u2', 'b', 3)")
+            connection.execute("CREATE TABLE goods (item_id text, title text)")
+            connection.execute("INSERT INTO goods VALUES ('a', 'Apple')")
+        app = screen()
+        app.segmented_control(key="import_way").set_value("address").run()
+        app.text_input(key="import_address").set_value(server_url(port))
+        look_at_it(app)
+        orders = next(box.key for box in app.selectbox if box.key and re.match(r"role_rating_.*orders", box.key))
+        app.selectbox(key=orders).select("mark").run()
+        press_import(app, "orders")
+    assert not app.error
+    dataset = DatasetStore(workspace).load("orders")
+    assert dataset.interactions["rating"].tolist() == [5.0, 3.0]
+    assert dataset.item_text(dataset.item_idx("a"), "title") == "Apple"
+    assert PASSWORD not in (dataset.folder / "mapping.yaml").read_text() + (dataset.folder / "meta.json").read_text()
+    assert PASSWORD not in texts(app)
+    # The mapping knows the tables again, whatever the port of the server was.
+    kept = load_mapping(dataset.folder / "mapping.yaml")
+    assert sorted(file.kind for file in kept.files.values()) == ["interactions", "items"]
