@@ -94,7 +94,8 @@ def _delete(name: str) -> None:
     with st.popover("Delete dataset", icon=":material/delete:"):
         st.write("Removes all its versions.")
         if finished:
-            st.write(f"{len(finished):,} runs used it: they can then no longer rank or explain.")
+            runs = f"{len(finished):,} run{'s' * (len(finished) != 1)}"
+            st.write(f"{runs} used it: what they learned stays, but they can no longer rank or explain.")
         if not st.button("Delete all versions", key="dataset_delete", type="primary"):
             return
         with faults_in_words():

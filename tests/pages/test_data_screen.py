@@ -17,6 +17,8 @@ from streamlit.testing.v1 import AppTest
 
 from llmrec_core.data import DatasetStore
 from llmrec_core.data.mapping import load_mapping
+from llmrec_core.runs import RunStore
+from llmrec_core.specs import parse_run_spec
 from llmrec_core.workspace import Workspace
 
 VOTES = "who;what;mark\n" + "".join(f"u{i % 7};i{i % 11};{i % 5 + 1}\n" for i in range(80))
@@ -447,3 +449,24 @@ def test_a_database_by_its_address(screen, workspace):
     # The mapping knows the tables again, whatever the port of the server was.
     kept = load_mapping(dataset.folder / "mapping.yaml")
     assert sorted(file.kind for file in kept.files.values()) == ["interactions", "items"]
+
+
+def test_versions_tell_their_runs_and_a_dataset_in_use_stays(screen, workspace):
+    app = drop(
+        screen(), ("votes.csv", "user_id,item_id,rating\n" + "".join(f"u{i % 9},i{i},{i % 5 + 1}\n" for i in range(60)))
+    )
+    press_import(app, "votes")
+    spec = {"name": "my run", "dataset": {"name": "votes"}, "recommender": {"family": "item-knn"}}
+    run_id = RunStore(workspace).submit(parse_run_spec(spec))
+    app.session_state["data_tab"] = "Versions"
+    app.run()
+    versions = next(d.value for d in app.dataframe if "used by runs" in d.value)
+    assert "my run" in versions["used by runs"][0]
+    app.button(key="dataset_delete").click().run()
+    assert "in use" in app.error[0].value
+    assert DatasetStore(workspace).versions("votes") == [1]
+    RunStore(workspace).cancel(run_id)
+    app.run()
+    assert "1 run used it" in texts(app)
+    app.button(key="dataset_delete").click().run()
+    assert DatasetStore(workspace).list() == []
