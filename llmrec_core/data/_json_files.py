@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec_core.data._encodings import MAX_LINE_BYTES, detect_encoding, utf8_blocks, utf8_chunks
-from llmrec_core.data._raw import RawTable, Rejects, text_schema
+from llmrec_core.data._raw import MAX_RAW_CHARS, RawTable, Rejects, text_schema
 from llmrec_core.data._roles import check_headers
 from llmrec_core.errors import DataError
 
@@ -128,7 +128,9 @@ def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
 
 
 class _Refused(str):
-    """Why a row is refused, where a value stood that may be text itself."""
+    """Why a row is refused, where a value stood that may be text itself; ``text``: what stood there, clipped."""
+
+    text = ""
 
 
 class _Twice(ValueError):
@@ -237,7 +239,10 @@ def _lines(file: JsonFile) -> Elements:
                 yield number, f"the line is not valid {file.encoding}"
                 continue
             value = parse(line)
-            yield number, value if isinstance(value, dict | _Refused) else "not an object with fields"
+            if not isinstance(value, dict):
+                value = value if isinstance(value, _Refused) else _Refused("not an object with fields")
+                value.text = line[:MAX_RAW_CHARS]
+            yield number, value
 
 
 class _Broken(ValueError):
@@ -417,7 +422,7 @@ def json_blocks(file: JsonFile, max_rows: int | None = None) -> Iterator[RawTabl
         if left == 0:
             break
         if not isinstance(value, dict):
-            rejects.add(number, value)
+            rejects.add(number, str(value), getattr(value, "text", ""))
         else:
             try:
                 found = [value.get(outer) if inner is None else (value.get(outer) or {}).get(inner)

@@ -124,6 +124,9 @@ def _local(path: Path, corrections: Corrections, scratch: Path | None, name: str
     name = name or path.name
     if path.is_dir():
         return _folder(path, corrections, scratch)
+    if path.exists() and not path.is_file():
+        # Reading from a pipe or a device would wait, or never end.
+        raise DataError("this is no plain file.", where=str(path), fix="Choose a file or a folder.")
     kind = archive_kind(path)
     if kind is None:
         return _file_sources(path, corrections, name)
@@ -305,6 +308,8 @@ def _delimited(path: Path, corrections: Corrections, name: str) -> Source:
             notes = (*notes, f"no header: columns taken as {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
             dialect = text_files.with_columns(dialect, names)
             merge = _GENRES if len(names) == 24 else ()
+        else:
+            notes = (*notes, f"no header was found: the columns are called {', '.join(dialect.columns[:2])} ...")
 
     def finish(raw: RawTable) -> RawTable:
         return _merge_flags(raw, merge) if merge else raw

@@ -25,6 +25,7 @@ _MAX_COLUMNS = 20_000
 #: Most telling first: where two of them cut the lines equally well, the earlier one is taken.
 _SEPARATORS = ("\t", ",", ";", "|", "::", "||", "^", "~", " ")
 _TYPED = re.compile(r"^([^:]+):(token|token_seq|float|float_seq)$")
+_SEPARATOR_LINE = re.compile(rb'"?sep=([^"\s]|\t)"?', re.IGNORECASE)
 _COMMENT = re.compile(r"\s*(#|%|//)\s*")
 _MAGIC = {
     b"\x7fELF": "a program",
@@ -104,6 +105,10 @@ def sniff(
         lines[: header_row - 1] = [b""] * (header_row - 1)
         header = True
     filled = [at for at, line in enumerate(lines) if line.strip()]
+    # Spreadsheets write "sep=;" in front of the header for each other.
+    if filled and (hint := _SEPARATOR_LINE.fullmatch(lines[filled[0]])):
+        separator = separator or hint[1].decode("utf-8", "replace")
+        lines[filled.pop(0)] = b""
     if not filled:
         raise DataError("the file has no rows.", where=where, fix="Choose a file with a header and rows.")
     separator = _told_separator(separator, where) if separator else _guess_separator(lines)

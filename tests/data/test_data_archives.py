@@ -396,6 +396,14 @@ def test_a_pipe_in_a_folder_is_not_opened(tmp_path: Path, scratch: Path) -> None
     assert [source.name for source in opened(folder, scratch)] == ["shop/ratings.csv"]
 
 
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe"])
+def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, scratch: Path, place: str) -> None:
+    if place == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="no plain file"):
+        opened(tmp_path / place, scratch)
+
+
 def test_names_from_archives_never_become_paths(tmp_path: Path, scratch: Path) -> None:
     name = "d/" + "x" * 200 + "é:*?.csv"
     (source,) = opened(zipped(tmp_path / "e.zip", {name: ROWS}), scratch)

@@ -138,6 +138,12 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, bad: str, reason:
     assert reason in refused[0][1]
 
 
+def test_what_stood_in_a_refused_line_is_kept(tmp_path: Path) -> None:
+    source = opened(put(tmp_path, "d.jsonl", '{"a": 1}\n{"a": oops}\n' + '"' + "x" * 900))
+    texts = source.careful(None).rejects.texts
+    assert texts == {2: '{"a": oops}', 3: '"' + "x" * 499}
+
+
 def test_broken_bytes_are_refused_with_their_line(tmp_path: Path) -> None:
     lines = [json.dumps({"user_id": f"é{n}"}, ensure_ascii=False).encode() for n in range(20)]
     lines[5] = b'{"user_id": "\xe9"}'
@@ -205,6 +211,7 @@ def test_python_dicts_are_literals_and_nothing_else(tmp_path: Path) -> None:
         "{'asin': '007', 'price': 5.0, 'tags': [['A', 'B'], ('c',)], 'ok': True, 'no': None, 'u': u'x'}",
         f"{{'asin': __import__('pathlib').Path({str(canary)!r}).write_text('x')}}",
         "{'asin': " + "(" * 5000,
+        "{'asin': " + "[" * 80 + "]" * 80 + "}",
         "{'asin': 1e999}",
         "['asin']",
         "{'asin': 9007199254740993}",
@@ -218,8 +225,8 @@ def test_python_dicts_are_literals_and_nothing_else(tmp_path: Path) -> None:
     assert dict(zip(source.columns, rows[0], strict=True)) == {
         "asin": "007", "price": "5.0", "tags": '[["A", "B"], ["c"]]', "ok": "true", "no": "", "u": "x",
     }  # fmt: skip
-    assert numbers == [1, 6, 7]
-    assert [line for line, _ in refused] == [2, 3, 4, 5, 8]
+    assert numbers == [1, 7, 8]
+    assert [line for line, _ in refused] == [2, 3, 4, 5, 6, 9]
     assert not canary.exists()
 
 

@@ -159,6 +159,18 @@ def test_lines_above_the_header_are_left_out_and_said(tmp_path: Path, above: str
     assert any(said in note and "left out" in note for note in source.notes)
 
 
+@pytest.mark.parametrize("hint", ["sep=;\n", '"sep=;"\r\n', "SEP=;\r"])
+def test_the_hint_of_spreadsheets_is_taken(tmp_path: Path, hint: str) -> None:
+    source = opened(put(tmp_path, "d.csv", hint + "a,b;c,d\n1,5;2,5\n3,5;4,5\n"))
+    assert source.columns == ("a,b", "c,d")
+    assert everything(source)[:2] == ([["1,5", "2,5"], ["3,5", "4,5"]], [3, 4])
+
+
+def test_a_missing_header_is_said(tmp_path: Path) -> None:
+    source = opened(put(tmp_path, "d.csv", "7,9,1\n8,9,2\n"))
+    assert source.notes == ("no header was found: the columns are called column_1, column_2 ...",)
+
+
 def test_a_header_may_be_a_comment(tmp_path: Path) -> None:
     source = opened(put(tmp_path, "d.csv", "# user_id,item_id,rating\n" + lined(",", ROWS)))
     assert list(source.columns) == HEADER
