@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from llmrec_core.data._checking import CheckedBlock
 from llmrec_core.data._faults import RefusedRows
 from llmrec_core.data._item_columns import drop_columns, told_by_interactions
 from llmrec_core.data.dataset import ITEM_IDX, USER_IDX, Fingerprint, side_columns
-from llmrec_core.data.store import REJECTS, Build
+from llmrec_core.data.store import REJECTS, Build, parquet_options
 
 Codes = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
@@ -256,7 +257,7 @@ def write_interactions(
 
     path = build.folder / "interactions.parquet"
     n_before = n_rows = 0
-    with pq.ParquetWriter(path, schema, use_dictionary=[RATING, *texts], compression="snappy") as writer:
+    with pq.ParquetWriter(path, schema, **parquet_options(schema)) as writer:
         for n_block, table in prefetched(kept()):
             n_before += n_block
             n_rows += len(table)
@@ -291,7 +292,8 @@ _POLICIES = {
 
 def write_side(build: Build, name: str, columns: Mapping[str, pa.Array], digest: Fingerprint) -> None:
     """A table of text beside the interactions."""
-    pq.write_table(pa.table(dict(columns)), build.folder / f"{name}.parquet", compression="snappy")
+    table = pa.table(dict(columns))
+    pq.write_table(table, build.folder / f"{name}.parquet", **parquet_options(table.schema))
     digest.add(name, columns)
 
 
@@ -361,25 +363,33 @@ class _Repeats:
             return 0
         marks = np.concatenate(self._marks)
         self._marks = []
-        marks.sort()
-        return int((marks[1:] == marks[:-1]).sum())
+        low = marks < np.uint64(1 << 63)
+        with ThreadPoolExecutor(2) as pool:
+            return sum(pool.map(_n_equal, (marks[low], marks[~low])))
+
+
+def _n_equal(marks: npt.NDArray[np.uint64]) -> int:
+    marks.sort()
+    return int((marks[1:] == marks[:-1]).sum())
 
 
 def _marks(columns: Mapping[str, pa.Array]) -> npt.NDArray[np.uint64]:
     """64 bits that tell rows apart. Ten million rows collide by chance with a probability of three in a million."""
-    marks = np.zeros(len(columns[USER_IDX]), np.uint64)
-    with np.errstate(over="ignore"):
-        for name in (USER_IDX, ITEM_IDX, RATING, TIME):
-            values = columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
-            values[np.isnan(values)] = np.nan
-            marks ^= (values + 0.0).view(np.uint64)
-            # The finaliser of MurmurHash3.
-            marks ^= marks >> np.uint64(33)
-            marks *= np.uint64(0xFF51AFD7ED558CCD)
-            marks ^= marks >> np.uint64(33)
-            marks *= np.uint64(0xC4CEB9FE1A85EC53)
-            marks ^= marks >> np.uint64(33)
+    user, item = (columns[name].to_numpy(zero_copy_only=False).astype(np.uint64) for name in (USER_IDX, ITEM_IDX))
+    marks = _mixed(user << np.uint64(32) | item)
+    for name in (RATING, TIME):
+        values = columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        values[np.isnan(values)] = np.nan
+        marks = _mixed(marks ^ (values + 0.0).view(np.uint64))
     return marks
+
+
+def _mixed(marks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of MurmurHash3: every bit of the outcome hangs on every bit that went in."""
+    with np.errstate(over="ignore"):
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            marks = (marks ^ (marks >> np.uint64(33))) * np.uint64(factor)
+    return marks ^ (marks >> np.uint64(33))
 
 
 # ------------------------------------------------------------------------------------------------ duplicates

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec_core.data.dataset import ITEM_IDX
+from llmrec_core.data.store import parquet_options
 
 #: A column is believed to be about the items where at most this share of them has contradicting values.
 _MAX_CONFLICTS = 0.1
@@ -74,7 +75,7 @@ def drop_columns(path: Path, gone: Sequence[str], renamed: Mapping[str, str]) ->
         names = [name for name in opened.schema_arrow.names if name not in gone]
         called = [renamed.get(name, name) for name in names]
         schema = pa.schema([opened.schema_arrow.field(n).with_name(c) for n, c in zip(names, called, strict=True)])
-        with pq.ParquetWriter(fresh, schema, compression="snappy") as writer:
+        with pq.ParquetWriter(fresh, schema, **parquet_options(schema)) as writer:
             for group in range(opened.num_row_groups):
                 writer.write_table(opened.read_row_group(group, columns=names).rename_columns(called))
     fresh.replace(path)

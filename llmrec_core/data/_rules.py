@@ -102,3 +102,8 @@ def broken(schema: pandera.DataFrameSchema, values: pa.Array | npt.NDArray[np.fl
 def may_be_long(cells: pa.Array) -> bool:
     """Whether some text could be over the limit, which costs a look at lengths in bytes only."""
     return bool((pc.max(pc.binary_length(cells)).as_py() or 0) > MAX_TEXT_CHARS)
+
+
+def warm() -> None:
+    """Loads pandera, which takes half a second of its own; nothing waits for it while files are looked at."""
+    broken(rating_rules(), np.array([np.inf]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,8 @@ class DatasetStore:
             tables = {"interactions": narrow, "items": dataset.items, "users": dataset.users}
             tables |= {extra: more for extra in dataset.meta.extras if (more := dataset.extra(extra)) is not None}
             for table, rows in tables.items():
-                pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), build.folder / f"{table}.parquet")
+                plain = pa.Table.from_pandas(rows, preserve_index=False)
+                pq.write_table(plain, build.folder / f"{table}.parquet", **parquet_options(plain.schema))
             for file_name, text in (extra_files or {}).items():
                 (build.folder / check_name(file_name, "file")).write_text(text, encoding="utf-8")
             meta = build.commit(dataset.meta)
@@ -210,6 +212,18 @@ class DatasetStore:
         doomed = place.with_name(f".deleted-{secrets.token_hex(8)}")
         os.rename(place, doomed)
         shutil.rmtree(doomed)
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How tables are written: text as words and compressed, numbers as they are.
+
+    Indices and times hardly compress, and plain ones are read several times as fast.
+    """
+    texts = {field.name for field in schema if not pa.types.is_primitive(field.type)}
+    return {
+        "use_dictionary": sorted(texts) or False,
+        "compression": {name: "snappy" if name in texts else "none" for name in schema.names},
+    }
 
 
 def _versions(place: Path) -> list[int]:
@@ -246,4 +260,4 @@ def _sweep(place: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-__all__ = ["REJECTS", "Build", "DatasetStore"]
+__all__ = ["REJECTS", "Build", "DatasetStore", "parquet_options"]

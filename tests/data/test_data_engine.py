@@ -93,12 +93,14 @@ def test_every_path_accepts_and_refuses_the_same(
                 patch.setattr(guessing, "open_sources", lambda *given: [slowly(s) for s in open_sources(*given)])
             if way == "small":
                 patch.setattr(blocks, "BLOCK_ROWS", 5)
-            report = import_files(space, [path], "d")
+            report = import_files(space, [path], "d", ["zero=rating"])
         kept = DatasetStore(space).rejects("d")
         assert len(kept) == report.rows_rejected == report.rows_read - report.rows_accepted
         told = kept[["line", "column", "reason"]].to_numpy().tolist()
         found.append((report.fingerprint, rows(load(space, report)), told, sorted(report.warnings)))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
+    # Notes tell of the first block, which is smaller here.
+    assert found[0][:3] == found[2][:3]
     lines_refused = [line for line, _, _ in found[0][2]]
     assert lines_refused == sorted(lines_refused)
 
@@ -391,12 +393,12 @@ def test_text_columns_are_masked(workspace: Workspace, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-import llmrec_core.data.importers as importers
+from llmrec_core.data import _importing, importers
 from llmrec_core.data import _engine, store
 from llmrec_core.workspace import Workspace
 
 workspace, path, owner, name, when, after = sys.argv[1:]
-place = {"engine": _engine, "spill": _engine.Spill, "importers": importers, "build": store.Build, "os": os}[owner]
+place = {"engine": _engine, "spill": _engine.Spill, "importing": _importing, "build": store.Build, "os": os}[owner]
 real, calls = getattr(place, name), []
 
 
@@ -422,7 +424,7 @@ print("survived")
     [
         ("spill", "add", 1, "after", [1]),
         ("engine", "write_side", 1, "before", [1]),
-        ("importers", "write_side", 2, "after", [1]),
+        ("importing", "write_side", 2, "after", [1]),
         ("os", "fsync", 3, "after", [1]),
         ("os", "rename", 1, "before", [1]),
         ("os", "rename", 1, "after", [1, 2]),
