@@ -198,7 +198,12 @@ def _random_negatives(
     table = dataset.interactions
     # Known rows of held-out users stand in their prompts, so they are no negatives there.
     had = np.concatenate([split.train, split.known])
-    pairs = table["user_idx"].to_numpy(np.int64)[had] * n_items + table["item_idx"].to_numpy(np.int64)[had]
+    owners = table["user_idx"].to_numpy(np.int64)
+    asked = np.zeros(dataset.n_users, bool)
+    asked[users] = True
+    # Pairs of other users are never looked up; sorting them all would take most of the time on large data.
+    had = had[asked[owners[had]]]
+    pairs = owners[had] * n_items + table["item_idx"].to_numpy(np.int64)[had]
     seen = np.unique(pairs)
     weights = split.train_item_counts[offered].astype(np.float64) ** 0.75
     popular = np.cumsum(weights / weights.sum()) if weights.sum() > 0 else None
@@ -208,9 +213,11 @@ def _random_negatives(
         places = np.minimum(np.searchsorted(popular, rng.random((n_lists, n_draws))), len(offered) - 1)
         drawn = np.where(rng.random((n_lists, n_draws)) < EVEN_SHARE, drawn, offered[places])
     codes = users[:, None] * n_items + drawn
-    place = np.minimum(np.searchsorted(seen, codes), len(seen) - 1)
     # The positive of a held-out row is not in training, but it is no negative of its own list either.
-    bad = (seen[place] == codes) | (drawn == positives[:, None])
+    bad = drawn == positives[:, None]
+    if len(seen):
+        place = np.minimum(np.searchsorted(seen, codes), len(seen) - 1)
+        bad |= seen[place] == codes
     drawn = np.where(bad, -1, drawn)
     return _distinct(drawn, n_negatives)
 
