@@ -186,6 +186,10 @@ def _choose_mapping(first: Sequence[ImportGuess]) -> None:
             help="Files with the same columns were imported before; their mapping is used. Off: start fresh.",
         )
         st.space("stretch")
+        if said() and st.button("Undo my corrections", key="import_undo", icon=":material/undo:", type="tertiary"):
+            said().clear()
+            _suggest_parts(first)
+            st.rerun()
         with st.popover("Use a mapping file", icon=":material/rule_settings:"):
             upload = st.file_uploader(
                 "A mapping that an earlier import gave you",

@@ -123,8 +123,11 @@ def test_the_kind_decides_which_roles_are_asked(screen):
     app = drop(screen(), ("things.csv", "item_id,title\na,A\nb,B\n"))
     assert widget(app.selectbox, "kind").value == "items"
     assert not has(app.selectbox, "role_user_id")
+    assert not has(app.button, "import_undo")
     widget(app.selectbox, "kind").select("interactions").run()
     assert has(app.selectbox, "role_user_id")
+    app.button(key="import_undo").click().run()
+    assert widget(app.selectbox, "kind").value == "items"
 
 
 def test_a_mapping_is_kept_and_remembered(screen, workspace):
