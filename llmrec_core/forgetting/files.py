@@ -80,23 +80,31 @@ def rewrite_parquet(source: Path, target: Path, clean: Clean) -> tuple[int, int]
     before = after = 0
     with open_parquet(source) as opened:
         schema = opened.schema_arrow
-        groups = opened.metadata.num_row_groups
-        codec = opened.metadata.row_group(0).column(0).compression if groups and len(schema) else "snappy"
+        codecs = _codecs(opened.metadata)
         writer: pq.ParquetWriter | None = None
         try:
             for batch in opened.iter_batches(_BLOCK_ROWS):
                 table = _fresh(clean(pa.Table.from_batches([batch])))
                 before, after = before + batch.num_rows, after + table.num_rows
                 if writer is None:
-                    writer = pq.ParquetWriter(target, table.schema, compression=codec.lower())
+                    writer = pq.ParquetWriter(target, table.schema, compression=codecs)
                 writer.write_table(table)
             if writer is None:
-                writer = pq.ParquetWriter(target, clean(schema.empty_table()).schema, compression=codec.lower())
+                writer = pq.ParquetWriter(target, clean(schema.empty_table()).schema, compression=codecs)
         finally:
             if writer is not None:
                 writer.close()
     sync(target)
     return before, after
+
+
+def _codecs(metadata: pq.FileMetaData) -> dict[str, str] | str:
+    """The compression of each column, as the writer takes it."""
+    if not metadata.num_row_groups:
+        return "snappy"
+    group = metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return {column.path_in_schema: column.compression.lower().replace("uncompressed", "none") for column in columns}
 
 
 def clean_text(path: Path, person: Person, *, write: bool) -> int:

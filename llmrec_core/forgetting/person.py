@@ -81,7 +81,9 @@ class Person:
 
     def holds(self, data: bytes) -> bool:
         """Whether a distinctive id of theirs stands in these bytes as a word, in UTF-8 or as JSON escapes."""
-        return any(re.search(rb"(?<![0-9A-Za-z_])" + re.escape(n) + rb"(?![0-9A-Za-z_])", data) for n in self.needles)
+        # The plain search comes first: it reads weights of gigabytes a hundred times faster than the pattern.
+        held = [needle for needle in self.needles if needle in data]
+        return any(re.search(rb"(?<![0-9A-Za-z_])" + re.escape(n) + rb"(?![0-9A-Za-z_])", data) for n in held)
 
     @cached_property
     def needles(self) -> tuple[bytes, ...]:
