@@ -374,11 +374,10 @@ def _readings(found: Portrait) -> list[str]:
     if found.n_few_users:
         share = found.n_few_users / max(1, found.n_users - found.n_cold_users)
         said.append(f"{_percent(share)} of the active users have fewer than {_FEW}: little to learn their taste from.")
-    if found.n_cold_items or found.n_few_items:
-        said.append(
-            f"{found.n_cold_items:,} items have no interaction and {found.n_few_items:,} have 1 to {_FEW - 1}: for "
-            "them only their text speaks."
-        )
+    parts = [f"{_items_have(found.n_cold_items)} no interaction"] if found.n_cold_items else []
+    parts += [f"{_items_have(found.n_few_items)} fewer than {_FEW}"] if found.n_few_items else []
+    if parts:
+        said.append(f"{' and '.join(parts)}: for them mostly their text speaks.")
     if found.co_visits is not None:
         c = found.co_visits
         how = "" if not c.n_sampled else f" (estimated from {c.n_sampled:,} random pairs)"
@@ -402,8 +401,12 @@ def _readings(found: Portrait) -> list[str]:
         said.append("No item has any text: a language model would read ids alone.")
     else:
         how = "tokens" if text.exact else "words and marks (a tokenizer gives more)"
-        said.append(f"An item with text has {text.mean:.0f} {how} of it; {text.n_without_text:,} items have none.")
+        said.append(f"An item with text has {text.mean:.0f} {how} of it; {_items_have(text.n_without_text)} none.")
     return said
+
+
+def _items_have(n: int) -> str:
+    return "1 item has" if n == 1 else f"{n:,} items have"
 
 
 def _percent(share: float) -> str:

@@ -141,6 +141,8 @@ def long_tail_figure(data: Mapping[str, Any]) -> go.Figure:
         ]
     )
     title = f"Long tail: {number(share, 2)} % of items hold {number(held, 2)} % of interactions"
+    if "gini" in data:
+        title += f", Gini {number(data['gini'], 2)}"
     finish(figure, title, "items, most popular first (%)", "interactions held (%)", _HEIGHT, legend=True)
     figure.update_yaxes(range=[0, 104])
     figure.update_xaxes(range=[0, 100])
@@ -153,6 +155,7 @@ def cold_figure(data: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure()
     rows = [("items", data["n_items"], data["n_cold_items"], data["n_few_items"])]
     rows.append(("users", data["n_users"], data["n_cold_users"], data["n_few_users"]))
+    # Patterns fill two of the steps, so only the plain one carries its number.
     steps = (("none", VERMILLION, "x"), ("1 to 4", ORANGE, "/"), ("5 or more", BLUE, ""))
     for at, (name, colour, pattern) in enumerate(steps):
         counts = [(cold, few, total - cold - few)[at] for _, total, cold, few in rows]
@@ -163,7 +166,7 @@ def cold_figure(data: Mapping[str, Any]) -> go.Figure:
             y=[kind for kind, _, _, _ in rows],
             name=name,
             marker={"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay"}},
-            text=[f"{count:,}" if share >= 8 else "" for count, share in zip(counts, shares, strict=True)],
+            text=[f"{n:,}" if share >= 8 and not pattern else "" for n, share in zip(counts, shares, strict=True)],
             textposition="inside",
             insidetextfont={"color": "white"},
             hovertext=[
@@ -173,7 +176,7 @@ def cold_figure(data: Mapping[str, Any]) -> go.Figure:
             hoverinfo="text",
         )
     finish(figure, "Cold users and items, by interactions", "share (%)", height=260, legend=True)
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", legend_traceorder="normal")
     figure.update_xaxes(range=[0, 100])
     figure.update_yaxes(showgrid=False, zeroline=False)
     return figure

@@ -42,6 +42,8 @@ def test_every_figure_shows_its_numbers():
     assert list(figures["months"].layout.xaxis.ticktext) == ["1970-01", "1970-02", "1970-03"]
     assert sum(figures["history_lengths"].data[0].y) == 3
     assert figures["tail"].data[0].y[-1] == pytest.approx(100)
+    # 3, 1 and 0 interactions: 2 * (1 * 2 + 3 * 3) / (3 * 4) - 4 / 3.
+    assert "Gini 0.5" in said(figures["tail"])
     assert "Ratings, mean 3.5" in shown_texts(figures["ratings"])
     shares = dict(zip(figures["coverage"].layout.yaxis.ticktext, figures["coverage"].data[0].x, strict=True))
     assert shares["user: age"] == pytest.approx(100 / 3)
