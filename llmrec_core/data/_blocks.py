@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -63,7 +63,7 @@ def _parted(rejects: Rejects, line: int) -> tuple[Rejects, Rejects]:
     return before, after
 
 
-def prefetched(blocks: Iterator[Block], ahead: int = 2) -> Iterator[Block]:
+def prefetched(blocks: Iterator[Block], ahead: int = 2) -> Generator[Block]:
     """The same blocks, made by a thread of their own while earlier ones are looked at."""
     waiting: queue.Queue[Block | BaseException | None] = queue.Queue(ahead)
     stopped = threading.Event()

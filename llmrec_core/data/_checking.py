@@ -6,7 +6,7 @@ Blocks have a fixed number of rows however the source cuts them, so nothing depe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,7 +143,7 @@ class TableReader:
     def _timeless(self) -> str:
         return f"column {self.planned.roles[TIME]!r} is empty: imported without times"
 
-    def blocks(self) -> Iterator[CheckedBlock]:
+    def blocks(self) -> Generator[CheckedBlock]:
         """The whole table, checked.
 
         Raises:

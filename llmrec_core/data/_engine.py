@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,8 +258,8 @@ def write_interactions(
 
     path = build.folder / "interactions.parquet"
     n_before = n_rows = 0
-    with pq.ParquetWriter(path, schema, **parquet_options(schema)) as writer:
-        for n_block, table in prefetched(kept()):
+    with pq.ParquetWriter(path, schema, **parquet_options(schema)) as writer, closing(prefetched(kept())) as ready:
+        for n_block, table in ready:
             n_before += n_block
             n_rows += len(table)
             if len(table):

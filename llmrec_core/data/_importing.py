@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -175,14 +176,15 @@ class Import:
         while True:
             log, take, n_read, n_again = self.log.table(), begin(), 0, 0
             try:
-                for block in reader.blocks():
-                    take(block)
-                    log.add(reader.name, block.refused)
-                    n_read += block.n_read
-                    self.build.alive()
-                    if n_read - n_again >= 1_000_000:
-                        n_again = n_read
-                        self.say(f"reading {reader.name} as {reader.planned.kind}: {n_read:,} rows")
+                with closing(reader.blocks()) as blocks:
+                    for block in blocks:
+                        take(block)
+                        log.add(reader.name, block.refused)
+                        n_read += block.n_read
+                        self.build.alive()
+                        if n_read - n_again >= 1_000_000:
+                            n_again = n_read
+                            self.say(f"reading {reader.name} as {reader.planned.kind}: {n_read:,} rows")
                 break
             except ReadAgain:
                 log.close()

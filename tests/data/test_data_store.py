@@ -232,3 +232,23 @@ def test_the_room_is_light() -> None:
     code = f"import sys, llmrec_core.data; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_versions_written_with_ids_in_every_row_still_load(workspace: Workspace, dataset: Dataset) -> None:
+    """Earlier versions of the Studio kept the ids as text beside 64-bit indices."""
+    store = DatasetStore(workspace)
+    folder = store.save(dataset).folder
+    assert folder is not None
+    frame = dataset.interactions.astype({"user_id": str, "item_id": str})
+    frame.to_parquet(folder / "interactions.parquet")
+    pd.testing.assert_frame_equal(store.load("d").interactions, dataset.interactions)
+
+
+def test_an_index_that_names_nobody_is_damage(workspace: Workspace, dataset: Dataset) -> None:
+    store = DatasetStore(workspace)
+    folder = store.save(dataset).folder
+    assert folder is not None
+    frame = dataset.interactions.drop(columns=["user_id", "item_id"]).assign(user_idx=99)
+    frame.to_parquet(folder / "interactions.parquet")
+    with pytest.raises(DataError, match=r"interactions\.parquet"):
+        _ = store.load("d").interactions

@@ -51,7 +51,7 @@ class ValueOptions(BaseModel):
         zero: whether a rating of zero is the lowest rating or says that there is none.
         missing_time: rows without a time are refused; or take the time of the row before; or no row keeps a time.
         scale: (low, high) of the ratings where the data does not show all of it.
-        duplicates: which of several rows of one user, item and time stays.
+        duplicates: what becomes of several rows of one user and item (of one part, where data comes already split).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
