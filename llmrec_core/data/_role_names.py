@@ -51,7 +51,8 @@ _NAMES: dict[str, str] = {
     "artikelnummer artikelnr artikel produktid produktnummer produkt filmnummer buchid buch idarticle "
     "codearticle idproduit produitid codeproduit produit idfilm livre idlivre idarticulo articuloid "
     "articulo idproducto productoid codigoproducto producto idpelicula pelicula libro idlibro",
-    "rating": "rating ratings score scores stars star starrating overall ratingvalue userrating "
+    "rating": "rating ratings score scores stars star starrating overall ratingvalue userrating bookrating "
+    "movierating filmrating itemrating productrating gamerating myrating "
     "reviewscore reviewrating grade vote preference 评分 打分 分数 得分 星级 评级 評価 評価点 点数 "
     "スコア 星 レーティング bewertung bewertungen sterne punkte punktzahl note evaluation notation "
     "etoiles puntuacion calificacion valoracion estrellas",
@@ -86,7 +87,7 @@ _NAMES: dict[str, str] = {
     "cover coverurl coverimage picurl pic 图片 图片链接 图片地址 封面 海报 画像 画像url 写真 bild "
     "bildurl bilder photographie imagen imagenurl foto",
     "impression_id": "impressionid impression requestid logid",
-    "label": "label labels clicked click isclick target",
+    "label": "label labels clicked click isclick liked like islike thumbsup target",
     "position": "position pos rank slot",
     "history": "history histories userhistory clickhistory clickedhistory clickednews historyitems "
     "itemhistory itemsequence sequence itemseq seq itemlist itemids items itemidlist itemidseq "

@@ -136,6 +136,22 @@ def fill(
     return found, why, doubts
 
 
+def overlooked(wanted: Collection[str], free: Collection[str], sample: pa.Table) -> list[str]:
+    """What columns without a telling name may be, where nothing plays the role of ratings or times."""
+    if not wanted or len(sample) < _MIN_ROWS or len(free) > _MAX_FREE:
+        return []
+    notes = []
+    seen = {column: evidence(sample.column(column)) for column in free}
+    for role in sorted(wanted):
+        for column, cells in seen.items():
+            if role == "rating" and cells.rating_like:
+                what = f"numbers from {cells.low:g} to {cells.high:g}"
+                notes.append(f"no ratings were found; {column!r} holds {what}: rating={column} takes it for them")
+            elif role == "timestamp" and cells.time:
+                notes.append(f"no times were found; {column!r} holds what may be: timestamp={column} takes it for them")
+    return notes
+
+
 def _pair(ids: list[str], seen: Mapping[str, Evidence]) -> tuple[str, str] | None:
     """The two columns of ids, in file order; None where there are fewer, or more that could be meant."""
     if len(ids) > 2:

@@ -98,6 +98,8 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
             roles |= by_value
             why |= reasons
             notes += doubts
+    if {"user_id", "item_id"} <= roles.keys() and "rating" not in roles:
+        _take_labels(columns, sample, roles, why, notes)
     present = set(columns)
     _apply(roles, said, present, why)
     kind, why["kind"] = _kind(file_name, roles, columns)
@@ -128,7 +130,29 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
         why["kind"] = "you said so"
     kept = {role: roles[role] for role in ALL_ROLES if role in roles and role in ROLES_OF[kind]}
     notes = [note for note in notes if note.partition(":")[0] in kept or note.partition(":")[0] not in ALL_ROLES]
+    if kind == "interactions" and {"user_id", "item_id"} <= kept.keys():
+        taken = {role for role, column in (*said, *said_here) if column == ""}
+        wanted = {"rating", "timestamp"} - kept.keys() - taken - ({"rating"} if "event" in kept else set())
+        free = [c for c in columns if c not in kept.values() and not _means_something(c)]
+        notes += _role_values.overlooked(wanted, free, sample)
     return Guess(kind, kept, {r: w for r, w in why.items() if r in kept or r == "kind"}, tuple(notes))
+
+
+def _take_labels(
+    columns: Sequence[str], sample: pa.Table, roles: dict[str, str], why: dict[str, str], notes: list[str]
+) -> None:
+    """A column of clicks beside users and items: without it, what was not clicked would count as an interaction."""
+    for column in columns:
+        if column in roles.values() or rank_of("label", column) is None:
+            continue
+        words = {cell.strip().lower() for cell in sample.column(column).to_pylist()} - {""}
+        if words in ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"0.0", "1.0"}):
+            roles["rating"], why["rating"] = (
+                column,
+                f"the column is called {column!r} and holds {' and '.join(sorted(words))}",
+            )
+            notes.append(f"rating: taken from {column!r}, which tells what was chosen and what was not")
+            return
 
 
 #: Roles that are looked for by name in every table; those of other layouts are looked for by the layouts.

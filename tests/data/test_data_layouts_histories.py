@@ -140,6 +140,22 @@ def test_a_growing_history_with_its_next_item(tmp_path: Path) -> None:
     assert [row[2] for row in rows(planned)] == ["1600000000", "1600000000", "1600000005", "1600000001", "1600000001"]
 
 
+def test_a_judged_item_beside_a_history_was_shown(tmp_path: Path) -> None:
+    """With a label the further item is a candidate; the row with 0 gives no interaction with it."""
+    content = "user_id\thistory\titem_id\tlabel\nu1\ti1 i2\ti3\t1\nu1\ti1 i2\ti4\t0\nu2\ti5 i6\ti1\t1\n"
+    found, shown = plan(put(tmp_path, "d.tsv", content))
+    assert rows(found) == [("u1", "i1"), ("u1", "i2"), ("u1", "i3"), ("u2", "i5"), ("u2", "i6"), ("u2", "i1")]
+    assert [row[2:4] for row in rows(shown)] == [("i3", "1"), ("i4", "0"), ("i1", "1")]
+
+
+def test_a_blank_user_beside_others_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path, "h.csv", "user_id,history\nu1,a1 a2\n,b1 b2\nu3,\n")
+    report = import_files(Workspace.open(tmp_path / "ws"), [path], "d")
+    assert [(r["line"], r["reason"]) for r in report.rejects] == [
+        (3, "user_id is empty"), (4, "the row tells no item"),
+    ]  # fmt: skip
+
+
 def test_growing_histories_and_baskets_are_told_apart(tmp_path: Path) -> None:
     (growing,) = plan(put(tmp_path, "g.csv", "user_id,history\nu1,i1 i2\nu2,i7\nu1,i1 i2 i3\n"))
     assert rows(growing) == [("u1", "i1"), ("u1", "i2"), ("u2", "i7"), ("u1", "i3")]

@@ -134,6 +134,20 @@ def test_a_doubtful_table_says_that_it_may_be_one(tmp_path: Path) -> None:
     assert any("layout:FILE=matrix" in note for note in planned.notes)
 
 
+def test_a_user_who_comes_twice_makes_a_matrix_doubtful(tmp_path: Path) -> None:
+    content = matrix("").replace("u2", "u1")
+    planned = plan(tmp_path, "m.csv", content)[0]
+    assert planned.layout == "rows"
+    assert any("layout:FILE=matrix" in note for note in planned.notes)
+    assert len(rows(plan(tmp_path, "m.csv", content, "layout:m.csv=matrix")[0])) == 6
+
+
+def test_decimal_commas_are_no_lists(tmp_path: Path) -> None:
+    (planned,) = plan(tmp_path, "m.csv", "user;i1;i2;i3;i4\nu1;4,5;;3,5;\nu2;;4;;1,5\nu3;2;2;;\n")
+    assert planned.layout == "matrix"
+    assert rows(planned)[:2] == [("u1", "i1", "4,5"), ("u1", "i3", "3,5")]
+
+
 def test_bad_cells_are_refused_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     lines = [",".join([f"u{n}", "4", "", "3", "1"]) for n in range(60)]

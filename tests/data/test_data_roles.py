@@ -152,6 +152,24 @@ def test_what_could_also_be_is_said() -> None:
     assert any(note.startswith("rating:") and "'score'" in note for note in notes)
 
 
+def test_labels_of_clicks_are_ratings_and_said() -> None:
+    base = {"user_id": ["u1", "u1", "u2"], "item_id": ["a", "b", "a"]}
+    found = guess({**base, "clicked": ["1", "0", "1"]})
+    assert found.roles["rating"] == "clicked"
+    assert any("what was chosen and what was not" in note for note in found.notes)
+    assert "rating" not in guess({**base, "clicked": ["1", "1", "1"]}).roles
+    assert "rating" not in guess({**base, "clicked": ["1", "0", "1"]}, "rating=").roles
+
+
+def test_what_was_overlooked_is_said() -> None:
+    columns = log(["user_id", "item_id", "how", "then"])
+    found = guess(columns)
+    assert found.roles.keys() == {"user_id", "item_id"}
+    assert any("rating=how" in note for note in found.notes)
+    assert any("timestamp=then" in note for note in found.notes)
+    assert not any("rating=" in note for note in guess(columns, "rating=").notes)
+
+
 def test_values_refuse_a_name() -> None:
     columns = {"user": ["u1", "u2"], "item": ["a", "b"], "note": ["so so", "rainy"], "event": ["a long tale", "x" * 90]}
     assert guess(columns).roles == {"user_id": "user", "item_id": "item"}

@@ -257,8 +257,6 @@ def _instructions(seen: _Seen) -> list[PlannedTable]:
 
 def _records(seen: _Seen) -> list[PlannedTable]:
     told = seen.told if seen.told in ("histories", "impressions") else None
-    if told is None and {"user_id", "item_id", "rating"} <= seen.guess.roles.keys() and "candidates" not in seen.said:
-        return []
     form = records.find_records(seen.source, seen.sample, seen.said, seen.guess.roles, told)
     if form is None:
         return []

@@ -83,6 +83,9 @@ def find_form(cells: Sequence[str], *, named: bool) -> ListForm | None:
         several = sum(len(p) > 1 for p in parts) / len(parts)
         if not several:
             continue
+        if separator == "," and not named and all(_decimal(cell) for cell in filled):
+            # "4,5" beside "3" is a number of a country that writes decimals so.
+            continue
         tokens = [token for p in parts for token in p]
         if separator == " " or not named:
             alike = sum(_like_id(token) for token in tokens) / len(tokens)
@@ -93,6 +96,10 @@ def find_form(cells: Sequence[str], *, named: bool) -> ListForm | None:
     if best is None:
         return None
     return best[1] if named or best[0] >= 0.5 else None
+
+
+def _decimal(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(,\d+)?", cell) is not None
 
 
 def _like_id(token: str) -> bool:

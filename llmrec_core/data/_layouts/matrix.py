@@ -98,8 +98,7 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
             counts.update(numbers[first])
         if users is None:
             notes.append("no column of users: each row is a user, called by the number of its line")
-    elif len(set(texts[first])) < len(texts[first]) and not told:
-        return None
+    repeated = source.header and len(set(texts[first])) < len(texts[first])
     if marker is not None:
         share = counts[marker] / max(1, sum(counts.values()))
         if marker == 0 and missing is None and share < 0.5:
@@ -112,8 +111,8 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
     absent = 1 - (sum(counts.values()) - (counts[marker] if marker is not None else 0)) / n_cells
     if not told:
         verdict = _verdict(scale, absent, items, source.header and not header_row)
-        if verdict is not True:
-            return verdict or None
+        if verdict is not True or repeated:
+            return _MAY_BE if verdict else None
     low, high = (min(scale), max(scale)) if scale else (0, 0)
     notes.append(f"{absent:.0%} of the cells of the first rows hold no rating; the others go from {low:g} to {high:g}")
     ids = [cells_of(sample, c)[0].as_py().strip() for c in items] if header_row else list(items)
@@ -124,6 +123,9 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
     if transposed:
         notes.append(f"{first!r} names items: rows are taken as items, columns as users")
     return MatrixForm(users, tuple(items), tuple(ids), marker, transposed, header_row, tuple(dropped), tuple(notes))
+
+
+_MAY_BE = "the columns could also be items of a user x item matrix: layout:FILE=matrix"
 
 
 def _is_attribute(column: str) -> bool:
@@ -212,7 +214,7 @@ def _verdict(scale: Sequence[float], absent: float, items: Sequence[str], header
     if not flags and len(scale) <= 11 and len(items) >= 5 and (not header or numbered):
         return True
     if numbered or len(items) >= 10:
-        return "the columns could also be items of a user x item matrix: layout:FILE=matrix"
+        return _MAY_BE
     return ""
 
 

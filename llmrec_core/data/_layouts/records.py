@@ -316,6 +316,8 @@ def stream_form(form: RecordForm) -> StreamForm:
                 if values and len(values) != len(against) and not fault:
                     of = "candidates" if against is shown else "items in the history"
                     fault = f"{len(values)} {what} for {len(against)} {of}"
+            if users and not users[row]:
+                fault = "user_id is empty"
             if not history and not shown and not fault:
                 fault = "the row tells no item"
             yield Record(
