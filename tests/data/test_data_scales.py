@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec_core.data import DatasetStore, import_files
 from llmrec_core.data._values import ValueOptions, detect_scale, refuse_unanswered
 from llmrec_core.errors import DataError
+from llmrec_core.workspace import Workspace
 
 HALVES = [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
 TEN = list(range(1, 11))
@@ -124,3 +128,41 @@ def test_a_scale_holds_what_was_seen_however_it_is_told(values: list[float]) -> 
         assert found.low < found.high
         assert found.low <= min(known)
         assert found.high >= max(known)
+
+
+@pytest.mark.parametrize(
+    ("cells", "said", "scale", "threshold", "kind", "step"),
+    [
+        ("0 1 2", (), (0, 2), 1, "scale", 1),
+        ("0.5 3 4.5 5", (), (0.5, 5), 2.75, "scale", 0.5),
+        ("2 3 5", (), (1, 5), 3, "scale", 1),
+        ("4/5 2/5", (), (1, 5), 3, "scale", 1),
+        ("0 3 10", ("zero=rating",), (0, 10), 5, "scale", 1),
+        ("0 3 10", ("zero=unrated",), (1, 10), 5.5, "scale", 1),
+        ("-9.5 -1 9.75", (), (-10, 10), 0, "scale", 0.25),
+        ("2 3 5", ("scale=1..7",), (1, 7), 4, "scale", 1),
+        ("0 1", (), (0, 1), 0.5, "binary", 1),
+        ("like dislike", (), (0, 1), 0.5, "binary", 1),
+        ("-1 1", (), (-1, 1), 0, "thumbs", 1),
+        ("80% 95%", (), (0, 100), 50, "scale", 1),
+        ("1 7 2500", (), None, None, "counts", 1),
+        ("5 5", (), None, None, "constant", 0),
+    ],
+)
+def test_an_import_keeps_the_scale(
+    tmp_path: Path,
+    cells: str,
+    said: tuple[str, ...],
+    scale: tuple[float, float] | None,
+    threshold: float | None,
+    kind: str,
+    step: float,
+) -> None:
+    workspace, path = Workspace.open(tmp_path / "ws"), tmp_path / "d.csv"
+    path.write_text("user_id,item_id,rating\n" + "".join(f"u{i},i{i},{c}\n" for i, c in enumerate(cells.split())))
+    import_files(workspace, [path], "d", said)
+    dataset = DatasetStore(workspace).load("d")
+    assert (dataset.rating_scale, dataset.like_threshold) == (scale, threshold)
+    assert (dataset.meta.rating_kind, dataset.meta.rating_step) == (kind, step)
+    if said == ("zero=unrated",):
+        assert np.isnan(dataset.interactions["rating"][0])
