@@ -159,14 +159,13 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
         if guess.left_out:
             files[glob.escape(guess.file)] = {"leave_out": True}
             continue
-        if guess.layout != "rows":
-            said["layout"] = guess.layout
+        said["layout"] = guess.layout
         if guess.separator is not None:
             said |= {"separator": guess.separator, "header": guess.header}
         taken_away = {role: "" for role, column in corrections.roles_of(guess.file) if column == ""}
-        if guess.layout == "rows":
-            taken_away |= guess.roles
-        said |= {"kind": guess.kind, "encoding": guess.encoding, "roles": taken_away | guess.origin}
+        # What a layout used up are columns of the file; the columns it made of them are not, and need not be said.
+        roles = guess.origin if guess.origin or guess.layout == "matrix" else guess.roles
+        said |= {"kind": guess.kind, "encoding": guess.encoding, "roles": taken_away | roles}
         files.setdefault(glob.escape(guess.file), said | {"columns": tuple(guess.columns)})
     general = dict(corrections.options)
     document: dict[str, Any] = {
@@ -204,7 +203,7 @@ def fitted(mapping: ImportMapping, tables: Mapping[str, Sequence[str]]) -> tuple
         if len(same) == 1:
             files[glob.escape(same[0])] = file
             free.discard(same[0])
-        else:
+        elif not file.leave_out:
             unused.append(name)
     return mapping.model_copy(update={"files": files}), tuple(unused)
 

@@ -258,9 +258,9 @@ def _roles(guess: ImportGuess, key: str) -> None:
     """A selectbox for each role, with the reason of the guess under it."""
     now, options = guess.roles, [_NONE, *guess.columns]
     wanted: Sequence[str] = ROLES_OF[guess.kind]
-    if guess.layout in ROLES_OF_LAYOUT:
+    if guess.layout in ROLES_OF_LAYOUT or guess.origin:
         now, options = guess.origin, [_NONE, *guess.file_columns]
-        wanted = list(dict.fromkeys([*ROLES_OF_LAYOUT[guess.layout], *guess.origin]))
+        wanted = list(dict.fromkeys([*ROLES_OF_LAYOUT.get(guess.layout, ()), *guess.origin]))
     for start in range(0, len(wanted), 4):
         columns = st.columns(4)
         for column, role in zip(columns, wanted[start : start + 4], strict=False):

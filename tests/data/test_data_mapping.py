@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_core.data._roles import ROLES, parse_mapping
-from llmrec_core.data.mapping import FileMapping, ImportMapping, ValueMapping, dump_mapping, load_mapping, read_mapping
+from llmrec_core.data import guess_files, part_hint
+from llmrec_core.data._corrections import parse_mapping
+from llmrec_core.data._role_names import ROLES
+from llmrec_core.data.mapping import (
+    FileMapping,
+    ImportMapping,
+    ValueMapping,
+    dump_mapping,
+    fitted,
+    load_mapping,
+    mapping_of,
+    read_mapping,
+)
 from llmrec_core.errors import DataError, InputError
 
 DOCUMENT = """\
@@ -180,3 +191,99 @@ def test_files_are_read_and_refused(tmp_path):
 def test_unknown_words_of_options_are_refused(entry):
     with pytest.raises(InputError):
         parse_mapping([entry])
+
+
+def _lines(n: int, line) -> str:
+    return "".join(line(k) + "\n" for k in range(n))
+
+
+#: name -> text of a file, and the layouts that it gives.
+FILES = {
+    "plain.csv": ("user_id;item_id;rating\n" + _lines(9, lambda k: f"u{k};i{k};{k % 5 + 1}"), {"rows"}),
+    "matrix.csv": ("user,i1,i2,i3,i4\n" + _lines(30, lambda k: f"u{k},{k % 5 + 1},99,{(k + 1) % 5 + 1},3"), {"matrix"}),
+    "lists.csv": ("user_id,history\n" + _lines(20, lambda k: f"u{k},i{k} i{k + 1} i{k + 2}"), {"histories"}),
+    "behaviors.tsv": (
+        _lines(30, lambda k: f"{k}\tU{k % 7}\t11/1{k % 5}/2019 9:00:0{k % 9} AM\tN{k} N{k + 1}\tN{k + 2}-0 N{k + 3}-1"),
+        {"impressions"},
+    ),
+    "clicks.jsonl": (
+        _lines(9, lambda k: f'{{"user_id":"u{k}","history":["a"],"history_labels":[1],"candidate":"c","label":1}}'),
+        {"impressions"},
+    ),
+    "records.json": (
+        '[{"instruction":"Will they like it?","input":"History: A, B. Candidate: C","output":"Yes"},'
+        '{"instruction":"Will they like it?","input":"History: B. Candidate: D","output":"No"}]',
+        {"instructions"},
+    ),
+    "facts.txt": ("head\trelation\ttail\n" + _lines(5, lambda k: f"m{k}\tmade_by\tp{k}"), {"knowledge"}),
+    "tags.csv": ("userId,movieId,tag,timestamp\n" + _lines(20, lambda k: f"{k},{k},funny,{1500000000 + k}"), {"tags"}),
+    "items.csv": (
+        "item_id,title," + ",".join(f"f{i}" for i in range(16)) + "\n"
+        + _lines(20, lambda k: f"i{k},T{k}," + ",".join(str(k * 0.1 + i) for i in range(16))),
+        {"rows"},
+    ),
+    "grow.csv": (
+        "user_id:token\titem_id_list:token_seq\titem_id:token\n" + _lines(20, lambda k: f"u{k}\ta b c\td"),
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_mapping_of_a_guess_gives_the_guess_again(tmp_path, name):
+    text, layouts = FILES[name]
+    path = tmp_path / name
+    path.write_text(text)
+
+    def seen(guesses):
+        return [(g.file, g.kind, g.layout, g.roles, g.origin, g.columns, g.fault) for g in guesses]
+
+    guesses = guess_files([path])
+    assert layouts is None or {guess.layout for guess in guesses} == layouts
+    kept = read_mapping(dump_mapping(mapping_of(guesses)))
+    assert seen(guess_files([path], kept.entries())) == seen(guesses)
+
+
+def test_what_was_said_stands_in_the_mapping(tmp_path):
+    for name in ("a.csv", "b.csv", "c.csv"):
+        (tmp_path / name).write_text("user_id,item_id,rating,note\nu1,i1,5,x\nu2,i2,3,y\n")
+    said = ["rating:a.csv=", "part:a.csv=train", "leave_out:b.csv=yes", "duplicates=last", "zero=unrated"]
+    said += ["pseudonymise=yes", "mask:note=email+phone", "timezone=Asia/Tokyo"]
+    mapping = mapping_of(guess_files(sorted(tmp_path.iterdir()), said), said)
+    assert mapping.files["a.csv"].roles == {"rating": "", "user_id": "user_id", "item_id": "item_id"}
+    assert mapping.files["a.csv"].part == "train"
+    assert mapping.files["b.csv"] == FileMapping(leave_out=True)
+    assert mapping.files["c.csv"].roles["rating"] == "rating"
+    assert mapping.duplicates == "last"
+    assert mapping.values == ValueMapping(zero="unrated", timezone="Asia/Tokyo")
+    assert mapping.privacy.pseudonymise
+    assert mapping.privacy.mask == {"note": ("email", "phone")}
+
+
+def test_a_mapping_fits_files_of_other_names_by_their_columns():
+    mapping = ImportMapping(
+        files={
+            "may.csv": FileMapping(kind="interactions", columns=("user", "item")),
+            "items-*.csv": FileMapping(kind="items", columns=("item", "name")),
+            "notes.csv": FileMapping(leave_out=True),
+        }
+    )
+    found, unused = fitted(mapping, {"june.csv": ("item", "user"), "items-06.csv": ("x",)})
+    assert set(found.files) == {"june.csv", "items-*.csv"}
+    assert found.files["june.csv"].kind == "interactions"
+    assert unused == ()
+    # Two tables have these columns: nobody can say which one was meant.
+    found, unused = fitted(mapping, {"a.csv": ("user", "item"), "b.csv": ("user", "item")})
+    assert unused == ("may.csv", "items-*.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("train.csv", "train"), ("data/ml.test.inter", "test"), ("u1_VALID.tsv", "valid"), ("dev-set.csv", "valid"),
+        ("training.csv", "train"), ("latest.csv", None), ("contest.csv", None), ("restrained.csv", None),
+        ("test/ratings.csv", None),
+    ],
+)  # fmt: skip
+def test_names_that_speak_of_a_part(name, part):
+    assert part_hint(name) == part
