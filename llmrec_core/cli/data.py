@@ -330,10 +330,8 @@ def data_portrait(
     if as_json:
         print_json(found)
         return
-    for sentence in found.get("readings", []):
+    for sentence in found["readings"]:
         out.print(plain(sentence))
-    for reading in found["readings"]:
-        out.print(plain(reading))
     shown = table("what", "value")
     for key, value in found.items():
         if not isinstance(value, dict | list):
