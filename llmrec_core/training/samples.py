@@ -165,8 +165,9 @@ def _lists(
         labels["rank"] = values.ravel()
     if "rating" in tasks:
         if dataset.rating_scale is None:
+            counts = dataset.meta.rating_kind == "counts"
             raise DataError(
-                "this data has no ratings to learn from.",
+                "the ratings of this data are counts." if counts else "this data has no ratings to learn from.",
                 where=f"objectives, dataset {dataset.name}",
                 fix="Use the click or rank objective, or import a rating column.",
             )

@@ -81,7 +81,7 @@ def facts(dataset: Dataset) -> None:
     columns[2].metric("Items", f"{meta.n_items:,}")
     columns[3].metric("Density", f"{meta.n_interactions / (meta.n_users * meta.n_items):.2%}")
     scale = dataset.rating_scale
-    columns[4].metric("Ratings", f"{scale[0]:g} to {scale[1]:g}" if scale else "none")
+    columns[4].metric("Ratings", f"{scale[0]:g} to {scale[1]:g}" if scale else meta.rating_kind or "none")
 
 
 def show_portrait(dataset: Dataset) -> None:
