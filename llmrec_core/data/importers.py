@@ -15,7 +15,7 @@ from llmrec_core.data._importing import FileReport, Import, ImportReport, Table
 from llmrec_core.data._roles import NEEDED_OF, Corrections, parse_mapping
 from llmrec_core.data._rules import warm
 from llmrec_core.data._values import ValueOptions
-from llmrec_core.data.guessing import plan
+from llmrec_core.data.guessing import part_hint, plan
 from llmrec_core.data.store import DatasetStore
 from llmrec_core.errors import DataError
 from llmrec_core.workspace import Workspace, check_name
@@ -66,7 +66,18 @@ def import_files(
             ]
         _check_plan(tables, corrections)
         work = Import(workspace, name, build, tables, corrections, options, said, progress or (lambda message: None))
+        work.notes += _mixed_parts(tables)
         return work.run()
+
+
+def _mixed_parts(tables: Sequence[Table]) -> list[str]:
+    """A note where files speak of a given split by their names, and nobody said that they are one."""
+    events = {table.name: table.part for table in tables if table.planned.kind == "interactions"}
+    hints = {name: part_hint(name) for name in events}
+    if any(events.values()) or len({part for part in hints.values() if part}) < 2:
+        return []
+    how = " ".join(f"--part {part}={name}" for name, part in hints.items() if part)
+    return [f"names of files speak of a given split; their rows are mixed, since nobody said so ({how} keeps it)"]
 
 
 def _checked_parts(

@@ -227,3 +227,16 @@ def test_a_portrait_of_data_with_missing_ratings(llmrec, tmp_path):
     assert sum(found.json["ratings"]["counts"]) == 30
     # 1 to 5 by turns: i = 0, 3, 6 ... gives i % 5 + 1, six of each.
     assert found.json["mean_rating"] == 3.0
+
+
+def test_files_that_look_like_a_split_are_mixed_only_with_a_word(llmrec, tmp_path):
+    paths = []
+    for part, item in (("train", "x"), ("test", "y")):
+        path = tmp_path / f"shop.{part}.csv"
+        path.write_text(f"user_id,item_id,rating\nu1,{item},5\n")
+        paths.append(path)
+    warnings = llmrec("data", "import", *paths, "--name", "mixed", "--json").json["warnings"]
+    assert any("--part train=shop.train.csv --part test=shop.test.csv" in warning for warning in warnings)
+    told = [f"--part=train={paths[0]}", f"--part=test={paths[1]}"]
+    warnings = llmrec("data", "import", "--name", "unmixed", *told, "--json").json["warnings"]
+    assert not any("mixed" in warning for warning in warnings)
