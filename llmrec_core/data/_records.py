@@ -171,7 +171,7 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTab
 
     def odd_row(row: pacsv.InvalidRow) -> str:
         if not _BLANK.fullmatch(row.text.encode()) or mark in row.text:
-            cells = _quoted(row.text, dialect) if quotes and '"' in row.text else row.text.split(mark)
+            cells = quoted_cells(row.text, dialect) if quotes and '"' in row.text else row.text.split(mark)
             fitted = None if not cells or len(cells) != row.actual_columns else _fitted(cells, n_columns)
             if not isinstance(fitted, str):
                 return "error"
@@ -255,7 +255,7 @@ def cut_records(
             plain = line.split(separator)
             yield start, position, plain if len(plain) == n_columns else _fitted(plain, n_columns)
             continue
-        cells = _quoted(line, dialect)
+        cells = quoted_cells(line, dialect)
         if cells is None:
             cells, taken = _over_lines(line, lines, position, dialect, n_columns, more)
             position += taken
@@ -293,7 +293,7 @@ def _over_lines(
         if size > MAX_LINE_BYTES:
             break
         if '"' in following:
-            cells = _quoted("\n".join(joined), dialect)
+            cells = quoted_cells("\n".join(joined), dialect)
             if cells is not None:
                 # What is broken or too wide by now does not get better by further lines.
                 return (cells, taken) if cells and n_columns in (None, len(cells)) else ([], 0)
@@ -323,7 +323,7 @@ def _fitted(cells: list[str], n_columns: int | None) -> list[str] | str:
     return f"{len(cells)} cells instead of {n_columns}"
 
 
-def _quoted(text: str, dialect: Dialect) -> list[str] | None:
+def quoted_cells(text: str, dialect: Dialect) -> list[str] | None:
     """Cells of one record under strict quoting; None: a quote is still open at its end; []: quotes do not add up."""
     separator = dialect.separator
     if len(separator) > 1:
@@ -345,7 +345,7 @@ def _quoted(text: str, dialect: Dialect) -> list[str] | None:
 
 
 def _escaped(text: str, mark: str) -> list[str] | None:
-    """:func:`_quoted` where backslashes protect quotes: "He said \\"no\\""."""
+    """:func:`quoted_cells` where backslashes protect quotes: "He said \\"no\\""."""
     end = re.escape(mark)
     cell = re.compile(rf'"((?:[^"\\]|\\.|"")*+)("?)|((?!")[^{end}]*+)', re.DOTALL)
     cells, position = [], 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmrec_core.data._encodings import detect_encoding, utf8_chunks
 from llmrec_core.data._raw import MAX_LISTED_REJECTS, RawTable, Rejects
-from llmrec_core.data._records import Dialect, cut_records, read_blocks, read_careful, read_fast
+from llmrec_core.data._records import Dialect, cut_records, quoted_cells, read_blocks, read_careful, read_fast
 from llmrec_core.data._roles import check_headers, is_role_name
 from llmrec_core.errors import DataError
 
@@ -122,10 +122,12 @@ def sniff(
     typed = [_TYPED.match(cell) for cell in first_text.split(separator)]
     style = Dialect(codec, separator, not all(typed), 0, 0, ())
     records = _records_of(lines, style)
-    if style.quoting and any(rb"\"" in line for line in lines):
-        escaped = _records_of(lines, replace(style, escape=True))
-        if _agreement(escaped) > _agreement(records):
-            style, records = replace(style, escape=True), escaped
+    marked = [line.decode("utf-8", "replace") for line in lines if rb"\"" in line]
+    if style.quoting and marked:
+        other = replace(style, escape=True)
+        escaped = _records_of(lines, other)
+        if _whole(marked, other, escaped) > _whole(marked, style, records):
+            style, records = other, escaped
             notes = [*notes, "a backslash is taken to stand before quotes inside cells"]
     if not records:
         records = [(filled[0], first_text.split(separator))]
@@ -179,6 +181,11 @@ def _records_of(lines: list[bytes], style: Dialect) -> list[Record]:
     """(index of the line, cells) of the records that can be cut."""
     cut = cut_records(lines, style, None, lambda: False, len(lines))
     return [(index, cells) for index, _, cells in cut if isinstance(cells, list)]
+
+
+def _whole(marked: list[str], style: Dialect, records: list[Record]) -> tuple[int, float]:
+    """How well a meaning of backslashes fits: lines whose quotes add up by it, then rows of equal width."""
+    return sum(bool(quoted_cells(line, style)) for line in marked), _agreement(records)
 
 
 def _agreement(records: list[Record]) -> float:

@@ -348,10 +348,12 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\x1f", exclud
 TAME = st.text(string.ascii_letters + "äéß", min_size=1, max_size=8)
 
 
-def written(rows: list[list[str]], separator: str, end: str, *, always: bool) -> str:
-    """A table as a careful program writes it: quotes where they are needed, doubled inside."""
+def written(rows: list[list[str]], separator: str, end: str, *, always: bool, escape: bool = False) -> str:
+    """A table as a careful program writes it: quotes where they are needed, doubled (or escaped) inside."""
 
     def cell(text: str) -> str:
+        if escape:
+            return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         wild = any(mark in text for mark in ('"', "\r", "\n")) or any(mark in text for mark in separator)
         return '"' + text.replace('"', '""') + '"' if always or wild or text != text.strip() or not text else text
 
@@ -440,3 +442,35 @@ def test_agreement_over_many_blocks_of_mess(tmp_path: Path, monkeypatch: pytest.
     number = {row[0]: line for row, line in zip(rows, lines, strict=True)}
     split = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     assert all(split[line - 2].startswith(f"{user},") for user, line in number.items())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cells=st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=8),
+    separator=st.sampled_from([",", ";", "\t", "|", "::", "||", "^", "~"]),
+    encoding=st.sampled_from(["utf-8", "utf-16", "utf-16-le", "gb18030", "utf-32-be"]),
+    style=st.sampled_from(["needed", "always", "backslash"]),
+    above=st.sampled_from(["", "Export of today\n", "# made by shop\n"]),
+)
+def test_a_guess_is_right_or_seen_or_refused(
+    tmp_path: Path, cells: list[list[str]], separator: str, encoding: str, style: str, above: str
+) -> None:
+    header = ["user_id", "item_id", "note", "title"]
+    table = [[f"u{n}", f"i{n}", *row] for n, row in enumerate(cells)]
+    text = above + written([header, *table], separator, "\n", always=style == "always", escape=style == "backslash")
+    path = put(tmp_path, "d.csv", text.encode(encoding))
+    try:
+        source = opened(path)
+    except DataError:
+        return
+    rows, _, refused = everything(source)
+    if list(source.columns) != header or source.encoding not in (encoding, "utf-8", "utf-16"):
+        # Another reading of the file, and one that a person sees over the preview.
+        assert source.notes or list(source.columns) != header
+        return
+    expected = [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for row in table]
+    if style == "backslash" and not any('"' in cell for row in cells for cell in row):
+        # Without a quote to protect nothing tells that backslashes are doubled.
+        expected = [[cell.replace("\\", "\\\\") for cell in row] for row in expected]
+    assert all(row in expected for row in rows)
+    assert len(rows) + len(refused) >= len(expected) or source.notes
