@@ -142,8 +142,11 @@ class _TrainUsers:
     def of(cls, split: Split) -> _TrainUsers:
         rows = split.labelled("train")
         n_items = split.dataset.n_items
-        pairs = np.unique(rows.user_idx * n_items + rows.item_idx)
-        return cls(np.bincount(pairs % n_items, minlength=n_items).astype(np.int64), len(np.unique(pairs // n_items)))
+        # Sorted, not hashed as by np.unique: many times faster on millions of pairs.
+        pairs = np.sort(rows.user_idx * n_items + rows.item_idx)
+        pairs = pairs[np.diff(pairs, prepend=-1) != 0]
+        n_users = int(np.count_nonzero(np.diff(pairs // n_items, prepend=-1)))
+        return cls(np.bincount(pairs % n_items, minlength=n_items).astype(np.int64), n_users)
 
 
 @dataclass(frozen=True)

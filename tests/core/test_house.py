@@ -41,7 +41,7 @@ HEAVY = {"torch", "transformers", "peft", "shap", "accelerate"}
 LIGHT = [
     *["errors", "specs", "contracts", "workspace", "presets", "feedback", "cli", "data", "prompts", "baselines"],
     *["evaluation", "figures", "runs", "runs.worker", "runs.supervisor", "serving.client", "models.catalogue"],
-    *["forgetting", "data.privacy"],
+    *["forgetting", "data.privacy", "recommenders.leakage"],
 ]
 
 
