@@ -46,6 +46,7 @@ def recommend(
             note,
         )
     out.print(shown)
+    _print_warnings(answer)
 
 
 @app.command()
@@ -72,6 +73,13 @@ def explain(
         f"score {answer['target']:.4f}, without any of these {answer['base_value']:.4f}, "
         f"additivity gap {answer['additivity_gap']:.1e}"
     )
+    _print_warnings(answer)
+
+
+def _print_warnings(answer: dict[str, Any]) -> None:
+    """What a person has to know of the run before relying on the answer."""
+    for warning in answer["warnings"]:
+        err.print(f"[yellow]Warning[/]: {plain(warning)}", soft_wrap=True)
 
 
 def _server(option: Path | None) -> Any:

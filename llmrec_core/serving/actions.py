@@ -39,6 +39,11 @@ class LoadedRun:
     _recommenders: dict[str, Recommender] = field(default_factory=dict)
 
     @property
+    def warnings(self) -> list[str]:
+        """What a person has to know of the run before relying on its answers; read from disk each time."""
+        return [warning] if (warning := self.run.warning) else []
+
+    @property
     def names(self) -> list[str]:
         """ "model" first, then the baselines of the run."""
         folder = self.run.folder / "artifacts" / "baselines"
@@ -158,7 +163,7 @@ class Server:
             "held_out": [
                 {"item_id": str(dataset.item_ids[i]), "title": dataset.item_text(i, "title")} for i in sorted(held_out)
             ],
-            "warnings": [warning] if (warning := loaded.run.warning) else [],
+            "warnings": loaded.warnings,
         }
 
     def explain(
@@ -189,7 +194,7 @@ class Server:
             max_players=max_players,
             seed=loaded.run.spec.seed,
         )
-        return explanation_json(explanation, loaded.dataset)
+        return {**explanation_json(explanation, loaded.dataset), "warnings": loaded.warnings}
 
     def forget(self, run_id: str) -> dict[str, Any]:
         """Drops a run from memory, so that it can be deleted."""

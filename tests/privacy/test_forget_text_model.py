@@ -66,5 +66,6 @@ def test_a_whole_journey_with_a_fine_tuned_model(tmp_path):
     assert again["warnings"] == [SAW]
     explained = server.explain(run_id, "u02", again["items"][0]["item_id"], max_players=5)
     assert explained["additivity_gap"] < 1e-3
+    assert explained["warnings"] == [SAW]
     manifest = json.loads((workspace.runs / run_id / "manifest.json").read_bytes())
     assert not set(manifest["files"]) & set(changed_files(manifest, artifacts))
