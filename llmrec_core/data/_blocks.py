@@ -36,7 +36,8 @@ def even_blocks(blocks: Iterator[RawTable], name: str) -> Iterator[RawTable]:
         mine, later = rejects, Rejects(name, limit=None)
         if numbers is not None and n_rows < len(numbers):
             mine, later = _parted(rejects, int(numbers[n_rows]))
-        block = RawTable(table.slice(0, n_rows).combine_chunks(), None if numbers is None else numbers[:n_rows], mine)
+        # Columns stay in pieces: most of them are never needed as one, and those that are, are joined by the workers.
+        block = RawTable(table.slice(0, n_rows), None if numbers is None else numbers[:n_rows], mine)
         waiting, n_waiting = [table.slice(n_rows)], n_waiting - n_rows
         lines = [] if numbers is None else [numbers[n_rows:]]
         rejects = later

@@ -265,7 +265,7 @@ class TableReader:
         self, raw: RawTable, role: str, column: str, faults: list[Fault], seen: _Seen
     ) -> tuple[npt.NDArray[np.int32], pa.Array]:
         """(codes [n], distinct words) of an id column, with its faults told."""
-        encoded = _cells(raw, column).dictionary_encode()
+        encoded = _one(raw.table.column(column).dictionary_encode())
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         words = pc.utf8_trim_whitespace(encoded.dictionary)
         changed = _mask(pc.not_equal(words, encoded.dictionary))
@@ -354,8 +354,14 @@ class TableReader:
 
 
 def _cells(raw: RawTable, column: str) -> pa.Array:
-    cells = raw.table.column(column)
-    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    return _one(raw.table.column(column))
+
+
+def _one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The column as one array, copied only where it lies in several."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _mask(values: Any) -> Mask:

@@ -86,7 +86,7 @@ def refused_rows(raw: RawTable, faults: Sequence[Fault], bad: Mask, separator: s
                 said[position] = f"{said[position]}; {reason}" if position in said else reason
         columns += [column_of[position] for position in positions.tolist()]
         reasons += [said[position] for position in positions.tolist()]
-        texts += _raw_texts(raw.table, positions, separator)
+        texts += _raw_texts(raw.table, bad, separator)
         lines = np.concatenate([lines, raw.lines[positions]])
         order = np.argsort(lines, kind="stable").tolist()
         lines = lines[order]
@@ -94,9 +94,9 @@ def refused_rows(raw: RawTable, faults: Sequence[Fault], bad: Mask, separator: s
     return RefusedRows(lines, columns, reasons, [""] * len(texts) if hide else texts)
 
 
-def _raw_texts(table: pa.Table, positions: npt.NDArray[np.int64], separator: str | None) -> list[str]:
+def _raw_texts(table: pa.Table, bad: Mask, separator: str | None) -> list[str]:
     """Rows as they stood in the file but for quotes, clipped."""
-    rows = table.take(pa.array(positions))
+    rows = table.filter(pa.array(bad)).combine_chunks()
     cells = [pc.utf8_slice_codeunits(column, 0, MAX_RAW_CHARS) for column in rows.columns]
     joined = pc.binary_join_element_wise(*cells, pa.scalar(separator or ", ", pa.large_string()))
     return pc.utf8_slice_codeunits(joined, 0, MAX_RAW_CHARS).to_pylist()
