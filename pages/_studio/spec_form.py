@@ -132,12 +132,13 @@ def edit_field(field: FormField, key: str, title: str | None = None) -> Any:
     if field.kind == "list":
         text = st.text_input(
             title,
-            value=", ".join(str(v) for v in field.value),
+            value=", ".join(str(v) for v in field.value or ()),
             key=key,
             help=f"{field.help} (separated by commas)",
             persist_state="session",
         )
-        return [_number_or_text(part) for part in (p.strip() for p in text.split(",")) if part]
+        found = [_number_or_text(part) for part in (p.strip() for p in text.split(",")) if part]
+        return None if field.optional and not found else found
     return st.text_input(title, value=field.value or "", key=key, help=field.help, persist_state="session")
 
 
@@ -171,5 +172,10 @@ def _step(value: float | None) -> float:
     return power / 10
 
 
-def _number_or_text(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+def _number_or_text(text: str) -> int | float | str:
+    for cast in (int, float):
+        try:
+            return cast(text)
+        except ValueError:
+            continue
+    return text

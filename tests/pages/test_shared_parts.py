@@ -69,7 +69,7 @@ def test_every_form_field_round_trips_through_the_spec(preset):
     fields = form_fields(spec)
     assert {f.path for f in fields} >= {"training.learning_rate", "split.protocol", "evaluation.ks", "device", "seed"}
     assert all(f.help for f in fields)
-    values = {f.path: list(f.value) if f.kind == "list" else f.value for f in fields}
+    values = {f.path: list(f.value) if f.kind == "list" and f.value is not None else f.value for f in fields}
     assert override_spec(spec, values) == spec
 
 
