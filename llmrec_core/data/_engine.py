@@ -178,6 +178,11 @@ class _TableLog:
         if self._writer is not None:
             self._writer.close()
 
+    def forget(self) -> None:
+        """The table is read again."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
 
 @dataclass
 class Written:

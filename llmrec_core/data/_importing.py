@@ -162,8 +162,7 @@ class Import:
                 paths = {kind: self.build.folder / f"{kind}.parquet" for kind in extras}
                 self.notes += coverage_notes(written.items[ITEM], paths)
             written.digest.absorb(digest)
-            report = self._finish(written, extras, scale, hashes)
-        return report
+            return self._finish(written, extras, scale, hashes)
 
     def _reader(self, table: Table) -> TableReader:
         return TableReader(table.planned, self.options, self.masks, self.key is not None)
@@ -187,7 +186,7 @@ class Import:
                             self.say(f"reading {reader.name} as {reader.planned.kind}: {n_read:,} rows")
                 break
             except ReadAgain:
-                log.close()
+                log.forget()
                 self.say(f"reading {reader.name} again: later rows say more about its columns")
         self.log.keep(log)
         source = reader.planned.source

@@ -308,6 +308,20 @@ def test_further_tables_come_with_the_dataset(workspace: Workspace, tmp_path: Pa
     assert (again.version, again.unchanged) == (2, False), "a changed companion is a change"
 
 
+def test_a_table_that_is_read_again_forgets_what_it_refused_before(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stars in the third block make the column a richer one, and all of it is read anew."""
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 3)
+    said: list[str] = []
+    lines = ["user_id,item_id,rating", "u1,a,5", ",a,5", "u1,b,4", "u2,a,bad", "u2,b,3", "u2,c,2", "u3,a,4 out of 5"]
+    report = import_files(workspace, [put(tmp_path, "d.csv", lines)], "d", progress=said.append)
+    assert any("again" in line for line in said)
+    assert [(r["line"], r["column"]) for r in report.rejects] == [(3, "user_id"), (5, "rating")]
+    assert DatasetStore(workspace).rejects("d")["line"].tolist() == [3, 5]
+    assert load(workspace, report).interactions["rating"].tolist() == [5.0, 4.0, 3.0, 2.0, 4.0]
+
+
 def test_times_missing_here_and_there(workspace: Workspace, tmp_path: Path) -> None:
     path = put(tmp_path, "d.csv", [HEADER, "u1,a,5,2024-01-02", "u1,b,5,", "u1,c,5,2024-01-01"])
     refused = import_files(workspace, [path], "refuse")
