@@ -204,19 +204,20 @@ def _sqlite_source(path: Path, place: str, table: str, kind: str) -> Source:
     if path.with_name(f"{path.name}-wal").exists():
         notes.append("a write-ahead log lies beside the database: what is only there is not read")
     names = [columns[i].strip() for i in kept]
+    # A view may make long cells out of nothing, so few of its rows are held at once.
+    chunk_rows = 16 if kind == "view" else 2048
     selected = ", ".join(_quoted(columns[i]) for i in kept)
 
     def rows(max_rows: int | None) -> Iterator[tuple[object, ...]]:
         with _sqlite(path, name, _BLOCK_S if max_rows is None else _LOOK_S, cell_bytes) as (connection, clock):
             connection.set_authorizer(_only_select)
             cursor = connection.execute(f"SELECT {selected} FROM {_quoted(table)} LIMIT ?", (_limit(max_rows),))
-            # A view may make long cells out of nothing, so few of its rows are held at once.
-            while fetched := cursor.fetchmany(16 if kind == "view" else 2048):
+            while fetched := cursor.fetchmany(chunk_rows):
                 clock.restart()
                 yield from fetched
 
     return _source(
-        path, "sqlite", name, names, lambda n: row_blocks(rows(n), names, name), notes, path.stat().st_size
+        path, "sqlite", name, names, lambda n: row_blocks(rows(n), names, name, chunk_rows), notes, path.stat().st_size
     )  # fmt: skip
 
 

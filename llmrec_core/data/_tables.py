@@ -5,11 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from llmrec_core.data._arrow_text import EXACT_DOUBLE, TEXT, looks_like_id
+from llmrec_core.data._arrow_text import EXACT_DOUBLE, TEXT, arrow_text, looks_like_id
 from llmrec_core.data._corrections import Corrections, names_file
 from llmrec_core.data._roles import guess
 from llmrec_core.data._sources import Source
@@ -120,44 +122,83 @@ def _kind(source: Source, corrections: Corrections) -> str | None:
 
 
 def row_blocks(
-    rows: Iterator[Sequence[object]], columns: Sequence[str], name: str, *, first_line: int = 1
+    rows: Iterator[Sequence[object]], columns: Sequence[str], name: str, chunk_rows: int = 2048
 ) -> Iterator[RawTable]:
-    """Rows of Python values -> blocks of text; the line of a row is its number from ``first_line``."""
-    block: list[Sequence[object]] = []
-    size, line = 0, first_line
-    for row in rows:
-        block.append(row)
-        size += 16 * len(row) + sum(len(cell) for cell in row if isinstance(cell, bytes | str))
-        if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
-            yield _block(block, columns, name, line)
-            line += len(block)
-            block, size = [], 0
-    if block:
-        yield _block(block, columns, name, line)
+    """Rows of Python values -> blocks of text; the line of a row is its number from 1.
+
+    Args:
+        chunk_rows: rows that are taken before their size is known.
+    """
+    chunks: list[RawTable] = []
+    held = size = 0
+    line = 1
+    while chunk := list(islice(rows, min(chunk_rows, BLOCK_ROWS - held))):
+        chunks.append(_chunk(chunk, columns, name, line))
+        line += len(chunk)
+        held += len(chunk)
+        size += chunks[-1].table.nbytes
+        if held >= BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield _merged(chunks, name)
+            chunks, held, size = [], 0, 0
+    if chunks:
+        yield _merged(chunks, name)
 
 
-def _block(rows: Sequence[Sequence[object]], columns: Sequence[str], name: str, line: int) -> RawTable:
+def _merged(chunks: Sequence[RawTable], name: str) -> RawTable:
     rejects = Rejects(name, limit=None)
+    for chunk in chunks:
+        rejects.count += chunk.rejects.count
+        rejects.listed += chunk.rejects.listed
+    lines = [chunk.lines for chunk in chunks if chunk.lines is not None]
+    return RawTable(
+        pa.concat_tables([chunk.table for chunk in chunks]).combine_chunks(), np.concatenate(lines), rejects
+    )
+
+
+def _chunk(rows: Sequence[Sequence[object]], columns: Sequence[str], name: str, line: int) -> RawTable:
     lines = np.arange(line, line + len(rows), dtype=np.int64)
-    good = np.ones(len(rows), bool)
+    faults: dict[int, str] = {}
     arrays = {}
     for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
-        is_id = looks_like_id(column)
-        texts = []
-        for position, cell in enumerate(cells):
-            try:
-                texts.append(cell_text(cell, is_id))
-            except ValueError as error:
-                texts.append("")
-                if good[position]:
-                    good[position] = False
-                    rejects.add(line + position, f"column {column[:60]!r} {error}")
-        arrays[column] = pa.array(texts, TEXT)
-    table = pa.table(arrays)
-    if rejects.count:
-        rejects.listed.sort(key=lambda entry: entry[0])
-        table, lines = table.filter(pa.array(good)).combine_chunks(), lines[good]
+        array = _plain_column(cells, column)
+        if array is None:
+            texts = []
+            for position, cell in enumerate(cells):
+                try:
+                    texts.append(cell_text(cell, looks_like_id(column)))
+                except ValueError as error:
+                    texts.append("")
+                    faults.setdefault(position, f"column {column[:60]!r} {error}")
+            array = pa.array(texts, TEXT)
+        arrays[column] = array
+    table, rejects = pa.table(arrays), Rejects(name, limit=None)
+    if faults:
+        for position in sorted(faults):
+            rejects.add(line + position, faults[position])
+        good = np.ones(len(rows), bool)
+        good[list(faults)] = False
+        table, lines = table.filter(pa.array(good)), lines[good]
     return RawTable(table, lines, rejects)
+
+
+def _plain_column(cells: Sequence[object], column: str) -> pa.Array | None:
+    """Text of a column of one simple type; None where each cell has to be looked at."""
+    kinds = set(map(type, cells)) - {type(None)}
+    try:
+        if kinds == {bytes}:
+            return pc.fill_null(pa.array(cells, pa.large_binary()).cast(TEXT), "")
+        if kinds <= {str}:
+            return pc.fill_null(pa.array(cells, TEXT), "")
+        if kinds == {int}:
+            return pc.fill_null(pa.array(cells, pa.int64()).cast(TEXT), "")
+        if kinds == {float}:
+            refused: list[str] = []
+            text = arrow_text(pa.array(cells, pa.float64()), column, "", lambda rows, reason: refused.append(reason))
+            return None if refused else text
+    except (pa.ArrowException, UnicodeError, OverflowError):
+        # Some cell is not valid text, or longer than 64 bits: it is found cell by cell.
+        return None
+    return None
 
 
 def cell_text(cell: object, is_id: bool) -> str:
