@@ -34,6 +34,8 @@ from pages._studio.value_settings import value_settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_LOOKS = 24
+#: Files in which another encoding or separator changes nothing.
+_NO_TEXT = {".parquet", ".pq", ".xlsx", ".xlsm", ".xls", ".ods", ".sqlite", ".db", ".duckdb", ".zip", ".tar", ".gz", ""}
 #: More tables than this are folded away until somebody opens them.
 _OPEN_CARDS = 6
 
@@ -52,7 +54,8 @@ def import_panel() -> None:
     guesses, broken = _look_at(places, entries())
     for place, why in broken:
         show_error(why)
-        repairs(place_name(place), re.sub(r"[^A-Za-z0-9]", "_", place_name(place)))
+        if isinstance(place, Path) and place.suffix.lower() not in _NO_TEXT:
+            repairs(place.name, re.sub(r"[^A-Za-z0-9]", "_", place.name))
     if not guesses:
         return
     _cards(guesses)
@@ -88,9 +91,9 @@ def _places_changed(places: Sequence[Place]) -> None:
 
 
 def dataset_name(name: str) -> str:
-    """A safe name made from a file name."""
+    """A safe name made from a file name; "train" and the like name a part, not a dataset."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in name.split(".")[0]).strip("-_")
-    return kept[:40] or "my-data"
+    return "my-data" if not kept or part_hint(kept) else kept[:40]
 
 
 # ------------------------------------------------------------------------------------------------ looking

@@ -183,6 +183,7 @@ def test_tables_are_left_out_and_come_back(screen, workspace):
 def test_parts_are_offered_and_kept(screen, workspace):
     rows = ["user_id,item_id,rating\nu1,a,5\nu2,b,3\n", "user_id,item_id,rating\nu1,c,4\n"]
     app = drop(screen(), ("train.csv", rows[0]), ("test.csv", rows[1]))
+    assert app.text_input(key="import_name").value == "my-data"
     assert app.toggle(key="import_parts").value
     assert [widget(app.selectbox, f"part_{i}").value for i in (0, 1)] == ["train", "test"]
     app.toggle(key="import_parts").set_value(False).run()
@@ -264,6 +265,7 @@ def test_a_damaged_file_says_so_and_the_screen_lives(screen, workspace):
     good = ("good.csv", "user_id,item_id\nu1,a\n")
     app = drop(screen(), ("bad.parquet", b"PAR1 and nothing"), good)
     assert "bad.parquet" in app.error[0].value.replace("\\", "")
+    assert not has(app.selectbox, "repair_")
     # The other file is there, but nothing comes in before the broken one is gone.
     assert preview(app) == ["user_id", "item_id"]
     assert app.button(key="import_button").disabled
