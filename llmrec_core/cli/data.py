@@ -217,7 +217,7 @@ def data_import(
     said: MapOption = None,
     part: PartOption = None,
     duplicates: Annotated[
-        str | None, typer.Option(help="Rows of the same user, item and time: keep, last, mean or count.")
+        str | None, typer.Option(help="Rows of the same user and item: keep, last, mean or count.")
     ] = None,
     zero: Annotated[str | None, typer.Option(help="A rating of zero: rating (the lowest one) or unrated.")] = None,
     pseudonymise: Annotated[

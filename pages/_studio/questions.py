@@ -67,7 +67,7 @@ def ask_questions(guesses: Sequence[ImportGuess]) -> list[str]:
         if name not in answered and question.default is None:
             still_open.append(_SHORT.get(name, name.replace("_", " ")))
     if "duplicates" not in questions and any(guess.kind == "interactions" for guess in guesses):
-        text = "When the same user, item and time stand in more than one row"
+        text = "When the same user and item stand in more than one row"
         _radio("duplicates", text, list(_DUPLICATES), answered.get("duplicates", "keep"))
     return still_open
 
