@@ -196,12 +196,19 @@ def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int | None = No
         # A "\r" that ends the block may be the first half of "\r\n".
         end = data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
         if end:
-            yield data[:end]
+            yield _unmarked(data[:end])
         rest = data[end:]
         if len(rest) > MAX_LINE_BYTES and not re.search(rb"[\r\n]", rest[:MAX_LINE_BYTES]):
             raise DataError("a line is longer than 4 million bytes.", where=where, fix="Check the line ends.")
     if rest:
-        yield rest
+        yield _unmarked(rest)
+
+
+def _unmarked(lines: bytes) -> bytes:
+    """Without byte order marks: files that were put one behind the other have them at the start of later lines too."""
+    if codecs.BOM_UTF8 not in lines:
+        return lines
+    return re.sub(rb"(\A|[\r\n])\xef\xbb\xbf", rb"\1", lines)
 
 
 def utf8_blocks(path: Path, codec: str, where: str, first_bytes: int | None = None) -> Iterator[bytes]:
@@ -211,7 +218,7 @@ def utf8_blocks(path: Path, codec: str, where: str, first_bytes: int | None = No
     if codec not in ("utf-8", "utf-8-sig", "ascii"):
         decoder = codecs.getincrementaldecoder(codec)("surrogateescape")
     with path.open("rb") as stream:
-        if decoder is None and codec == "utf-8-sig" and stream.read(3) != codecs.BOM_UTF8:
+        if decoder is None and stream.read(3) != codecs.BOM_UTF8:
             stream.seek(0)
         while True:
             block = stream.read(size)

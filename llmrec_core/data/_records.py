@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from llmrec_core.data._encodings import MAX_LINE_BYTES, utf8_chunks
@@ -36,6 +37,7 @@ class Dialect:
         escape: inside quotes a backslash takes its meaning from a quote or a backslash.
         header_line: line of the header (1-based), 0 without one.
         first_line: first line that may hold data.
+        header_cells: the header as it stands in the file.
     """
 
     encoding: str
@@ -46,6 +48,7 @@ class Dialect:
     columns: tuple[str, ...]
     notes: tuple[str, ...] = ()
     escape: bool = False
+    header_cells: tuple[str, ...] = ()
 
 
 def read_blocks(
@@ -97,6 +100,7 @@ def read_blocks(
             block = _block_of(rows, numbers, dialect, rejects)
             rest, first = lines[position:], first + position
         if block is not None:
+            block = _without_headers(block, dialect)
             yield block if left is None else _head(block, left)
             left = None if left is None else left - len(block.table)
         chunk = b"\n".join(rest) + b"\n" if rest else next(chunks, None)
@@ -111,6 +115,21 @@ def read_careful(path: Path, dialect: Dialect, max_rows: int | None = None, *, n
 def read_fast(path: Path, dialect: Dialect, *, name: str = "") -> RawTable:
     """The same rows and lines as :func:`read_careful`, several times sooner."""
     return whole(read_blocks(path, dialect, name=name), dialect.columns, name or path.name)
+
+
+def _without_headers(block: RawTable, dialect: Dialect) -> RawTable:
+    """Refuses rows that are the header again, as in files that were put one behind the other."""
+    if not dialect.header_cells or block.lines is None:
+        return block
+    again = np.ones(len(block.table), bool)
+    for name, cells in zip(dialect.header_cells, block.table.columns, strict=True):
+        again &= np.asarray(pc.equal(cells, name), bool)
+        if not again.any():
+            return block
+    for line in block.lines[again].tolist():
+        block.rejects.add(line, "the header stands here again", dialect.separator.join(dialect.header_cells))
+    block.rejects.listed.sort(key=lambda entry: entry[0])
+    return RawTable(block.table.filter(pa.array(~again)).combine_chunks(), block.lines[~again], block.rejects)
 
 
 def _head(block: RawTable, n_rows: int) -> RawTable:

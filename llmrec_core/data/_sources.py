@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,7 +140,11 @@ def _local(path: Path, corrections: Corrections, scratch: Path | None, name: str
     members, several = unpack(path, kind, _needed(scratch, name), wanted, name=name)
     if not several:
         # ratings.csv.gz is one table, and is called as a person knows it.
-        return _file_sources(members[0].path, corrections, name)
+        try:
+            return _file_sources(members[0].path, corrections, name)
+        except BaseException:
+            shutil.rmtree(members[0].path.parent, ignore_errors=True)
+            raise
     tables, passed = table_names(names)
     by_name = {member.name: member.path for member in members}
     opened = [(by_name[table], f"{name}/{table}") for table in tables]

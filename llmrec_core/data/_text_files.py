@@ -160,7 +160,18 @@ def sniff(
     if above:
         what = f"the header in line {header_line}" if header_line else "the rows"
         notes = [*notes, f"{len(above)} lines above {what} were left out: {above[0][:60]!r}"]
-    return Dialect(codec, separator, style.quoting, header_line, first_line, tuple(columns), tuple(notes), style.escape)
+    header_cells = tuple(records[at][1][: len(columns)]) if header_line else ()
+    return Dialect(
+        codec,
+        separator,
+        style.quoting,
+        header_line,
+        first_line,
+        tuple(columns),
+        tuple(notes),
+        style.escape,
+        header_cells,
+    )
 
 
 def _told_separator(told: str, where: str) -> str:
@@ -272,6 +283,9 @@ def _next_full(records: list[Record], at: int, usual: int) -> int | None:
 def _looks_like_header(first: list[str], rest: list[list[str]]) -> bool:
     below = [row for row in rest if len(row) == len(first)]
     known = [i for i, cell in enumerate(first) if is_role_name(cell)]
+    if len(known) > 1:
+        # A header may come again where files were put one behind the other.
+        below = [row for row in below if [cell.strip() for cell in row] != first]
     numbers = [i for i, cell in enumerate(first) if _is_number(cell)]
     # A word such as "book" may also be a value, which then comes again below it or stands beside a number.
     again = any(row[i].strip() == first[i] for row in below for i in known)

@@ -294,6 +294,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "gzip crc": (lambda p: put(p, gzip.compress(ROWS.encode())[:-8] + bytes(8)), "gzip archive is damaged"),
     "gzip junk": (lambda p: put(p, gzip.compress(ROWS.encode()) + b"junk"), "gzip archive is damaged"),
     "gzip bomb": (lambda p: put(p, gzip.compress(bytes(100 << 20))), "200 times"),
+    "program in gzip": (lambda p: put(p, gzip.compress(b"\x7fELF\2\1\1" + bytes(99))), "a program"),
     "gzip in gzip": (lambda p: put(p, gzip.compress(gzip.compress(ROWS.encode()))), "another archive"),
     "zip in gzip": (lambda p: put(p, gzip.compress(zipped(p, {"d.csv": ROWS}).read_bytes())), "another archive"),
     "cut bz2": (lambda p: cut(p, bz2.compress(os.urandom(5000))), "bzip2 archive is damaged"),
