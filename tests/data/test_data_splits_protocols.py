@@ -378,7 +378,7 @@ def attempt(table: pd.DataFrame, spec: SplitSpec) -> Split:
 
 
 LAWS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+    max_examples=70, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
 )
 
 
