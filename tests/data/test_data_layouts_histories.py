@@ -156,6 +156,14 @@ def test_a_blank_user_beside_others_is_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_refused_rows_are_kept_as_they_stood(tmp_path: Path) -> None:
+    path = put(tmp_path, "h.csv", "user_id,history\nu1,a1 a2\nu2,a1,a2\nu3,\n")
+    (planned,) = plan(path)
+    rejects = planned.source.careful(None).rejects
+    assert rejects.count == 2
+    assert rejects.texts == {3: "u2,a1,a2", 4: "u3,"}
+
+
 def test_growing_histories_and_baskets_are_told_apart(tmp_path: Path) -> None:
     (growing,) = plan(put(tmp_path, "g.csv", "user_id,history\nu1,i1 i2\nu2,i7\nu1,i1 i2 i3\n"))
     assert rows(growing) == [("u1", "i1"), ("u1", "i2"), ("u2", "i7"), ("u1", "i3")]

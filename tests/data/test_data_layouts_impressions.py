@@ -221,8 +221,9 @@ def test_a_record_that_asks_about_nothing_is_refused_with_its_line(tmp_path: Pat
     records = [instruction(["North"], ["East"], f"Film {n}", "Yes.") for n in range(9)]
     records.append({"instruction": "Say Yes. or No.", "input": "Nothing is known.", "output": "Yes."})
     records.append(instruction(["North"], [], "West", "Maybe."))
-    report, dataset = imported(tmp_path, put(tmp_path, "d.jsonl", jsonl(*records)))
-    assert [r["line"] for r in report.rejects] == [10, 11]
+    report, dataset = imported(tmp_path, put(tmp_path, "d.jsonl", jsonl(*records) + "{broken\n"))
+    # The broken line is told once, though three tables come from this file.
+    assert [r["line"] for r in report.rejects] == [10, 11, 12]
     assert "asks about 0 quoted titles" in report.rejects[0]["reason"]
     assert "neither yes nor no" in report.rejects[1]["reason"]
     kept = dataset.extra("instructions")

@@ -75,10 +75,11 @@ def adapted(
                 long = convert(part, lines[start : start + step])
                 rejects = Rejects(source.name, limit=None)
                 if start == 0:
-                    rejects.count, rejects.listed = refused.count, list(refused.listed)
+                    rejects.take(refused)
                 if tells_rejects:
                     for position, reason in long.faults:
-                        rejects.add(int(lines[start + position]), reason)
+                        text = (source.separator or ", ").join(part.slice(position, 1).to_pylist()[0].values())
+                        rejects.add(int(lines[start + position]), reason, text)
                     rejects.listed.sort(key=lambda entry: entry[0])
                 table, rows = long.table.select(list(columns)), long.rows
                 if left is not None:
