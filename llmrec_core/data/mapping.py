@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from llmrec_core.data.guessing import ImportGuess
 
 MAPPING_FILE = "mapping.yaml"
-_MAX_BYTES = 256 * 1024
+_MAX_BYTES = 512 * 1024
 _MAX_DEPTH = 8
-_MAX_NODES = 20_000
+_MAX_NODES = 40_000
+#: Columns that are kept over all tables; a table beyond is known again by its name alone.
+_MAX_COLUMNS = 5000
 
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
 Text = Annotated[str, Field(max_length=512)]
 #: A role without a column ("rating:" with nothing behind it) takes the role away.
-Column = Annotated[str, BeforeValidator(lambda value: "" if value is None else value), Field(max_length=512)]
+Column = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 
 
 def _one_line(text: str) -> str:
@@ -49,6 +51,8 @@ def _known_version(version: int) -> int:
 
 
 Name = Annotated[Text, AfterValidator(_one_line)]
+#: Files and columns are called whatever they are called.
+FileName = Annotated[str, Field(max_length=8192)]
 
 
 class _Part(BaseModel):
@@ -83,7 +87,7 @@ class FileMapping(_Part):
     #: role -> column; "" says that no column plays the role.
     roles: dict[Name, Column] = {}
     #: The columns that the table had, so that the same table is known again under another name.
-    columns: tuple[Name, ...] = Field((), max_length=5000)
+    columns: tuple[str, ...] = Field((), max_length=_MAX_COLUMNS)
 
 
 class PrivacyMapping(_Part):
@@ -91,7 +95,7 @@ class PrivacyMapping(_Part):
 
     pseudonymise: bool = False
     #: text column -> what is masked there, e.g. ``[email, phone]``.
-    mask: dict[Name, tuple[Name, ...]] = {}
+    mask: dict[str, tuple[Name, ...]] = {}
 
 
 class ImportMapping(_Part):
@@ -106,10 +110,10 @@ class ImportMapping(_Part):
     duplicates: Literal["last", "mean", "count", "keep"] | None = None
     values: ValueMapping = ValueMapping()
     #: event -> what it counts as a rating: ``purchase: 3``.
-    event_weights: dict[Name, float] = {}
+    event_weights: dict[str, float] = {}
     privacy: PrivacyMapping = PrivacyMapping()
     roles: dict[Name, Column] = {}
-    files: dict[Name, FileMapping] = Field({}, max_length=500)
+    files: dict[FileName, FileMapping] = Field({}, max_length=2000)
 
     def entries(self) -> list[str]:
         """The same as corrections for :func:`import_files`; general ones first, so that those of a file win."""
@@ -152,6 +156,7 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
         place for (option, place), value in dict(corrections.files).items() if (option, value) == ("leave_out", "yes")
     }
     files: dict[str, dict[str, Any]] = {place: {"leave_out": True} for place in sorted(out)}
+    n_columns = 0
     for guess in guesses:
         kept = {option: corrections.option(option, guess.file) for option in ("header_row", "table", "missing")}
         said: dict[str, Any] = {option: value for option, value in kept.items() if value}
@@ -166,7 +171,9 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
         # What a layout used up are columns of the file; the columns it made of them are not, and need not be said.
         roles = guess.origin if guess.origin or guess.layout == "matrix" else guess.roles
         said |= {"kind": guess.kind, "encoding": guess.encoding, "roles": taken_away | roles}
-        files.setdefault(glob.escape(guess.file), said | {"columns": tuple(guess.columns)})
+        n_columns += len(guess.columns)
+        columns = tuple(guess.columns) if n_columns <= _MAX_COLUMNS else ()
+        files.setdefault(glob.escape(guess.file), said | {"columns": columns})
     general = dict(corrections.options)
     document: dict[str, Any] = {
         "files": files,

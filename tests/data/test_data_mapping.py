@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_core.data import guess_files, part_hint
+from llmrec_core.data import guess_files, import_files, part_hint
 from llmrec_core.data._corrections import parse_mapping
 from llmrec_core.data._role_names import ROLES
 from llmrec_core.data.mapping import (
@@ -22,6 +22,7 @@ from llmrec_core.data.mapping import (
     read_mapping,
 )
 from llmrec_core.errors import DataError, InputError
+from llmrec_core.workspace import Workspace
 
 DOCUMENT = """\
 version: 1
@@ -147,11 +148,11 @@ def test_there_and_back(mapping):
         ("--- 1\n--- 2", "line 2"),
         ("? [a]\n: b", "a key is one word"),
         ("files: []", "files: input should be a valid dictionary"),
-        ('files: {"a\\nb": {kind: items}}', "control characters"),
+        ('files: {a.csv: {kind: "items\\n"}}', "control characters"),
         ("\x00", "not YAML"),
         ("x: " + "[" * 100_000, "nested or long"),
         ("x: [" + "1," * 50_000 + "]", "nested or long"),
-        (" " * 300_000, "too large"),
+        (" " * 600_000, "too large"),
     ],
     ids=range(21),
 )
@@ -287,3 +288,20 @@ def test_a_mapping_fits_files_of_other_names_by_their_columns():
 )  # fmt: skip
 def test_names_that_speak_of_a_part(name, part):
     assert part_hint(name) == part
+
+
+def test_odd_columns_stand_in_no_mappings_way(tmp_path):
+    """Names of columns are whatever a file says: several lines, very long, hundreds of them."""
+    path = tmp_path / "odd.csv"
+    (tmp_path / "two\nlines").mkdir()
+    (tmp_path / "two\nlines" / "a\nb.csv").write_text("item_id,title\ni1,Apple\n")
+    names = ["user_id", "item_id", "two\nlines", "x" * 2000, "a=b", "é: #", *(f"c{i}" for i in range(300))]
+    row = ",".join(["u1", "i1", *("7" for _ in names[2:])])
+    path.write_text(",".join(f'"{name}"' for name in names) + "\n" + row + "\n")
+    places = [path, tmp_path / "two\nlines"]
+    report = import_files(Workspace.open(tmp_path / "workspace"), places, "odd", ["title:odd.csv=two\nlines"])
+    kept = load_mapping(tmp_path / "workspace" / "datasets" / "odd" / f"v{report.version}" / "mapping.yaml")
+    assert list(kept.files["odd.csv"].columns) == names
+    assert kept.files["odd.csv"].roles["title"] == "two\nlines"
+    again = import_files(Workspace.open(tmp_path / "again"), places, "odd", kept.entries())
+    assert again.fingerprint == report.fingerprint
