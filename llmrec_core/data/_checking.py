@@ -25,6 +25,7 @@ from llmrec_core.data._roles import NEEDED_OF, ROLES, ROLES_OF, field_names
 from llmrec_core.data._texts import tidy
 from llmrec_core.data._values import NumberFormat, ValueOptions, decide_numbers, refuse_unanswered
 from llmrec_core.data._values.times import TimeFormat, carry_times, decide_times
+from llmrec_core.data._values.words import PROFILE_CELLS, first_filled
 
 #: A scale has far fewer steps; a continuous rating shows itself by as many.
 _MAX_DISTINCT_RATINGS = 10_000
@@ -215,9 +216,9 @@ class TableReader:
     def _decide(self, raw: RawTable) -> None:
         roles = self.planned.roles
         if self.planned.kind == "interactions" and RATING in roles:
-            self._numbers = decide_numbers(_cells(raw, roles[RATING]), roles[RATING], self.options)
+            self._numbers = decide_numbers(_telling(_cells(raw, roles[RATING])), roles[RATING], self.options)
         if TIME in roles and self.planned.kind in ("interactions", "impressions"):
-            self._times = decide_times(_cells(raw, roles[TIME]), roles[TIME], self.options)
+            self._times = decide_times(_telling(_cells(raw, roles[TIME])), roles[TIME], self.options)
 
     # ------------------------------------------------------------------------------------------------ checking
 
@@ -351,6 +352,12 @@ class TableReader:
 
 
 # ------------------------------------------------------------------------------------------------ columns
+
+
+def _telling(cells: pa.Array) -> pa.Array:
+    """As much of a column as it takes to decide how it is read; more would only be looked through for nothing."""
+    head = cells.slice(0, 2 * PROFILE_CELLS)
+    return head if len(first_filled(head)) == PROFILE_CELLS else cells
 
 
 def _cells(raw: RawTable, column: str) -> pa.Array:

@@ -99,16 +99,15 @@ def _without_mark(head: bytes) -> str | None:
 
 def _first_invalid(path: Path, where: str) -> int | None:
     """Where the first byte stands that is not UTF-8; None: all of it is."""
-    offset, tail, lines = 0, b"", 1
+    offset, tail = 0, b""
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
             zero = block.find(b"\0")
             if zero >= 0:
-                line = lines + block.count(b"\n", 0, zero)
+                line = _line_at(path, stream.tell() - len(block) + zero)
                 raise DataError(
                     "the file holds zero bytes: it is not text.", where=f"{where}, line {line}", fix="Save it as CSV."
                 )
-            lines += block.count(b"\n")
             data = tail + block
             tail = b""
             if not data.isascii():
@@ -120,6 +119,16 @@ def _first_invalid(path: Path, where: str) -> int | None:
                     tail = data[error.start :]
             offset += len(data) - len(tail)
     return offset if tail else None
+
+
+def _line_at(path: Path, position: int) -> int:
+    """The line on which a byte stands; lines are counted only where somebody has to be told."""
+    line = 1
+    with path.open("rb") as stream:
+        while position > 0 and (block := stream.read(min(position, _BLOCK_BYTES))):
+            line += block.count(b"\n")
+            position -= len(block)
+    return line
 
 
 def _probe(path: Path, broken: int) -> tuple[int, int, bytes]:
