@@ -227,7 +227,7 @@ def _file_sources(path: Path, corrections: Corrections, name: str = "") -> list[
     if head.startswith(b"\xd0\xcf\x11\xe0") or (head.startswith(b"PK\x03\x04") and suffix in _WORKBOOKS):
         from llmrec_core.data._excel import excel_sources
 
-        return _named(excel_sources(path, corrections), path, name)
+        return excel_sources(path, corrections, name)
     if head.startswith(b"PAR1"):
         from llmrec_core.data._parquet import parquet_source
 
@@ -240,13 +240,6 @@ def _file_sources(path: Path, corrections: Corrections, name: str = "") -> list[
     if suffix in (".jsonl", ".ndjson", ".json") or (suffix not in (".csv", ".tsv") and start in (b"{", b"[")):
         return [_json(table) for table in sniff_json(path, corrections.option("encoding", name), name=name)]
     return [_delimited(path, corrections, name)]
-
-
-def _named(sources: list[Source], path: Path, name: str) -> list[Source]:
-    """The tables of a file that a person knows by another name than the file's own, such as a member of an archive."""
-    if name == path.name:
-        return sources
-    return [replace(source, name=name + source.name.removeprefix(path.name)) for source in sources]
 
 
 def _head(path: Path) -> bytes:

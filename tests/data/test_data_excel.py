@@ -120,6 +120,18 @@ def test_the_header_row_can_be_told(tmp_path: Path) -> None:
             one(path, f"header_row:t.xlsx={told}")
 
 
+def test_what_is_said_about_a_sheet_in_an_archive_is_heard(tmp_path: Path) -> None:
+    inner = book(tmp_path / "t.xlsx", {"S": [["a", "b"], ["c", "d"], ["e", "f"]]})
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.write(inner, "t.xlsx")
+        archive.writestr("films.csv", "item_id,title\na,A\n")
+    told = parse_mapping(["header_row:export.zip/t.xlsx/S=2"])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    sources = {source.name: source for source in open_sources(tmp_path / "export.zip", told, scratch)}
+    assert sources["export.zip/t.xlsx/S"].columns == ("c", "d")
+
+
 def test_a_sheet_without_names_says_so(tmp_path: Path) -> None:
     source = one(book(tmp_path / "t.xlsx", {"S": [["u1", 7, 5], ["u2", 8, 4], ["u1", 8, 3]]}))
     assert source.columns == ("column_1", "column_2", "column_3")
