@@ -76,9 +76,10 @@ def read_blocks(
             first += len(ends)
             chunk = chunk[at:]
         rest: list[bytes] = []
-        block = _fast_block(chunk, dialect, first, name) if fast and chunk else None
+        n_lines = _count_lines(chunk) if fast and chunk else 0
+        block = _fast_block(chunk, dialect, first, name, n_lines) if n_lines else None
         if block is not None:
-            first += _count_lines(chunk)
+            first += n_lines
         elif chunk:
             lines = chunk.splitlines()
             n_lines = len(lines)
@@ -168,7 +169,7 @@ def _has_empty_line(chunk: bytes) -> bool:
 # ------------------------------------------------------------------------------------------------ pyarrow
 
 
-def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTable | None:
+def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str, n_lines: int) -> RawTable | None:
     """A block of whole lines through pyarrow, or None where anything in it could be read in two ways."""
     separator, n_columns = dialect.separator.encode(), len(dialect.columns)
     quotes = dialect.quoting and b'"' in chunk
@@ -183,7 +184,6 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str) -> RawTab
         if _UNIT.encode() in chunk:
             return None
         chunk, separator = chunk.replace(separator, _UNIT.encode()), _UNIT.encode()
-    n_lines = _count_lines(chunk)
     skipped: list[int] = []
     rejects = Rejects(name, limit=None)
     mark = separator.decode()
