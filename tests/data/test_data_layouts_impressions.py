@@ -98,6 +98,13 @@ def test_lines_are_kept_and_clicks_come_after_what_was_before(tmp_path: Path) ->
     assert lines.tolist() == [1, 1, 1, 2, 3, 4]
 
 
+def test_first_times_follow_the_order_of_day_and_month_that_was_told(tmp_path: Path) -> None:
+    content = "1\tU1\t02/01/2024 10:00\tN1\tN3-1\n2\tU1\t01/03/2024 10:00\tN1\tN4-1\n"
+    path = put(tmp_path, "behaviors.tsv", content)
+    first = {told: rows(plan(path, f"day_first={told}")["interactions"])[0][2] for told in ("yes", "no")}
+    assert first == {"yes": "02/01/2024 10:00", "no": "01/03/2024 10:00"}
+
+
 def test_behaviors_are_known_by_their_cells(tmp_path: Path) -> None:
     tables = plan(put(tmp_path, "log.tsv", BEHAVIORS))
     assert tables["interactions"].layout == "impressions"
