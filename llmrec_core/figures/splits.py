@@ -114,7 +114,10 @@ def _panels(
         figure.update_yaxes(title_text="rows", rangemode="tozero", nticks=4, row=index, col=1)
         for place, _ in marks:
             figure.add_vline(
-                x=_dates(np.array([place]))[0] if timed else place, line={"dash": "dot", "width": 1.5, "color": GREY}, row=index, col=1
+                x=_dates(np.array([place]))[0] if timed else place,
+                line={"dash": "dot", "width": 1.5, "color": GREY},
+                row=index,
+                col=1,
             )
     figure.update_layout(bargap=0.05, margin={"t": 84}, height=140 + 110 * len(names))
     axis = "time (UTC)" if timed else "place in the file (no times in this data)"
