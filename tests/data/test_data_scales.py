@@ -77,6 +77,7 @@ def test_what_somebody_says_holds() -> None:
         ([0, *HALVES], [900, *[100] * 10]),
         ([0, *TEN], [7000, *[300] * 10]),
         ([0, *TEN], None),
+        ([0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10]),
     ],
 )
 def test_zero_beside_stars_is_asked_about(values: list[float], counts: list[float] | None) -> None:
