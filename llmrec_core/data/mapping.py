@@ -113,7 +113,7 @@ class ImportMapping(_Part):
     event_weights: dict[str, float] = {}
     privacy: PrivacyMapping = PrivacyMapping()
     roles: dict[Name, Column] = {}
-    files: dict[FileName, FileMapping] = Field({}, max_length=2000)
+    files: dict[FileName, FileMapping] = Field({}, max_length=20_000)
 
     def entries(self) -> list[str]:
         """The same as corrections for :func:`import_files`; general ones first, so that those of a file win."""

@@ -38,6 +38,7 @@ _MAX_LOOKS = 24
 _NO_TEXT = {".parquet", ".pq", ".xlsx", ".xlsm", ".xls", ".ods", ".sqlite", ".db", ".duckdb", ".zip", ".tar", ".gz", ""}
 #: More tables than this are folded away until somebody opens them.
 _OPEN_CARDS = 6
+_MAX_CARDS = 24
 
 
 def import_panel() -> None:
@@ -221,7 +222,17 @@ def _cards(guesses: Sequence[ImportGuess]) -> None:
     by_file: dict[str, list[ImportGuess]] = {}
     for guess in guesses:
         by_file.setdefault(guess.file, []).append(guess)
-    for number, (file, (guess, *beside)) in enumerate(by_file.items()):
+    # What cannot be read has to be settled, so it is never among those without a card.
+    shown = sorted(by_file.items(), key=lambda entry: entry[1][0].fault is None)[:_MAX_CARDS]
+    if len(by_file) > _MAX_CARDS:
+        st.info(
+            f"There are {len(by_file):,} tables; the first {_MAX_CARDS} have a card here, the others come in as they "
+            "are guessed. A mapping file, whose names may be patterns, corrects them all.",
+            icon=":material/table_rows:",
+        )
+    places = {file: number for number, file in enumerate(by_file)}
+    for file, (guess, *beside) in shown:
+        number = places[file]
         key = f"{number}_{re.sub(r'[^A-Za-z0-9]', '_', file)}"
         if guess.left_out:
             left_out_card(file, key)

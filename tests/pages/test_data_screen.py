@@ -475,3 +475,13 @@ def test_versions_tell_their_runs_and_a_dataset_in_use_stays(screen, workspace):
     assert "1 run used it" in texts(app)
     app.button(key="dataset_delete").click().run()
     assert DatasetStore(workspace).list() == []
+
+
+def test_many_tables_keep_the_screen_small(screen, workspace):
+    members = {f"part-{n:03d}.csv": "user_id,item_id\nu1,a\n" for n in range(30)}
+    app = drop(screen(), ("parts.zip", zipped(**members)))
+    assert "There are 30 tables" in texts(app)
+    assert len([b for b in app.selectbox if b.key and b.key.startswith("kind_")]) == 24
+    press_import(app, "many")
+    assert DatasetStore(workspace).meta("many").n_interactions == 30
+    assert len(load_mapping(DatasetStore(workspace).folder("many") / "mapping.yaml").files) == 30
