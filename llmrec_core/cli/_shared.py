@@ -46,7 +46,7 @@ def _app(help_text: str) -> typer.Typer:
 
 app = _app("Fine-tune language models as recommenders, rank, measure and explain.")
 models_app = _app("Pretrained models: what is known, what is on disk, fetch one.")
-data_app = _app("Datasets: import files, public and sample data, list, show.")
+data_app = _app("Datasets: look at files, import them, see what came in and what changed; splits and privacy.")
 prompt_app = _app("Prompts: see what a model will read.")
 runs_app = _app("Runs: list, look into, cancel, resume.")
 app.add_typer(models_app, name="models")
