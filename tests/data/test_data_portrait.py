@@ -95,8 +95,7 @@ def test_cold_few_repeats_and_co_visits_by_hand() -> None:
     assert found.n_half_items == 1
     assert "Half of all interactions go to 20 % of the items (1)." in found.readings
     assert (
-        "1 item has no interaction and 3 items have fewer than 5: for them mostly their text speaks."
-        in found.readings
+        "1 item has no interaction and 3 items have fewer than 5: for them mostly their text speaks." in found.readings
     )
     assert "67 % of all pairs of items share at least one user." in found.readings
 
