@@ -6,8 +6,9 @@ distinct values, numbers and times once they are numbers. pandera is slow to imp
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,24 @@ MAX_RATING = 1e30
 #: Years 1900 to 2200: outside, a time is a typing error or in another unit.
 EARLIEST_S, LATEST_S = -2_208_988_800.0, 7_258_118_400.0
 
+
+@lru_cache(maxsize=1)
+def _pandera() -> Any:
+    """The library, without what its import leaves in the environment for Spark.
+
+    ``PYARROW_IGNORE_TIMEZONE`` would make pyarrow drop the zones of Python's datetimes in the whole process.
+    """
+    before = {name: os.environ.get(name) for name in ("PYARROW_IGNORE_TIMEZONE", "SPARK_LOCAL_IP")}
+    import pandera.pandas as library
+
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    return library
+
+
 Positions = npt.NDArray[np.int64]
 #: Fewer values are judged at once; of more, the extremes are looked at first.
 _FEW = 1000
@@ -35,8 +54,7 @@ _CONTROL = r"[\x00-\x1f\x7f]"
 @lru_cache(maxsize=64)
 def id_rules(column: str) -> pandera.DataFrameSchema:
     """Ids are the user's own strings: any text but the empty one, control characters and whole paragraphs."""
-    import pandera.pandas as pandera
-
+    pandera = _pandera()
     checks = [
         pandera.Check(lambda ids: ids != "", error=f"{column} is empty"),
         pandera.Check(lambda ids: ~ids.str.contains(_CONTROL), error=f"{column} holds control characters"),
@@ -48,8 +66,7 @@ def id_rules(column: str) -> pandera.DataFrameSchema:
 @lru_cache(maxsize=64)
 def text_rules(column: str) -> pandera.DataFrameSchema:
     """Text may be anything of a length that a screen and a prompt can hold."""
-    import pandera.pandas as pandera
-
+    pandera = _pandera()
     error = f"{column} is longer than {MAX_TEXT_CHARS:,} characters"
     check = pandera.Check(lambda cells: cells.str.len() <= MAX_TEXT_CHARS, error=error)
     return pandera.DataFrameSchema({column: pandera.Column(None, check)})
@@ -58,8 +75,7 @@ def text_rules(column: str) -> pandera.DataFrameSchema:
 @lru_cache(maxsize=2)
 def rating_rules() -> pandera.DataFrameSchema:
     """A rating is any finite number, or none: the row then counts as an interaction."""
-    import pandera.pandas as pandera
-
+    pandera = _pandera()
     check = pandera.Check.in_range(-MAX_RATING, MAX_RATING, error="rating {cell} is not a number")
     return pandera.DataFrameSchema({RATING: pandera.Column(float, check, nullable=True)})
 
@@ -67,8 +83,7 @@ def rating_rules() -> pandera.DataFrameSchema:
 @lru_cache(maxsize=2)
 def time_rules(*, needed: bool) -> pandera.DataFrameSchema:
     """Where rows have times, each has one: a row without could not be placed before or after others."""
-    import pandera.pandas as pandera
-
+    pandera = _pandera()
     check = pandera.Check.in_range(EARLIEST_S, LATEST_S, error="time {cell} cannot be read")
     column = pandera.Column(float, check, nullable=not needed)
     return pandera.DataFrameSchema({TIME: column})

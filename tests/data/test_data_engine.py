@@ -517,3 +517,13 @@ def test_import_and_frames_give_one_fingerprint(workspace: Workspace, tmp_path: 
     assert imported.fingerprint == made.fingerprint
     pd.testing.assert_frame_equal(imported.interactions, made.interactions)
     pd.testing.assert_frame_equal(imported.items, made.items)
+
+
+def test_the_table_rules_leave_the_environment_alone():
+    # The library sets variables for Spark when it is imported; one makes pyarrow drop zones in the whole process.
+    script = (
+        "import os; from llmrec_core.data._rules import id_rules; id_rules('user_id');"
+        "print('PYARROW_IGNORE_TIMEZONE' in os.environ, 'SPARK_LOCAL_IP' in os.environ)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert found.stdout.split() == ["False", "False"]
