@@ -190,6 +190,13 @@ def _layout(top: Sequence[tuple[int, list[object]]], name: str, told: int | None
     below = [cells for _, cells in rows[at + 1 :]]
     named = [i for i, cell in enumerate(header) if _heading(cell)]
     notes = []
+    corner = named[0] - 1
+    filled_corner = sum(cells[corner : named[0]] not in ([], [""]) for cells in below) if corner >= 0 else 0
+    if len(named) > 1 and filled_corner * 2 > len(below):
+        # The corner of a matrix, or the index that pandas writes in front of its columns.
+        header = [*header[:corner], "column_1", *header[named[0] :]]
+        named.insert(0, corner)
+        notes.append("the first column has no name: it is called column_1")
     if above := [_title(cells) for _, cells in rows[:at]]:
         said = "; ".join(repr(title) for title in above[:3])
         notes.append(f"row {number} names the columns; above it: {said}{' ...' if len(above) > 3 else ''}")

@@ -145,11 +145,26 @@ def test_a_matrix_is_headed_by_item_ids(tmp_path: Path) -> None:
     assert rows(source) == [["u1", "5", "", "3"], ["u2", "", "1", "2"]]
 
 
+def test_a_matrix_with_an_empty_corner_keeps_its_users(tmp_path: Path) -> None:
+    """As pandas writes a matrix with its index."""
+    films = [[None, *(f"Film {n}" for n in range(6))]]
+    users = [[f"u{n}", *(99 if (n + k) % 3 else (n + k) % 5 + 1 for k in range(6))] for n in range(12)]
+    path = book(tmp_path / "m.xlsx", {"S": films + users})
+    report = import_files(Workspace(tmp_path / "w"), [path], "m")
+    frame = DatasetStore(Workspace(tmp_path / "w")).load("m").interactions
+    expected = {(u[0], films[0][k], float(u[k])) for u in users for k in range(1, 7) if u[k] != 99}
+    assert set(zip(frame["user_id"], frame["item_id"], frame["rating"], strict=True)) == expected
+    assert report.n_users == 12
+
+
 def test_columns_without_a_name(tmp_path: Path) -> None:
     indexed = [[None, "user_id", "item_id", None, None], [0, "u", "a", None, "see mail"], [1, "v", "b", None, None]]
     source = one(book(tmp_path / "t.xlsx", {"S": indexed}))
-    assert rows(source) == [["u", "a"], ["v", "b"]]
-    assert "columns without a name are left out: A, E" in source.notes
+    assert source.columns == ("column_1", "user_id", "item_id")
+    assert rows(source) == [["0", "u", "a"], ["1", "v", "b"]]
+    assert "columns without a name are left out: E" in source.notes
+    remark = [[None, "user_id", "item_id"], ["old", "u", "a"], [None, "v", "b"], [None, "w", "b"]]
+    assert rows(one(book(tmp_path / "t.xlsx", {"S": remark}))) == [["u", "a"], ["v", "b"], ["w", "b"]]
     within = [["user_id", None, "item_id"], ["u", 1, "a"], ["v", 2, "b"]]
     with pytest.raises(DataError, match=r"t\.xlsx/S, row 1: column B has no name"):
         one(book(tmp_path / "t.xlsx", {"S": within}))
