@@ -59,7 +59,10 @@ _NAMES: dict[str, str] = {
     "timestamp": "timestamp unixreviewtime unixtime unixtimestamp epoch time datetime ts eventtime "
     "ratedat ratingtime watchedat viewedat createdat purchasedat clickedat boughtat lastwatched date "
     "eventdate ratingdate reviewtime reviewdate purchasedate orderdate transactiondate invoicedate "
-    "createddate timestamputc 时间戳 时间 日期 评分时间 购买时间 下单时间 创建时间 交互时间 观看时间 "
+    "createddate timestamputc "
+    "when eventat orderedat placedat occurredat addedat playedat listenedat readat "
+    "soldat visitedat loggedat submittedat reviewedat completedat "
+    "时间戳 时间 日期 评分时间 购买时间 下单时间 创建时间 交互时间 观看时间 "
     "浏览时间 日時 時刻 日付 タイムスタンプ 購入日 購入日時 評価日時 zeitstempel zeitpunkt zeit datum "
     "uhrzeit kaufdatum bestelldatum horodatage dateheure datecommande dateachat heure fecha fechahora "
     "marcadetiempo fechacompra hora",
@@ -92,7 +95,8 @@ _NAMES: dict[str, str] = {
     "history": "history histories userhistory clickhistory clickedhistory clickednews historyitems "
     "itemhistory itemsequence sequence itemseq seq itemlist itemids items itemidlist itemidseq "
     "interactions purchasehistory watchhistory viewhistory purchases watched viewed basket cart "
-    "orders bought historyitemid historyitemids historytitles historytitle historyasin 历史 历史记录 "
+    "orders bought lineitems orderlines orderitems "
+    "historyitemid historyitemids historytitles historytitle historyasin 历史 历史记录 "
     "历史序列 点击历史 购买历史 浏览历史 物品列表 商品列表 履歴 閲覧履歴 購入履歴 verlauf historie "
     "kaufhistorie historique historial",
     "history_ratings": "historyratings historyrating ratinglist ratingslist ratingseq ratings historyscores",
@@ -156,6 +160,14 @@ RANK: dict[str, dict[str, int]] = {
 }
 USERISH = frozenset(plain(word) for word in USERISH_WORDS.split()) - RANK["category"].keys()
 _ID_ROLES = ("user_id", "item_id")
+#: ``customer.name`` says who bought, not what.
+_OF_ITEMS = ("title", "description", "category", "price", "image")
+#: Ids of what happened: of neither a person nor a thing, however much they look like it.
+_EVENT_ID = re.compile(
+    "(order|basket|cart|invoice|transaction|trans|txn|receipt|purchase|booking|checkout|payment|event|log|row|line|"
+    "record|entry|review|rating|interaction|request|visit|订单|流水|bestell|bestellung|auftrag|rechnung|beleg|bon|"
+    "commande|facture|pedido|factura|注文)s?(id|no|nr|num|number|nummer|key|code|uuid|号|编号|番号)"
+)
 
 
 def rank_of(role: str, column: str) -> int | None:
@@ -170,6 +182,8 @@ def rank_of(role: str, column: str) -> int | None:
         return ranks[whole]
     parts = re.split(r"[./]", column)
     for start in range(1, len(parts)):
+        if role in _OF_ITEMS and any(plain(part) in RANK["user_id"] for part in parts[:start]):
+            break
         tail = plain("".join(parts[start:]))
         if tail in ranks:
             return ranks[tail] + 100
@@ -180,6 +194,11 @@ def rank_of(role: str, column: str) -> int | None:
             if tail.endswith("id") and tail in ranks:
                 return ranks[tail] + 200
     return None
+
+
+def is_event_id(column: str) -> bool:
+    """Whether a column's name is that of an order, a basket, a line of a log."""
+    return _EVENT_ID.fullmatch(plain(column)) is not None
 
 
 def is_role_name(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ from llmrec_core.data._role_names import (
     ROLES_OF,
     USERISH,
     Kind,
+    is_event_id,
     is_role_name,
     plain,
     rank_of,
@@ -135,7 +136,18 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
         wanted = {"rating", "timestamp"} - kept.keys() - taken - ({"rating"} if "event" in kept else set())
         free = [c for c in columns if c not in kept.values() and not _means_something(c)]
         notes += _role_values.overlooked(wanted, free, sample)
+        notes += [note for role in sorted(wanted) for note in _refused(role, columns, sample, kept.values())]
     return Guess(kind, kept, {r: w for r, w in why.items() if r in kept or r == "kind"}, tuple(notes))
+
+
+def _refused(role: str, columns: Sequence[str], sample: pa.Table, taken: Iterable[str]) -> Iterator[str]:
+    """What is called like the role and does not play it, since its cells are something else."""
+    used = set(taken)
+    what = {"rating": "numbers", "timestamp": "times"}[role]
+    for column in columns:
+        if column not in used and rank_of(role, column) is not None and not _fits(role, sample.column(column)):
+            example = next(cell for cell in sample.column(column).to_pylist() if cell.strip())
+            yield f"{column!r} is called like a {role}, but its cells are no {what} ({example[:40]!r})"
 
 
 def _take_labels(
@@ -169,7 +181,9 @@ def by_name(role: str, columns: Sequence[str], sample: pa.Table, taken: Iterable
 def _means_something(column: str) -> bool:
     """Whether a column's name says what it is, so that its values need not."""
     key = plain(column)
-    return key == "id" or key in USERISH or any(rank_of(role, column) is not None for role in _TELLING)
+    if key == "id" or key in USERISH or is_event_id(column):
+        return True
+    return any(rank_of(role, column) is not None for role in _TELLING)
 
 
 #: Names of facts are single letters, too: they tell nothing by themselves.

@@ -172,6 +172,30 @@ def test_growing_histories_and_baskets_are_told_apart(tmp_path: Path) -> None:
     assert any("baskets" in note for note in baskets.notes)
 
 
+def test_the_id_of_a_basket_is_none_of_its_items(tmp_path: Path) -> None:
+    content = "basket_id,customer_id,items\n" + "".join(f'{n},u{n % 3},"i{n},i{n % 2}"\n' for n in range(4, 16))
+    (baskets,) = plan(put(tmp_path, "b.csv", content))
+    assert rows(baskets) == [(f"u{n % 3}", item) for n in range(4, 16) for item in (f"i{n}", f"i{n % 2}")]
+
+
+def test_orders_with_lines(tmp_path: Path) -> None:
+    """What a shop's interface answers: orders, each with its customer and its lines."""
+    orders = [
+        {
+            "order_id": f"o{n}",
+            "customer": {"id": f"u{n % 3}", "name": "X Y"},
+            "lines": [{"sku": f"p{n}", "qty": 2}, {"sku": f"p{n % 2}", "qty": 1}],
+            "placed_at": f"2024-01-{n + 1:02d}",
+        }
+        for n in range(12)
+    ]
+    (planned,) = plan(put(tmp_path, "orders.json", json.dumps({"count": 12, "results": orders})))
+    assert rows(planned) == [
+        (f"u{n % 3}", item, f"2024-01-{n + 1:02d}") for n in range(12) for item in (f"p{n}", f"p{n % 2}")
+    ]
+    assert any("'qty' are left out" in note for note in planned.notes)
+
+
 def test_histories_without_users(tmp_path: Path) -> None:
     (planned,) = plan(
         put(tmp_path, "h.csv", "prev_items,locale,next_item\ni1 i2,DE,i3\ni4 i5,FR,i6\n"), "history=prev_items"

@@ -266,3 +266,29 @@ def test_order_of_columns_does_not_matter_for_named_ones(order: list[int], seed:
 def test_every_role_of_a_table_in_a_folder_is_judged_by_its_bare_name(tmp_path: Path) -> None:
     assert guess({"id": ["1"], "age": ["2"]}, name="shop.zip/people.csv").kind == "users"
     assert guess({"id": ["1"], "label": ["2"]}, name="users.zip/films.csv").kind == "items"
+
+
+def test_the_id_of_an_order_is_no_item_and_a_customers_name_no_title() -> None:
+    orders = [str(n) for n in range(30)]
+    columns = {
+        "order_id": orders,
+        "customer.id": [f"c{n % 7}" for n in range(30)],
+        "customer.name": ["Ann Lee"] * 30,
+        "placed_at": [f"2024-01-{n % 28 + 1:02d}" for n in range(30)],
+    }
+    found = guess(columns)
+    assert "item_id" not in found.roles
+    things = guess(columns | {"sku": [f"s{n % 5}" for n in range(30)]})
+    assert things.roles == {"user_id": "customer.id", "item_id": "sku", "timestamp": "placed_at"}
+    assert guess(columns | {"sku": ["a"] * 30, "product.name": ["Pan"] * 30}).roles["title"] == "product.name"
+
+
+def test_a_column_that_is_called_a_rating_or_a_time_and_is_none_is_told() -> None:
+    columns = log(["user", "item", "rating", "ts"])
+    columns["rating"] = ["B+", "A", "C"] * 20
+    columns["ts"] = ["in spring", "", "later"] * 20
+    found = guess(columns)
+    assert found.roles == {"user_id": "user", "item_id": "item"}
+    assert "'rating' is called like a rating, but its cells are no numbers ('B+')" in found.notes
+    assert "'ts' is called like a timestamp, but its cells are no times ('in spring')" in found.notes
+    assert not [note for note in guess(columns, "rating=", "timestamp=").notes if "called like" in note]

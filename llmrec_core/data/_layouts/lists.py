@@ -26,19 +26,23 @@ _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 class ListForm:
     """How the cells of a column hold several values.
 
-    ``keys``: role -> key, for lists of objects.
+    ``keys``: role -> key, for lists of objects; ``unused``: their further keys, which no role has a use for.
     """
 
     style: Literal["array", "objects", "split"]
     separator: str = ""
     keys: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         if self.style == "split":
             names = {" ": "spaces", "\t": "tabs", ",": "commas", ";": "semicolons"}
             return f"lists separated by {names.get(self.separator, self.separator)}"
-        return "JSON lists of objects" if self.style == "objects" else "JSON lists"
+        if self.style == "array":
+            return "JSON lists"
+        left = ", ".join(repr(key[:40]) for key in self.unused[:6]) + (" ..." if self.unused[6:] else "")
+        return "JSON lists of objects" + (f"; of these, {left} are left out" if left else "")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ def find_form(cells: Sequence[str], *, named: bool) -> ListForm | None:
         objects = [value for value in items if isinstance(value, dict)]
         if objects and len(objects) >= 0.9 * len(items):
             keys = _object_keys(objects)
-            return ListForm("objects", keys=keys) if "item_id" in dict(keys) or "title" in dict(keys) else None
+            unused = dict.fromkeys(key for value in objects for key in value if key not in dict(keys).values())
+            known = "item_id" in dict(keys) or "title" in dict(keys)
+            return ListForm("objects", keys=keys, unused=tuple(unused)) if known else None
         return ListForm("array") if not objects else None
     best: tuple[float, ListForm] | None = None
     for separator in _SEPARATORS:

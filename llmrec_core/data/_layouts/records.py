@@ -148,7 +148,9 @@ def _listed_ids(
         form = find_form(cells[column], named=False)
         if form is None or (form.style == "array" and not named and not _id_values(cells[column], form)):
             continue
-        if named or told == "histories" or (users is not None and _once(cells[users]) and "item_id" not in roles):
+        alone = users is not None and "item_id" not in roles
+        things = form.style == "objects" and any(rank_of("item_id", key) is not None for _, key in form.keys)
+        if named or told == "histories" or (alone and (things or _once(cells[users or ""]))):
             return column
     if told == "histories" and len(source.columns) == 2:
         # Whoever says that there are lists means the column that is no user.
@@ -184,7 +186,12 @@ def _target(
             "groundtruth",
         ):
             return column
-        if roles.get("item_id") == column and find_form(cells[column], named=False) is None:
+        # Beside a history an item has to be called one: the id of an order looks like an item's.
+        if (
+            roles.get("item_id") == column
+            and rank_of("item_id", column) is not None
+            and find_form(cells[column], named=False) is None
+        ):
             return column
     return None
 
