@@ -47,9 +47,15 @@ def bring(action: Callable[[], ImportReport], words: str) -> None:
 
 
 header("Data", "Bring interactions in, see what they look like, and how they are cut into training and test.")
+importing = False
 with faults_in_words():
     ready_made()
-    import_panel()
-    last_report()
-with faults_in_words():
-    dataset_view()
+    importing = import_panel()
+    if not importing:
+        last_report()
+if importing:
+    # One thing at a time: pictures of other data below these questions would be taken for a preview.
+    st.caption("Your datasets come back here when these files are imported or taken away.")
+else:
+    with faults_in_words():
+        dataset_view()

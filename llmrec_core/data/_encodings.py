@@ -50,7 +50,7 @@ def detect_encoding(path: Path, told: str | None = None, where: str = "") -> tup
     if good > 4 * bad:
         return "utf-8", ["some lines are not valid UTF-8; they are refused"]
     codec = _legacy_codec(odd)
-    return codec, [f"encoding guessed as {codec}; look at the preview"]
+    return codec, [f"encoding guessed as {codec}: look whether names and titles are readable"]
 
 
 def _told(name: str, head: bytes, where: str) -> str:

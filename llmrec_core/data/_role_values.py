@@ -131,7 +131,7 @@ def fill(
     found |= {"user_id": user, "item_id": item}
     why["user_id"] = f"{reason} ({seen[user].distinct:,} different ids in the first rows)"
     why["item_id"] = f"the other column of ids ({seen[item].distinct:,} different ones in the first rows)"
-    turned = f"; it could also be the other way round: user_id={item}, item_id={user}" if not sure else ""
+    turned = f"; it could also be the other way round (user_id={item}, item_id={user})" if not sure else ""
     doubts.append(f"users taken from {user!r} and items from {item!r} by their values, not by their names{turned}")
     return found, why, doubts
 
@@ -146,9 +146,9 @@ def overlooked(wanted: Collection[str], free: Collection[str], sample: pa.Table)
         for column, cells in seen.items():
             if role == "rating" and cells.rating_like:
                 what = f"numbers from {cells.low:g} to {cells.high:g}"
-                notes.append(f"no ratings were found; {column!r} holds {what}: rating={column} takes it for them")
+                notes.append(f"no ratings were found; {column!r} holds {what} that may be some (rating={column})")
             elif role == "timestamp" and cells.time:
-                notes.append(f"no times were found; {column!r} holds what may be: timestamp={column} takes it for them")
+                notes.append(f"no times were found; {column!r} holds what may be some (timestamp={column})")
     return notes
 
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import streamlit as st
 
-from llmrec_core.data import DatasetStore, ImportGuess, UnansweredError, guess_files, import_files, part_hint
+from llmrec_core.data import NEEDED_OF, DatasetStore, ImportGuess, UnansweredError, guess_files, import_files, part_hint
 from llmrec_core.data.mapping import (
     MAPPING_FILE,
     ImportMapping,
@@ -28,7 +28,7 @@ from pages._studio.import_privacy import privacy_switches
 from pages._studio.import_report import arrived
 from pages._studio.places import Place, choose_places, forget_places, place_name, place_state
 from pages._studio.questions import ask_later, ask_questions, forget_later
-from pages._studio.table_card import left_out_card, repairs, table_card
+from pages._studio.table_card import ROLE_WORDS, left_out_card, repairs, table_card
 from pages._studio.uploads import upload_folder
 from pages._studio.value_settings import value_settings
 
@@ -41,15 +41,19 @@ _OPEN_CARDS = 6
 _MAX_CARDS = 24
 
 
-def import_panel() -> None:
-    """The whole way from a file to a dataset."""
+def import_panel() -> bool:
+    """The whole way from a file to a dataset; whether files are on that way now."""
     try:
         places = choose_places()
     except LLMRecError as error:
         show_error(error)
-        return
-    if not places:
-        return
+        return False
+    if places:
+        _on_the_way(places)
+    return bool(places)
+
+
+def _on_the_way(places: Sequence[Place]) -> None:
     _places_changed(places)
     _choose_mapping(_look_at(places, [])[0])
     guesses, broken = _look_at(places, entries())
@@ -284,6 +288,13 @@ def _open_ends(guesses: Sequence[ImportGuess], broken: Sequence[str]) -> list[st
     taken = [guess for guess in guesses if not guess.left_out and guess.fault is None]
     if not taken:
         ends.append("every table is left out")
+    elif not any(guess.kind == "interactions" for guess in taken):
+        ends.append("which table holds interactions: one with both a user and an item column")
+    for guess in taken:
+        missing = [ROLE_WORDS.get(role, role) for role in NEEDED_OF[guess.kind] if role not in guess.roles]
+        if missing:
+            words = " and which ".join(f"the {word.lower()}" for word in missing)
+            ends.append(f"which column of {plain(guess.file)} is {words}")
     events = {guess.file: guess.part for guess in taken if guess.kind == "interactions"}
     if len(events) > 1 and st.session_state.get("import_parts"):
         ends += [f"which part of the split {plain(file)} is" for file, part in events.items() if not part]
@@ -329,7 +340,8 @@ def _mapping_text(guesses: Sequence[ImportGuess]) -> str:
 
 
 def _import(places: Sequence[Place], name: str) -> None:
-    with st.status("Reading every row …", expanded=True) as status:
+    fault: LLMRecError | None = None
+    with st.status("Reading every row …") as status:
         try:
             report = import_files(
                 workspace(),
@@ -343,10 +355,14 @@ def _import(places: Sequence[Place], name: str) -> None:
             ask_later(error.question)
             st.rerun()
         except LLMRecError as error:
+            fault = error
             status.update(label="Nothing was imported.", state="error")
-            show_error(error)
-            return
-        status.update(label="Imported.", state="complete")
+        else:
+            status.update(label="Imported.", state="complete")
+    if fault is not None:
+        # Below the box of the status, which folds itself when the work ends.
+        show_error(fault)
+        return
     forget_places()
     start_over()
     forget_later()

@@ -26,6 +26,9 @@ def privacy_switches(guesses: Sequence[ImportGuess]) -> None:
         on_change=lambda: say("pseudonymise", "yes" if st.session_state[name] else "no"),
         help="Made with a key that stays in this workspace: the same person has the same pseudonym in every version.",
     )
+    for finding in personal_ids(guesses):
+        found = plain(finding.sentence.partition(": ")[2])
+        st.caption(f":material/warning: The user ids tell who people are: {found}. Pseudonyms hide them.")
     findings = personal_findings(guesses)
     if not findings:
         st.caption("No e-mail addresses, phone numbers or names were found in the text of the first rows.")
@@ -33,6 +36,15 @@ def privacy_switches(guesses: Sequence[ImportGuess]) -> None:
     st.caption("Found in the text of the first rows; a switch masks them in every row.")
     for column, found in findings.items():
         _mask_switch(column, found, said.get(f"mask:{column}"))
+
+
+def personal_ids(guesses: Sequence[ImportGuess]) -> list[PersonalFinding]:
+    """What the user ids of the first table with any give away."""
+    for guess in guesses:
+        column = guess.roles.get("user_id")
+        if column is not None and guess.sample is not None:
+            return find_personal({column: guess.sample.column(column)}, about="users")
+    return []
 
 
 def personal_findings(guesses: Sequence[ImportGuess]) -> dict[str, list[PersonalFinding]]:

@@ -11,6 +11,7 @@ import streamlit as st
 from llmrec_core.data import DatasetStore, ImportReport, safe_csv
 from llmrec_core.data.mapping import MAPPING_FILE
 from pages._studio.base import faults_in_words, label, plain, workspace
+from pages._studio.table_card import notes_list
 
 _SHOWN = 1000
 #: What a person wrote, inside a reason: reasons are counted without it.
@@ -28,6 +29,12 @@ def arrived(report: ImportReport) -> None:
         ],
     }
     st.query_params["dataset"] = report.dataset
+    # The report stands at the top, which may be out of sight after long questions.
+    refused = f", {report.rows_rejected:,} refused" if report.rows_rejected else ""
+    st.toast(
+        f"{plain(report.dataset)} is imported: {report.rows_accepted:,} rows taken{refused}.",
+        icon=":material/report:" if report.rows_rejected else ":material/check_circle:",
+    )
     st.rerun()
 
 
@@ -42,8 +49,7 @@ def last_report() -> None:
             st.dataframe(pd.DataFrame(found["files"]), hide_index=True)
         with faults_in_words():
             refused_rows(found["dataset"], found["version"], key="report")
-        for warning in found["warnings"]:
-            st.caption(f":material/info: {plain(warning, 500)}")
+        notes_list(found["warnings"])
         with st.container(horizontal=True):
             mapping_download(found["dataset"], found["version"], key="report")
             if st.button("Close this report", key="report_close"):
@@ -52,14 +58,19 @@ def last_report() -> None:
 
 
 def _headline(found: dict[str, Any]) -> None:
+    sizes = f"{_counted(found['n_users'], 'user')}, {_counted(found['n_items'], 'item')}"
     text = (
         f"**{plain(found['dataset'])}**, version {found['version']}: {found['rows_accepted']:,} of "
-        f"{found['rows_read']:,} rows taken, {found['n_users']:,} users, {found['n_items']:,} items."
+        f"{found['rows_read']:,} rows taken, {sizes}."
     )
     if found["rows_rejected"]:
         st.warning(f"{text} {found['rows_rejected']:,} rows were refused.", icon=":material/report:")
     else:
         st.success(f"{text} Nothing was refused.", icon=":material/check_circle:")
+
+
+def _counted(n: int, word: str) -> str:
+    return f"{n:,} {word}{'s' * (n != 1)}"
 
 
 def refused_rows(name: str, version: int, *, key: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,15 +24,15 @@ KIND_WORDS = {
     "vectors": "vectors of items",
 }
 LAYOUT_WORDS = {
-    "rows": "one row each",
+    "rows": "one row for each event or thing",
     "matrix": "users in rows, items in columns",
-    "histories": "one row a user, with a list of items",
-    "impressions": "one row a list that was shown",
-    "instructions": "one record a text",
+    "histories": "one row for each user, with a list of items",
+    "impressions": "one row for each list that was shown",
+    "instructions": "one text in each record",
     "knowledge": "head, relation, tail",
     "links": "item and thing",
     "vectors": "an id and numbers",
-    "tags": "one row a tag that somebody gave",
+    "tags": "one row for each tag that somebody gave",
 }
 ROLE_WORDS = {
     "user_id": "User",
@@ -41,6 +42,18 @@ ROLE_WORDS = {
     "title": "Title",
     "description": "Description",
     "category": "Category",
+    "event": "Kind of event",
+    "price": "Price",
+    "image": "Image",
+    "impression_id": "List shown",
+    "history": "History",
+    "history_ratings": "Ratings of the history",
+    "history_times": "Times of the history",
+    "history_labels": "Labels of the history",
+    "candidates": "Candidates",
+    "labels": "Labels",
+    "label": "Label",
+    "position": "Position",
 }
 #: Layouts that turn columns of a file into other rows, and the columns they ask for.
 ROLES_OF_LAYOUT: dict[str, tuple[str, ...]] = {
@@ -56,7 +69,7 @@ _NONE = "(none)"
 _AS_FOUND = {"": "as found"}
 _REPAIRS: dict[str, tuple[str, dict[str, str]]] = {
     "encoding": ("Encoding", _AS_FOUND | {encoding: encoding for encoding in _ENCODINGS}),
-    "separator": ("Columns are parted by", _AS_FOUND | _SEPARATORS),
+    "separator": ("Columns are separated by", _AS_FOUND | _SEPARATORS),
     "layout": ("Laid out as", _AS_FOUND | LAYOUT_WORDS),
 }
 #: Formats that hold several tables, and what one is called there.
@@ -69,6 +82,9 @@ _FORMAT_WORDS = {
     "parquet": "Parquet",
 }
 _PREVIEW_ROWS = 6
+_NAMES_HELP = "A number, where titles or notes stand above the names of the columns"
+#: How the command line says otherwise, at the end of a note; here the controls do.
+_OPTION = re.compile(r" \([a-z_]+(?::[^()=]*)?=[^()]*\)")
 
 
 def _note(option: str, table: str) -> Callable[[Any], None]:
@@ -87,7 +103,8 @@ def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool, besi
     with st.container(border=True, key=f"card_{key}"):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{plain(guess.file)}**", width="content")
-            facts = [_FORMAT_WORDS.get(guess.format, guess.format), f"{len(guess.columns):,} columns"]
+            n_columns = len(guess.file_columns or guess.columns)
+            facts = [_FORMAT_WORDS.get(guess.format, guess.format), f"{n_columns:,} column{'s' * (n_columns != 1)}"]
             st.caption(plain(" · ".join(facts)), width="content")
             if several:
                 st.space("stretch")
@@ -96,11 +113,17 @@ def table_card(guess: ImportGuess, key: str, *, several: bool, parts: bool, besi
         _how_it_is_read(guess, key)
         _preview(guess)
         _roles(guess, key)
-        for note in dict.fromkeys([*guess.notes, *(note for other in beside for note in other.notes)]):
-            st.caption(f":material/info: {plain(note, 400)}")
+        notes_list([*guess.notes, *(note for other in beside for note in other.notes)])
         for other in beside:
             with st.expander(f"The same rows also give {KIND_WORDS.get(other.kind, other.kind)}"):
                 _preview(other)
+
+
+def notes_list(notes: Iterable[str]) -> None:
+    """What was found out about a table, each thing said once, close together."""
+    lines = [f":material/info: {plain(_OPTION.sub('', note), 500)}" for note in dict.fromkeys(notes)]
+    if lines:
+        st.caption("  \n".join(lines))
 
 
 def left_out_card(table: str, key: str, *, out: bool = True) -> None:
@@ -121,7 +144,7 @@ def repairs(table: str, key: str) -> None:
                 st, title, list(words), said().get(left, ""), key=f"repair_{option}_{key}",
                 note=_repair_note(left), format_func=partial(_in_words, words),
             )  # fmt: skip
-        _text(st, "Names stand in row", "header_row", table, f"repair_{key}", "Where other rows stand above the names")
+        _text(st, "Column names are in row", "header_row", table, f"repair_{key}", _NAMES_HELP)
 
 
 def _in_words(words: dict[str, str], word: str) -> str:
@@ -183,7 +206,7 @@ def _what_it_is(guess: ImportGuess, key: str, parts: bool) -> None:
             help="Data that comes already split keeps its split: training uses it unless told otherwise.",
         )
     elif guess.layout == "matrix":
-        _text(columns[2], "Mark of an empty cell", "missing", table, key, "Such as 99; blank cells are always empty")
+        _text(columns[2], "Mark of an empty cell", "missing", table, key, "Such as 99, or none; blank cells are empty")
 
 
 def _no_part(table: str) -> None:
@@ -206,7 +229,7 @@ def _how_it_is_read(guess: ImportGuess, key: str) -> None:
     if guess.separator is not None:
         place = next(columns)
         controlled_select(
-            place, "Columns are parted by", [guess.separator, *_SEPARATORS], guess.separator,
+            place, "Columns are separated by", [guess.separator, *_SEPARATORS], guess.separator,
             key=f"separator_{key}", note=_note("separator", table), format_func=lambda s: _SEPARATORS.get(s, repr(s)),
         )  # fmt: skip
         _why(place, guess, "separator")
@@ -223,7 +246,7 @@ def _how_it_is_read(guess: ImportGuess, key: str) -> None:
             note=_note("header", table), format_func={"yes": "column names", "no": "data"}.__getitem__,
         )  # fmt: skip
         _why(place, guess, "header")
-        _text(next(columns), "Names stand in row", "header_row", table, key, "Where other rows stand above the names")
+        _text(next(columns), "Column names are in row", "header_row", table, key, _NAMES_HELP)
 
 
 def _why(place: Any, guess: ImportGuess, what: str) -> None:
@@ -266,7 +289,7 @@ def _roles(guess: ImportGuess, key: str) -> None:
         for column, role in zip(columns, wanted[start : start + 4], strict=False):
             controlled_select(
                 column,
-                role.replace("_", " "),
+                ROLE_WORDS.get(role, role.replace("_", " ").capitalize()),
                 options,
                 now.get(role, _NONE),
                 key=f"role_{role}_{key}",

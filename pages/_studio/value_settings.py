@@ -14,6 +14,10 @@ from pages._studio.questions import answers
 
 _AUTO = "auto"
 _CHOICES = {
+    "zero": (
+        "A rating of 0",
+        {_AUTO: "as found", "rating": "is the lowest rating", "unrated": "means that there is no rating"},
+    ),
     "decimal": ("Decimal mark", {_AUTO: "as found", "point": "point: 3.5", "comma": "comma: 3,5"}),
     "day_first": ("Dates with slashes", {_AUTO: "as found", "yes": "day first: 31/01/2024", "no": "month first"}),
     "time_unit": (

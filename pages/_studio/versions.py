@@ -13,8 +13,10 @@ from llmrec_core.workspace import Workspace
 from pages._studio.base import faults_in_words, label, plain, workspace
 from pages._studio.import_report import mapping_download, refused_rows
 from pages._studio.live import run_store, run_title
+from pages._studio.table_card import ROLE_WORDS, notes_list
 
 _MAX_LISTED = 20
+_LOCAL = st.column_config.NumberColumn(format="localized")
 
 
 @st.cache_data(max_entries=200, show_spinner="Comparing versions …")
@@ -52,7 +54,12 @@ def _list(name: str) -> None:
                 "used by runs": ", ".join(label(title, 40) for title in runs.get(meta.version, [])) or "–",
             }
         )
-    st.dataframe(pd.DataFrame(rows[::-1][:_MAX_LISTED]), hide_index=True, key="versions_table")
+    st.dataframe(
+        pd.DataFrame(rows[::-1][:_MAX_LISTED]),
+        hide_index=True,
+        key="versions_table",
+        column_config=dict.fromkeys(("rows", "users", "items", "refused"), _LOCAL),
+    )
     st.caption("A run keeps the version that it was started with; a new import never changes it.")
 
 
@@ -67,9 +74,10 @@ def _runs_by_version(name: str) -> dict[int | None, list[str]]:
 def _origin(dataset: Dataset) -> None:
     meta = dataset.meta
     st.markdown(f"**Version {meta.version}**")
-    st.caption(f"Made {plain(meta.created_at)}, fingerprint `{meta.fingerprint[:16]}`")
+    st.caption(f"Made {meta.created_at[:16].replace('T', ' ')} UTC, fingerprint `{meta.fingerprint[:16]}`")
     if meta.roles:
-        st.markdown("Roles: " + ", ".join(f"{plain(role)} from *{plain(c, 60)}*" for role, c in meta.roles.items()))
+        said = [f"{ROLE_WORDS.get(role, plain(role))} from *{plain(name, 60)}*" for role, name in meta.roles.items()]
+        st.markdown(", ".join(said))
     if meta.sources:
         sources = [
             {
@@ -82,9 +90,13 @@ def _origin(dataset: Dataset) -> None:
             }
             for s in meta.sources
         ]
-        st.dataframe(pd.DataFrame(sources), hide_index=True, key="sources_table")
-    for warning in meta.warnings:
-        st.caption(f":material/info: {plain(warning, 500)}")
+        st.dataframe(
+            pd.DataFrame(sources),
+            hide_index=True,
+            key="sources_table",
+            column_config={"rows": _LOCAL, "refused": _LOCAL},
+        )
+    notes_list(meta.warnings)
     refused_rows(meta.name, meta.version, key="version")
     mapping_download(meta.name, meta.version, key="version")
 

@@ -98,9 +98,33 @@ def test_roles_are_corrected_and_refused_rows_are_shown(screen, workspace):
 
 def test_a_file_without_users_is_refused_and_nothing_is_imported(screen, workspace):
     app = drop(screen(), ("odd.csv", "colour,size\nred,1\nblue,2\n"))
-    press_import(app)
-    assert app.error
+    assert app.button(key="import_button").disabled
+    assert "which column of odd.csv is the user" in texts(app).replace("\\", "")
+    widget(app.selectbox, "role_user_id").select("colour").run()
+    widget(app.selectbox, "role_item_id").select("size").run()
+    assert not app.button(key="import_button").disabled
+    press_import(app, "no/name")
+    # Beside the status, which folds itself: a person has to see why.
+    assert "no/name" in app.error[0].value.replace("\\", "")
+    assert not app.status[0].error
     assert DatasetStore(workspace).list() == []
+
+
+def test_other_datasets_step_aside_while_files_come_in(screen, workspace):
+    app = press_import(drop(screen(), ("votes.csv", "user_id,item_id\nu1,a\nu2,b\n")), "votes")
+    assert has(app.selectbox, "data_dataset")
+    drop(app, ("more.csv", "user_id,item_id\nann@example.org,a\nbob@example.org,b\n"))
+    assert not has(app.selectbox, "data_dataset")
+    assert "The user ids tell who people are" in texts(app)
+
+
+def test_notes_speak_of_the_screen_not_of_the_command_line(screen):
+    csv = "user_id,item_id,rating\n" + "".join(f"u{i % 30},i{i % 70},{min(i % 8, 5)}\n" for i in range(800))
+    app = drop(screen(), ("stars.csv", csv))
+    assert "zero is taken as the lowest rating of a scale from 0 to 5" in texts(app)
+    assert "zero=unrated" not in texts(app)
+    app.selectbox(key="set_zero").select("unrated").run()
+    assert "lowest rating of a scale" not in texts(app)
 
 
 def test_every_control_of_the_reading_changes_the_preview(screen):

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from llmrec_core.data._layouts import facts, instructions, items, lines, matrix, records, streams
+from llmrec_core.contracts import RATING, TIME
+from llmrec_core.data._layouts import facts, instructions, items, lines, matrix, records, rows, streams
 from llmrec_core.data._layouts.adapters import Converter, Long, Rows, adapted, cells_of, text_table
 from llmrec_core.data._roles import Corrections, Guess, Kind, judge
 from llmrec_core.data._sources import Source
@@ -128,7 +129,7 @@ def _rows(seen: _Seen, notes: Sequence[str] = ()) -> list[PlannedTable]:
     notes = [*guess.notes, *notes]
     planned: list[PlannedTable] = []
     reasons = {
-        "layout": _why(seen, "rows", "nothing says that it is anything else than one row a line"),
+        "layout": _why(seen, "rows", "nothing suggests another layout"),
         **guess.reasons,
     }
     if guess.kind == "items":
@@ -151,9 +152,15 @@ def _rows(seen: _Seen, notes: Sequence[str] = ()) -> list[PlannedTable]:
     if guess.kind == "interactions":
         source, roles, event_notes = _weighed(source, seen, roles)
         notes += event_notes
+        if TIME not in seen.said:
+            source, roles, time_notes = rows.with_moments(source, seen.sample, roles)
+            notes = [note for note in notes if not (time_notes and note.startswith(f"{TIME}:"))] + time_notes
+        if roles.get(RATING) in seen.sample.column_names:
+            source, marker_notes = rows.without_markers(source, seen.sample, roles, _missing(seen))
+            notes += marker_notes
     if re.fullmatch(r"(?i)u[a-e1-5]\.(base|test)", source.path.name) and "part" not in _options(seen):
         part = "train" if source.path.suffix.lower() == ".base" else "test"
-        notes.append(f"this is a {part} part by its name; it is kept apart with part:{source.name}={part}")
+        notes.append(f"this is a {part} part by its name; it can be kept apart (part:{source.name}={part})")
     return [PlannedTable(source, guess.kind, roles, "rows", tuple(notes), reasons), *planned]
 
 
@@ -335,9 +342,15 @@ def _tags(seen: _Seen) -> list[PlannedTable]:
     return [PlannedTable(source, "items", {"item_id": "item_id"}, "tags", (note,), reasons, {"item_id": item})]
 
 
+def _missing(seen: _Seen) -> str | None:
+    return seen.corrections.option("missing", seen.source.name)
+
+
 def _matrix(seen: _Seen) -> list[PlannedTable]:
     told = seen.is_told("matrix")
-    missing = seen.corrections.option("missing", seen.source.name)
+    missing = _missing(seen)
+    if not told and {"user_id", "item_id", RATING} <= seen.guess.roles.keys():
+        return []
     form = matrix.find_matrix(seen.source, seen.sample, told or missing is not None, missing)
     if form is None:
         return []

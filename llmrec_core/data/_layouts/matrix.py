@@ -67,6 +67,8 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
         if told:
             raise DataError("a matrix has a column for every item.", where=source.name, fix="Say layout:FILE=rows.")
         return None
+    if not told and len(sample) < 2:
+        return None
     sample = sample.slice(0, max(_MIN_ROWS, _MAX_CELLS // len(columns)))
     texts = {c: [cell.strip() for cell in cells_of(sample, c).to_pylist()] for c in columns}
     first, rest = columns[0], columns[1:]
@@ -88,7 +90,7 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
     items, dropped = rest, list[str]()
     notes: list[str] = []
     counts = Counter(value for c in rest for value in numbers[c])
-    marker = _marker(counts, filled, missing, source.name)
+    marker = marker_of(counts, filled, missing, source.name)
     if not source.header and not header_row:
         if _is_count(texts, numbers, columns, marker):
             users, dropped = None, [first]
@@ -140,7 +142,7 @@ def _is_header_row(texts: dict[str, list[str]], columns: Sequence[str]) -> bool:
     return all(row[1:]) and row[0].lower() in ("", "user", "users", "id", "u")
 
 
-def _marker(counts: Counter[float], filled: int, told: str | None, where: str) -> float | None:
+def marker_of(counts: Counter[float], filled: int, told: str | None, where: str) -> float | None:
     """The number that stands for "not rated"."""
     if told is not None:
         if told.strip().lower() in (*BLANKS, "blank"):
@@ -165,7 +167,7 @@ def _marker(counts: Counter[float], filled: int, told: str | None, where: str) -
 def _marker_notes(marker: float, share: float, told: str | None) -> list[str]:
     if told is not None:
         return []
-    other = "if it is a rating, say missing:FILE=none"
+    other = "if it is a rating, say that no number marks an empty cell (missing:FILE=none)"
     return [f"{marker:g} is taken to mean not rated ({share:.0%} of the numbers in the first rows); {other}"]
 
 
