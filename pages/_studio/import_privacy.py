@@ -27,8 +27,8 @@ def privacy_switches(guesses: Sequence[ImportGuess]) -> None:
         help="Made with a key that stays in this workspace: the same person has the same pseudonym in every version.",
     )
     for finding in personal_ids(guesses):
-        found = plain(finding.sentence.partition(": ")[2])
-        st.caption(f":material/warning: The user ids tell who people are: {found}. Pseudonyms hide them.")
+        what = plain(finding.sentence.partition(": ")[2])
+        st.caption(f":material/warning: The user ids tell who people are: {what}. Pseudonyms hide them.")
     findings = personal_findings(guesses)
     if not findings:
         st.caption("No e-mail addresses, phone numbers or names were found in the text of the first rows.")
