@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec_core.data._encodings import MAX_LINE_BYTES, detect_encoding, utf8_blocks, utf8_chunks
+from llmrec_core.data._json_shapes import refuse_columns
 from llmrec_core.data._raw import MAX_RAW_CHARS, RawTable, Rejects, text_schema
 from llmrec_core.data._roles import check_headers
 from llmrec_core.errors import DataError
@@ -80,6 +81,7 @@ def sniff_json(path: Path, encoding: str | None = None, *, name: str = "") -> li
 
 
 def _with_columns(table: JsonFile, notes: Sequence[str]) -> JsonFile:
+    refuse_columns(_elements(table), table.name)
     places = _places(table)
     check_headers(list(places), table.name)
     return replace(table, columns=tuple(places), places=tuple(places.values()), notes=tuple(notes))

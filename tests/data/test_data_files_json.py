@@ -286,3 +286,17 @@ def test_random_tables_come_back_equal(
     expected = [[said[v] if v is None or isinstance(v, bool) else str(v) for v in row.values()] for row in rows]
     assert list(source.columns) == names
     assert everything(source)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"u1": {"a": 5, "b": 3}, "u2": {"a": 1}}, "are objects: no rows"),
+        ({"user": {"0": "u1", "1": "u2"}, "item": {"0": "a", "1": "b"}}, "are objects: no rows"),
+        ({"user": ["u1", "u2", "u3"], "item": ["a", "b", "c"]}, "are columns of 3 values: no rows"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_table_by_columns_or_by_keys_is_no_row(tmp_path: Path, value: Any, words: str, indent: int | None) -> None:
+    with pytest.raises(DataError, match=words):
+        opened(put(tmp_path, "t.json", json.dumps(value, indent=indent)))

@@ -522,3 +522,30 @@ def test_what_a_csv_writer_wrote_is_what_is_read(tmp_path: Path, rows: list[tupl
     assert careful.table.to_pylist() == frame.to_dict(orient="records")
     fast = read_fast(path, dialect)
     assert fast is None or fast.table.to_pylist() == careful.table.to_pylist()
+
+
+def test_a_day_and_a_time_of_day_in_two_columns_are_one_moment(workspace: Workspace, tmp_path: Path) -> None:
+    lines = [f"u{n % 3},i{n},{n % 28 + 1:02d}.01.2024,{n % 24}:30" for n in range(20)]
+    path = put(tmp_path, "shop.csv", "customer,sku,date,time\n" + "\n".join([*lines, "u1,i2,13.02.2024,"]) + "\n")
+    report = import_files(workspace, [path], "shop")
+    assert report.roles["timestamp"] == "date time"
+    moments = load(workspace, report).interactions["timestamp"].to_list()
+    assert moments[:-1] == [1704067200 + (n % 28) * 86400 + (n % 24) * 3600 + 1800 for n in range(20)]
+    assert moments[-1] == 1707782400, "a day without a time of day is its beginning"
+    assert any("timestamp=date takes the days alone" in note for note in report.warnings)
+    alone = import_files(workspace, [path], "days", ["timestamp=date"])
+    assert load(workspace, alone).interactions["timestamp"][0] == 1704067200
+
+
+def test_a_number_that_says_not_rated_in_rows_is_told_and_can_be_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    lines = [f"u{n % 4},i{n},{-1 if n % 5 == 0 else n % 9 + 1}" for n in range(40)]
+    path = put(tmp_path, "anime.csv", "user_id,anime_id,rating\n" + "\n".join(lines) + "\n")
+    report = import_files(workspace, [path], "as-it-is")
+    assert load(workspace, report).interactions["rating"].min() == -1
+    assert any("-1 stands apart from the others (1 to 9), in 20% of" in note for note in report.warnings)
+    left = load(workspace, import_files(workspace, [path], "left", ["missing:anime.csv=-1"]))
+    assert len(left.interactions) == 40
+    assert left.interactions["rating"].isna().sum() == 8
+    assert left.interactions["rating"].min() == 1
+    thumbs = put(tmp_path, "thumbs.csv", ROWS.replace(",1,", ",-1,"))
+    assert not [note for note in import_files(workspace, [thumbs], "thumbs").warnings if "stands apart" in note]
