@@ -9,7 +9,7 @@ import streamlit as st
 
 from llmrec_core.data import Dataset, safe_csv
 from llmrec_core.figures import attention_words_html, waterfall_figure, words_html
-from pages._studio.base import faults_in_words, header, linked_choice, plain
+from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, linked_choice, plain
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 from pages._studio.words import KIND_TITLES, legend_html, spans_html
 
@@ -101,7 +101,7 @@ def show(answer: dict[str, Any]) -> None:
         )
     figure_side, words_side = st.columns([3, 2], gap="large")
     with figure_side:
-        st.plotly_chart(waterfall_figure(answer), key="waterfall", config={"displaylogo": False})
+        st.plotly_chart(waterfall_figure(answer), key="waterfall", config=FIGURE_TOOLS)
     with words_side:
         st.markdown("**The words the model read**")
         words(answer)

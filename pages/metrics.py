@@ -15,7 +15,7 @@ from llmrec_core.evaluation.report import METRIC_WORDS, metric_title
 from llmrec_core.figures import difference_figure, metrics_figure, training_figure
 from llmrec_core.runs import Run
 from llmrec_core.specs import LOWER_IS_BETTER
-from pages._studio.base import faults_in_words, header, label, plain
+from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, label, plain
 from pages._studio.live import finished_runs, read_events, run_store, run_title, watched_metric
 from pages._studio.pickers import pick_run
 from pages._studio.slices import slices
@@ -135,7 +135,7 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
     with chart:
         both = pd.concat([mine.assign(model="This run"), rivals[rival].assign(model=rival)])
         figure = difference_figure(both, metric, "This run", rival, asdict(found.difference))
-        st.plotly_chart(figure, key="who", config={"displaylogo": False})
+        st.plotly_chart(figure, key="who", config=FIGURE_TOOLS)
     with lists:
         extremes = pd.concat([found.users.head(10), found.users.tail(10)]).drop_duplicates("user_id")
         shown = st.dataframe(
@@ -206,7 +206,7 @@ def screen() -> None:
         key="metrics_shown",
     )
     if shown:
-        st.plotly_chart(metrics_figure(models, shown), key="bars", config={"displaylogo": False})
+        st.plotly_chart(metrics_figure(models, shown), key="bars", config=FIGURE_TOOLS)
     st.subheader("Who gained, who lost", anchor=False)
     gained_and_lost(run, result, others)
     st.subheader("By group of users", anchor=False)
@@ -214,9 +214,7 @@ def screen() -> None:
     slices(run, values, result["model"], list(dict.fromkeys(values["metric"])))
     events = read_events(run.run_id)
     if any(e["type"] in ("train", "validation") for e in events):
-        st.plotly_chart(
-            training_figure(events, watched_metric(run, events)), key="curve", config={"displaylogo": False}
-        )
+        st.plotly_chart(training_figure(events, watched_metric(run, events)), key="curve", config=FIGURE_TOOLS)
     st.subheader("How this was measured", anchor=False)
     st.markdown(plain(result["protocol"], 3000))
 

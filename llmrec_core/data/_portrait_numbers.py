@@ -176,6 +176,14 @@ def sessions_and_gaps(users: Ints, times: Floats) -> tuple[Sessions, Histogram]:
     return found, Histogram(list(_GAP_LABELS), bars.tolist()) if bars.any() else Histogram([], [])
 
 
+def gaps_in_days(gaps: Histogram) -> Histogram:
+    """Gaps of times that are whole days: what is shorter than one is the same day."""
+    if not gaps.labels:
+        return gaps
+    first = _GAP_LABELS.index("1-7 days")
+    return Histogram(["same day", *gaps.labels[first:]], [sum(gaps.counts[:first]), *gaps.counts[first:]])
+
+
 def exact_repeats(users: Ints, items: Ints, ratings: Floats, times: Floats) -> int:
     """Rows that repeat an earlier one in user, item, rating and time.
 

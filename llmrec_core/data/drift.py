@@ -19,6 +19,8 @@ _MAX_RATINGS = 20
 _SMALLEST = 1e-4
 #: Rules of thumb of credit scoring for the population stability index: below, stable; above, another population.
 _STABLE, _SHIFTED = 0.1, 0.25
+#: Divergence over what chance alone gives: up to here nothing was seen, from there on a lot.
+_LIKE_CHANCE, _FAR_FROM_CHANCE = 1.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,21 @@ def _rating_shift(
 def _readings(found: Drift) -> list[str]:
     said = []
     d, chance = found.item_divergence, found.item_divergence_chance
-    times = f", {d / chance:.1f} times what chance alone gives ({chance:.3f})" if chance else ""
-    said.append(f"Item popularity in the test part diverges from training by {d:.3f} bits{times}.")
-    level = "as in training" if found.item_psi < _STABLE else "moved" if found.item_psi < _SHIFTED else "moved strongly"
-    said.append(f"Interest in popular and rare items is {level} (stability index {found.item_psi:.2f}).")
+    if chance:
+        ratio = d / chance
+        level = "hardly differs" if ratio < _LIKE_CHANCE else "differs" if ratio < _FAR_FROM_CHANCE else "differs much"
+        said.append(
+            f"Item popularity {level} between training and test: by {d:.3f} bits, {ratio:.1f} times what chance alone "
+            f"gives ({chance:.3f})."
+        )
+    else:
+        said.append(f"Item popularity differs between training and test by {d:.3f} bits.")
+    psi = found.item_psi
+    level = "is as in training" if psi < _STABLE else "has shifted" if psi < _SHIFTED else "has shifted strongly"
+    said.append(f"Interest in popular against rare items {level} (stability index {psi:.2f}).")
     new_users, new_items = 100 * found.new_user_share, 100 * found.new_item_share
     said.append(
-        f"{new_users:.1f} % of the test rows are by users, {new_items:.1f} % about items that training never saw."
+        f"Training never saw the users of {new_users:.1f} % of the test rows, nor the items of {new_items:.1f} %."
     )
     if found.rating_mean_train is not None and found.rating_mean_test is not None:
         shift = found.rating_mean_test - found.rating_mean_train

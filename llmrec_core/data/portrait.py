@@ -28,7 +28,7 @@ from llmrec_core.data.splitting import Split
 from llmrec_core.workspace import write_json_atomic
 
 #: Changes whenever the same data would give other numbers, so that kept portraits are made again.
-_FORMAT = 1
+_FORMAT = 2
 _FILE = "portrait.json"
 _FEW = 5
 _NAMED = 20
@@ -248,7 +248,7 @@ def _measured(dataset: Dataset, database: duckdb.DuckDBPyConnection, count_token
         months=numbers.months(hours, hour_counts) if len(hours) else Histogram([], []),
         week_hours=numbers.week_hours(hours, hour_counts) if clock == "moments" else [],
         sessions=sessions if clock == "moments" else None,
-        gaps=gaps,
+        gaps=numbers.gaps_in_days(gaps) if clock == "days" else gaps,
         ratings=numbers.rating_histogram(values, counts),
         mean_rating=float(values @ counts / counts.sum()) if len(counts) else None,
         history_lengths=numbers.doubling(active),
@@ -377,7 +377,8 @@ def _readings(found: Portrait) -> list[str]:
     parts = [f"{_items_have(found.n_cold_items)} no interaction"] if found.n_cold_items else []
     parts += [f"{_items_have(found.n_few_items)} fewer than {_FEW}"] if found.n_few_items else []
     if parts:
-        said.append(f"{' and '.join(parts)}: for them mostly their text speaks.")
+        known = "hardly anything but their text is known of them" if found.item_text else "little is known of them"
+        said.append(f"{' and '.join(parts)}: {known}.")
     if found.co_visits is not None:
         c = found.co_visits
         how = "" if not c.n_sampled else f" (estimated from {c.n_sampled:,} random pairs)"
@@ -393,15 +394,16 @@ def _readings(found: Portrait) -> list[str]:
         said.append(f"The times are {why}, so sessions cannot be told.")
     if found.n_repeats:
         said.append(
-            f"{found.n_repeats:,} rows repeat a pair of user and item, {found.n_exact_repeats:,} of them in rating and "
-            "time too."
+            f"{found.n_repeats:,} rows repeat an earlier pair of user and item, {found.n_exact_repeats:,} of them with "
+            "the same rating and time."
         )
     text = found.item_text
     if text is None:
         said.append("No item has any text: a language model would read ids alone.")
     else:
-        how = "tokens" if text.exact else "words and marks (a tokenizer gives more)"
-        said.append(f"An item with text has {text.mean:.0f} {how} of it; {_items_have(text.n_without_text)} none.")
+        how = "tokens" if text.exact else "words and marks (a model's tokenizer makes more of them)"
+        rest = f"{_items_have(text.n_without_text)} none" if text.n_without_text else "every item has some"
+        said.append(f"The text of an item has {text.mean:.0f} {how} on average; {rest}.")
     return said
 
 

@@ -91,11 +91,12 @@ def drift_figure(drift: Any) -> go.Figure:
             ],
             hoverinfo="text",
         )
-    title = f"Drift: {number(data['item_divergence'], 3)} bits from training to test"
+    found = f"{number(data['item_divergence'], 3)} bits from training to test"
     chance = finite(data["item_divergence_chance"])
     if chance > 0:
-        title += f", {number(data['item_divergence'] / chance, 2)} times chance"
-    finish(figure, title, "items by popularity in training (number in the group)", "rows of the part (%)", _HEIGHT)
+        found += f", {number(data['item_divergence'] / chance, 2)} times chance"
+    axes = ("items by popularity in training (number in the group)", "rows of the part (%)")
+    finish(figure, "Interest in popular and rare items", *axes, _HEIGHT + 24, subtitle=found)
     figure.update_layout(showlegend=True, barmode="group")
     figure.update_xaxes(
         tickmode="array",
@@ -113,7 +114,7 @@ def long_tail_figure(data: Mapping[str, Any]) -> go.Figure:
     if len(points) < 2:
         return empty_figure("No interactions to count.", "Long tail")
     # The point nearest to a fifth of the items: the figure people know the long tail by.
-    share, held = min(points, key=lambda point: abs(point[0] - 20))
+    share, held = min(points[1:], key=lambda point: abs(point[0] - 20))
     figure = go.Figure(
         [
             go.Scatter(
@@ -140,10 +141,11 @@ def long_tail_figure(data: Mapping[str, Any]) -> go.Figure:
             ),
         ]
     )
-    title = f"Long tail: {number(share, 2)} % of items hold {number(held, 2)} % of interactions"
+    found = f"{number(share, 2)} % of items hold {number(held, 2)} % of interactions"
     if "gini" in data:
-        title += f", Gini {number(data['gini'], 2)}"
-    finish(figure, title, "items, most popular first (%)", "interactions held (%)", _HEIGHT, legend=True)
+        found += f"; Gini {number(data['gini'], 2)}"
+    axes = ("items, most popular first (%)", "interactions held (%)")
+    finish(figure, "Long tail", *axes, _HEIGHT, legend=True, subtitle=found)
     figure.update_yaxes(range=[0, 104])
     figure.update_xaxes(range=[0, 100])
     figure.update_layout(legend={"yanchor": "bottom", "y": 0.05, "xanchor": "right", "x": 0.98})
@@ -256,8 +258,9 @@ def _sessions_figure(data: Mapping[str, Any]) -> go.Figure:
     s = data["sessions"]
     if s is None:
         return empty_figure(_timeless(data), "Sessions")
-    title = f"Sessions: {number(s['mean_events'], 3)} interactions in {number(s['mean_minutes'], 3)} minutes on average"
-    return _histogram_figure(s["lengths"], title, "interactions of one session", "sessions", GREEN, "No session.")
+    found = f"{number(s['mean_events'], 3)} interactions in {number(s['mean_minutes'], 3)} minutes on average"
+    axes = ("interactions of one session", "sessions")
+    return _histogram_figure(s["lengths"], "Sessions", *axes, GREEN, "No session.", found)
 
 
 def _text_figure(data: Mapping[str, Any]) -> go.Figure:
@@ -265,8 +268,9 @@ def _text_figure(data: Mapping[str, Any]) -> go.Figure:
     if text is None:
         return empty_figure("No item has text.", "Text of an item")
     unit = "tokens" if text["exact"] else "words and marks"
-    title = f"Text of an item, median {number(text['quantiles']['0.5'], 3)} {unit}"
-    return _histogram_figure(text["histogram"], title, f"{unit} of one item", "items", ORANGE, "No item has text.")
+    found = f"median {number(text['quantiles']['0.5'], 3)} {unit}"
+    axes = (f"{unit} of one item", "items")
+    return _histogram_figure(text["histogram"], "Text of an item", *axes, ORANGE, "No item has text.", found)
 
 
 def _timeless(data: Mapping[str, Any]) -> str:
@@ -357,7 +361,7 @@ def _rows(figure: go.Figure, labels: list[str]) -> None:
 
 
 def _histogram_figure(
-    histogram: Mapping[str, Any], title: str, x: str, y: str, colour: str, if_empty: str
+    histogram: Mapping[str, Any], title: str, x: str, y: str, colour: str, if_empty: str, found: str = ""
 ) -> go.Figure:
     labels, counts = [str(label) for label in histogram["labels"]], [int(count) for count in histogram["counts"]]
     if not labels:
@@ -371,7 +375,7 @@ def _histogram_figure(
             hoverinfo="text",
         )
     )
-    finish(figure, title, x, y, _HEIGHT, legend=False)
+    finish(figure, title, x, y, _HEIGHT, legend=False, subtitle=found)
     # Months are many and ratings few: name about a dozen bars, whatever the labels look like.
     step = max(1, -(-len(labels) // 12))
     shown = list(range(0, len(labels), step))

@@ -165,7 +165,7 @@ def _lines(picture: SplitPicture) -> go.Figure:
             )
         )
     axis = "time (UTC)" if timed else "the user's interactions, first to last"
-    title = f"What is cut where: {len(picture.lines)} {picture.lines_of}, drawn by seed"
+    title = f"What is cut where: {len(picture.lines)} {picture.lines_of}, drawn at random"
     finish(figure, title, axis, "", height=120 + 18 * max(8, len(picture.lines)), legend=True)
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed", showgrid=True)
     figure.update_layout(legend={"y": -0.16, "yanchor": "top", "x": 0, "xanchor": "left"}, margin={"t": 48})
@@ -173,10 +173,10 @@ def _lines(picture: SplitPicture) -> go.Figure:
 
 
 def _shares(picture: SplitPicture) -> go.Figure:
-    """Rows, users and items by part, as shares of all."""
+    """How many of all rows, users and items each part holds; users and items may be in several."""
     figure = go.Figure()
-    owners = [owner for owner in _OWNERS if sum(picture.shares.get(owner, {}).values())]
-    totals = {owner: sum(picture.shares[owner].values()) for owner in owners}
+    totals = {"rows": sum(picture.shares["rows"].values()), "users": picture.n_users, "items": picture.n_items}
+    owners = [owner for owner in _OWNERS if totals[owner]]
     for part, (words, colour, _, pattern) in _LOOKS.items():
         found = [picture.shares[owner].get(part, 0) for owner in owners]
         if not any(found):
@@ -193,21 +193,19 @@ def _shares(picture: SplitPicture) -> go.Figure:
                     for n, owner in zip(found, owners, strict=True)
                 ],
                 hoverinfo="text",
-                text=[f"{n:,}" if n / totals[owner] >= 0.08 else "" for n, owner in zip(found, owners, strict=True)],
-                textposition="inside",
-                insidetextanchor="middle",
-                # Dark on every colour of the palette: white fails on orange and green.
-                insidetextfont={"color": "#111111"} if part != "train" else {"color": "#ffffff"},
-                textangle=0,
+                text=[f" {n:,}" for n in found],
+                textposition="outside",
+                cliponaxis=False,
             )
         )
-    finish(figure, "How much is in each part", "share", "", height=290, legend=True)
+    finish(figure, "How much is in each part", "share of all rows, users, items", "", legend=True)
     figure.update_layout(
-        barmode="stack",
+        barmode="group",
+        height=170 + 22 * len(figure.data) * len(owners),
         legend={"y": -0.35, "yanchor": "top", "x": 0, "xanchor": "left", "traceorder": "normal"},
         margin={"t": 48, "b": 96},
     )
-    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(tickformat=".0%", range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure.update_yaxes(autorange="reversed")
     return figure
 

@@ -89,17 +89,36 @@ def finite(value: object) -> float:
 
 
 def finish(
-    figure: go.Figure, title: str, x: str = "", y: str = "", height: int = 360, legend: bool | None = None
+    figure: go.Figure,
+    title: str,
+    x: str = "",
+    y: str = "",
+    height: int = 360,
+    legend: bool | None = None,
+    subtitle: str = "",
 ) -> go.Figure:
-    """Gives a figure its title, axis titles (with units) and the common look. Texts must be escaped already."""
+    """Gives a figure its title, axis titles (with units) and the common look. Texts must be escaped already.
+
+    ``subtitle`` takes what the figure shows in numbers: a title stays short enough for a phone, and clear of the tools
+    in the corner.
+    """
     figure.update_layout(
         # "none" sets no font colour: the page's own text colour shows through.
         template="none",
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}, "pad": {"l": 4}},
+        title={
+            "text": title,
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 16},
+            "pad": {"l": 4},
+            "subtitle": {"text": subtitle, "font": {"size": 13}},
+        },
+        # Plotly's own box behind the tools is a grey plate on a page without a background.
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         height=height,
-        margin={"l": 64, "r": 24, "t": 56, "b": 56},
+        margin={"l": 64, "r": 24, "t": 80 if subtitle else 56, "b": 56},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "right", "x": 1},
         hoverlabel={"align": "left"},
         bargap=0.25,

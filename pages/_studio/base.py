@@ -17,6 +17,11 @@ from llmrec_core.serving.client import serving_client
 from llmrec_core.workspace import Workspace
 from pages._studio.router import ensure_routed
 
+#: Tools over a figure: save it, show all of it again. Zooming is done by dragging; more tools would cover the title.
+FIGURE_TOOLS: dict[str, Any] = {
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+}
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:^&=\"'@/])")
 #: Control characters, and marks that turn the direction of text, have no business in a label.
 _INVISIBLE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

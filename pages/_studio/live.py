@@ -15,7 +15,18 @@ from llmrec_core.evaluation.report import metric_title
 from llmrec_core.figures import training_figure
 from llmrec_core.runs import Run, RunStore, supervisor_for
 from llmrec_core.workspace import Workspace
-from pages._studio.base import ago, duration, faults_in_words, label, number, plain, show_error, size, workspace
+from pages._studio.base import (
+    FIGURE_TOOLS,
+    ago,
+    duration,
+    faults_in_words,
+    label,
+    number,
+    plain,
+    show_error,
+    size,
+    workspace,
+)
 
 LIVE = ("queued", "running")
 _POLL_S = 1.5
@@ -140,7 +151,7 @@ def _panel(run_id: str, controls: bool, head: bool) -> None:
         metric = watched_metric(run, events)
         _numbers(events, metric)
         if any(e["type"] in ("train", "validation") for e in events):
-            st.plotly_chart(training_figure(events, metric), key=f"curve_{run_id}", config={"displaylogo": False})
+            st.plotly_chart(training_figure(events, metric), key=f"curve_{run_id}", config=FIGURE_TOOLS)
         if controls:
             _controls(run)
         with st.expander("Log", icon=":material/notes:"):

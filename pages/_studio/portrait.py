@@ -8,7 +8,7 @@ from llmrec_core.data import Dataset, DatasetStore, Drift, Portrait, drift, stor
 from llmrec_core.errors import InputError
 from llmrec_core.figures import drift_figure, portrait_figures
 from llmrec_core.specs import SplitSpec
-from pages._studio.base import empty_state, faults_in_words, label, linked_choice, plain, workspace
+from pages._studio.base import FIGURE_TOOLS, empty_state, faults_in_words, label, linked_choice, plain, workspace
 from pages._studio.pickers import load_dataset, load_split
 from pages._studio.privacy import show_privacy
 from pages._studio.splits import show_split
@@ -79,7 +79,7 @@ def facts(dataset: Dataset) -> None:
     columns[0].metric("Interactions", f"{meta.n_interactions:,}")
     columns[1].metric("Users", f"{meta.n_users:,}")
     columns[2].metric("Items", f"{meta.n_items:,}")
-    columns[3].metric("Density", f"{meta.n_interactions / (meta.n_users * meta.n_items):.2%}")
+    columns[3].metric("Per user", f"{meta.n_interactions / meta.n_users:,.1f}", help="Interactions, on average")
     scale = dataset.rating_scale
     columns[4].metric("Ratings", f"{scale[0]:g} to {scale[1]:g}" if scale else meta.rating_kind or "none")
 
@@ -98,7 +98,7 @@ def _figures(found: Portrait, names: tuple[str, ...]) -> None:
     figures = portrait_figures(found)
     for start in range(0, len(names), 2):
         for column, name in zip(st.columns(2), names[start : start + 2], strict=False):
-            column.plotly_chart(figures[name], key=f"portrait_{name}", config={"displaylogo": False})
+            column.plotly_chart(figures[name], key=f"portrait_{name}", config=FIGURE_TOOLS)
 
 
 def _show_drift(dataset: Dataset) -> None:
@@ -112,7 +112,7 @@ def _show_drift(dataset: Dataset) -> None:
         st.info(f"There is no drift to measure: {plain(error, 400)}", icon=":material/info:")
         return
     left, right = st.columns(2)
-    left.plotly_chart(drift_figure(found), key="portrait_drift", config={"displaylogo": False})
+    left.plotly_chart(drift_figure(found), key="portrait_drift", config=FIGURE_TOOLS)
     right.markdown("\n".join(f"- {plain(reading, 400)}" for reading in found.readings))
     right.caption(
         "Measured on the split that runs use unless told otherwise; the tab Splits draws others. Every row enters."

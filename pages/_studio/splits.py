@@ -16,7 +16,7 @@ from llmrec_core.errors import SpecError
 from llmrec_core.figures import split_figures
 from llmrec_core.recommenders.leakage import leakage_report
 from llmrec_core.specs import SplitSpec, spec_errors
-from pages._studio.base import plain, workspace
+from pages._studio.base import FIGURE_TOOLS, plain, workspace
 from pages._studio.pickers import load_split
 from pages._studio.spec_form import FormField, edit_field, spec_fields
 
@@ -77,9 +77,9 @@ def show_split(dataset: Dataset) -> None:
     figures = split_figures(picture)
     for name in ("folds", "groups", "lines"):
         if name in figures:
-            st.plotly_chart(figures[name], key=f"split_{name}", config={"displaylogo": False})
+            st.plotly_chart(figures[name], key=f"split_{name}", config=FIGURE_TOOLS)
     for name in ("shares", "time"):
-        st.plotly_chart(figures[name], key=f"split_{name}", config={"displaylogo": False})
+        st.plotly_chart(figures[name], key=f"split_{name}", config=FIGURE_TOOLS)
     _sizes(picture)
     _leakage(report)
 
@@ -168,10 +168,11 @@ def _sizes(picture: SplitPicture) -> None:
             if part in picture.shares["rows"]
         ]
     )
-    st.dataframe(table, hide_index=True)
+    local = st.column_config.NumberColumn(format="localized")
+    st.dataframe(table, hide_index=True, column_config=dict.fromkeys(("rows", "users", "items"), local))
     st.caption(
-        "Users and items are counted once: in the part that asks about them, else in the one that knows them. "
-        "The pictures are drawn from the rows as they will be used."
+        "A user or an item counts in every part that it has a row in. The pictures are drawn from the rows as they "
+        "will be used."
     )
 
 

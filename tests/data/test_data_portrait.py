@@ -75,6 +75,10 @@ def test_sessions_are_told_only_where_times_have_hours(times: list[float | None]
     assert found.week_hours == []
     assert said in " ".join(found.readings)
     assert bool(found.gaps.counts) == (clock == "days")
+    # A day without its hour says nothing of minutes.
+    assert clock != "days" or dict(zip(found.gaps.labels, found.gaps.counts, strict=True)) == {
+        "same day": 0, "1-7 days": 1, "7-30 days": 0, "over 30 days": 0,
+    }  # fmt: skip
     assert bool(found.months.counts) == (clock != "none")
 
 
@@ -95,7 +99,8 @@ def test_cold_few_repeats_and_co_visits_by_hand() -> None:
     assert found.n_half_items == 1
     assert "Half of all interactions go to 20 % of the items (1)." in found.readings
     assert (
-        "1 item has no interaction and 3 items have fewer than 5: for them mostly their text speaks." in found.readings
+        "1 item has no interaction and 3 items have fewer than 5: hardly anything but their text is known of them."
+        in found.readings
     )
     assert "67 % of all pairs of items share at least one user." in found.readings
 
@@ -311,7 +316,7 @@ def test_drift_by_hand() -> None:
     assert found.rating_mean_test == pytest.approx(3.0)
     # Ratings of the test part between those of training count where they fall: 1 with 2, 5 with 4.
     assert found.rating_psi == pytest.approx(stability([0.4, 0.6], [0.5, 0.5]))
-    assert found.readings[2] == ("50.0 % of the test rows are by users, 50.0 % about items that training never saw.")
+    assert found.readings[2] == "Training never saw the users of 50.0 % of the test rows, nor the items of 50.0 %."
     json.dumps(found.as_json(), allow_nan=False)
 
 

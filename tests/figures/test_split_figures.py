@@ -32,8 +32,11 @@ def test_every_protocol_has_its_pictures(protocol):
     for part, rows in sizes.items():
         assert picture.shares["rows"].get(part, 0) == len(rows)
         assert sum(picture.counts.get(part, [])) == len(rows)
-    assert sum(picture.shares["users"].values()) == 20
-    assert sum(picture.shares["items"].values()) == 25
+    table = split.dataset.interactions
+    for owner, column, n in (("users", "user_idx", 20), ("items", "item_idx", 25)):
+        present = {part: set(table[column].to_numpy()[rows]) for part, rows in sizes.items() if len(rows)}
+        out = n - len(set().union(*present.values()))
+        assert picture.shares[owner] == {part: len(found) for part, found in present.items()} | {"out": out}
     figures = split_figures(picture)
     assert ("folds" in figures) == (protocol == "rolling-temporal")
     assert ("groups" in figures) == (protocol == "group-stratified")

@@ -49,13 +49,13 @@ class SplitPicture:
 
     Attributes:
         title: the protocol in a few words.
-        shares: "rows", "users", "items" -> part -> count; users and items stand in the part that asks for them, else
-            in the one that knows them; "out": left out by filters or windows.
+        shares: "rows", "users", "items" -> part -> count. A user or an item counts in every part that it has a row in,
+            so these may add up to more than there are; "out": those without a row in any part.
         lines: drawn users, or items for cold-item.
         lines_of: "users" or "items".
         axis: what ``Line.places`` are: "time" (seconds since 1970 UTC) or "place" (n-th interaction, from 1).
         bins: edges of the bars over time (or file order), and part -> rows in each bar.
-        timed: the data has times.
+        timed: the data has times. n_users, n_items: of the whole dataset.
         marks: (place on the axis of ``bins``, words) of cuts.
         folds: all folds of rolling-temporal.
         groups: group -> part -> rows, for group-stratified; at most 20 groups, the largest first.
@@ -70,6 +70,8 @@ class SplitPicture:
     bins: list[float]
     counts: dict[str, list[int]]
     timed: bool
+    n_users: int
+    n_items: int
     marks: list[tuple[float, str]]
     folds: list[Fold]
     groups: dict[str, dict[str, int]]
@@ -94,8 +96,8 @@ def split_picture(split: Split, seed: int = 0) -> SplitPicture:
         PROTOCOLS[split.spec.protocol].title,
         {
             "rows": _count(part),
-            "users": _count(_foremost(users, part, dataset.n_users)),
-            "items": _count(_foremost(items, part, dataset.n_items) if not by_items else _withheld(split, items)),
+            "users": _present(users, part, dataset.n_users),
+            "items": _present(items, part, dataset.n_items),
         },
         lines,
         "items" if by_items else "users",
@@ -103,6 +105,8 @@ def split_picture(split: Split, seed: int = 0) -> SplitPicture:
         edges,
         counts,
         timed,
+        dataset.n_users,
+        dataset.n_items,
         _marks(split),
         _folds(split, times),
         _groups(split, users, items),
@@ -114,16 +118,16 @@ def _count(codes: npt.NDArray[np.int8]) -> dict[str, int]:
     return {name: n for name, n in found.items() if n} | {"out": int((codes == NONE).sum())}
 
 
+def _present(owner: IntArray, part: npt.NDArray[np.int8], n: int) -> dict[str, int]:
+    """How many of ``n`` users or items have a row in each part, and in none."""
+    found = {name: len(np.unique(owner[part == code])) for code, name in NAMES.items()}
+    return {name: count for name, count in found.items() if count} | {"out": n - len(np.unique(owner[part != NONE]))}
+
+
 def _foremost(owner: IntArray, part: npt.NDArray[np.int8], n: int) -> npt.NDArray[np.int8]:
     """The latest part that each user or item has a row in; NONE without any."""
     found = np.full(n, NONE, np.int8)
     np.maximum.at(found, owner, part)
-    return found
-
-
-def _withheld(split: Split, items: IntArray) -> npt.NDArray[np.int8]:
-    found = _foremost(items, np.where(split._part == NONE, np.int8(NONE), np.int8(TRAIN)), split.dataset.n_items)
-    found[split.withheld["valid"]], found[split.withheld["test"]] = VALID, TEST
     return found
 
 
