@@ -18,8 +18,9 @@ from llmrec_core import __version__
 from llmrec_core.errors import LLMRecError, RunCancelledError
 from llmrec_core.workspace import Workspace
 
-err = Console(stderr=True)
-out = Console()
+# Without emoji: ":x:" in a file is ":x:" on the screen.
+err = Console(stderr=True, emoji=False)
+out = Console(emoji=False)
 #: --workspace given before the command (``llmrec -w DIR train``).
 root_workspace: ContextVar[Path | None] = ContextVar("root_workspace", default=None)
 

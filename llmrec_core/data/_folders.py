@@ -14,6 +14,8 @@ _TABLES = re.compile(
     r"|duckdb|ddb|item|user|inter|kg|link|net|base|test|train|valid|gz|bz2|xz|zip|tar|tgz)"
 )
 _ABOUT = re.compile(r"(?i)(readme|licen[cs]e|copying|changelog|notice)[^/]*")
+#: Files that systems leave in folders, whose endings may look like those of tables.
+_LEFT_BY_SYSTEMS = ("_success", "thumbs.db", "ehthumbs.db", "desktop.ini")
 _CUTS = re.compile(r"u[1-5ab]\.(base|test)")
 
 
@@ -24,7 +26,7 @@ def table_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     passed: list[str] = []
     for name in names:
         parts = name.split("/")
-        hidden = any(part.startswith((".", "__MACOSX", "~$")) or part == "_SUCCESS" for part in parts)
+        hidden = any(part.startswith((".", "__MACOSX", "~$")) or part.lower() in _LEFT_BY_SYSTEMS for part in parts)
         suffix = Path(parts[-1]).suffix
         # Ready cuts of MovieLens repeat the rows of u.data.
         repeated = "u.data" in bare and _CUTS.fullmatch(parts[-1])

@@ -240,3 +240,13 @@ def test_files_that_look_like_a_split_are_mixed_only_with_a_word(llmrec, tmp_pat
     told = [f"--part=train={paths[0]}", f"--part=test={paths[1]}"]
     warnings = llmrec("data", "import", "--name", "unmixed", *told, "--json").json["warnings"]
     assert not any("mixed" in warning for warning in warnings)
+
+
+def test_what_stands_between_colons_stays_text(llmrec, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("user,item,a:x:b\nu1,i1,:smile:\nu2,i2,:smile:\nu1,i2,:smile:\n", encoding="utf-8")
+    shown = llmrec("data", "guess", path).stdout
+    assert "a:x:b" in shown
+    assert ":smile:" in shown
+    refused = llmrec("data", "import", "--name", "t", path, "--map", "rating=none")
+    assert "a:x:b" in refused.stderr

@@ -99,6 +99,7 @@ def test_a_zip_gives_all_its_tables(tmp_path: Path, scratch: Path) -> None:
         "shop/logo.png": b"\x89PNG",
         "__MACOSX/shop/._ratings.csv": b"\0\5\x16\7",
         "shop/.hidden.csv": "x",
+        "shop/Thumbs.db": bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600),
         "shop/用户.csv": "user_id,age\nu1,30\n",
         "shop/hello.txt": "hello\nhere are nothing but words\n",
     }
@@ -107,7 +108,7 @@ def test_a_zip_gives_all_its_tables(tmp_path: Path, scratch: Path) -> None:
     assert [source.name for source in sources] == [f"export.zip/{name}" for name in names]
     assert cells(sources[2])[0] == ["u9", "a", "5"]
     (note,) = [note for note in sources[0].notes if "passed over" in note]
-    assert "5 files" in note
+    assert "6 files" in note
     assert "README.txt" in note
     assert all(source.path.is_relative_to(scratch) for source in sources)
 
