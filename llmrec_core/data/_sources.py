@@ -294,7 +294,8 @@ def _delimited(path: Path, corrections: Corrections, name: str) -> Source:
     except DataError:
         from llmrec_core.data._layouts.lines import open_lists
 
-        lists = None if separator or row or told else open_lists(path, encoding, name)
+        sure = corrections.option("layout", name) == "histories"
+        lists = None if separator or row or told else open_lists(path, encoding, name, sure=sure)
         if lists is None:
             raise
         return lists

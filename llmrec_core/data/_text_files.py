@@ -23,7 +23,8 @@ _SAMPLE_BYTES = 1 << 18
 _MAX_ABOVE = 20
 _MAX_COLUMNS = 20_000
 #: Most telling first: where two of them cut the lines equally well, the earlier one is taken.
-_SEPARATORS = ("\t", ",", ";", "|", "::", "||", "^", "~", " ")
+_SEPARATORS = ("\t", ",", ";", "|", "::", "||", "^", "~", "\x01", " ")
+_MAY_BE_DOUBLED = (",", ";", "^", "~")
 _TYPED = re.compile(r"^([^:]+):(token|token_seq|float|float_seq)$")
 _SEPARATOR_LINE = re.compile(rb'"?sep=([^"\s]|\t)"?', re.IGNORECASE)
 _COMMENT = re.compile(r"\s*(#|%|//)\s*")
@@ -175,7 +176,7 @@ def sniff(
 
 
 def _told_separator(told: str, where: str) -> str:
-    separator = {"\\t": "\t", "tab": "\t", "space": " "}.get(told, told)
+    separator = {"\\t": "\t", "tab": "\t", "space": " ", "\\x01": "\x01"}.get(told, told)
     if set(separator) & set('"\r\n\0'):
         raise DataError("a quote or a line end cannot separate columns.", where=where, fix="Use comma, tab, ; or |.")
     if len(separator) > 4:
@@ -219,17 +220,20 @@ def _guess_separator(lines: list[bytes]) -> str | None:
         if separator == " " and (choice is not None or times < max(2, 0.9 * len(records))):
             # Words have spaces between them too.
             continue
-        if separator == "||" and choice == "|" and not _always_doubled(lines):
+        if separator == "||" and choice == "|" and not _always_doubled(lines, "|"):
             continue
         score = (round(times / len(records), 1), 10_000 if separator in ("||", "::") else width, -rank)
         if best is None or score > best:
             best, choice = score, separator
+    if choice in _MAY_BE_DOUBLED and _always_doubled(lines, choice):
+        return choice * 2
     return choice
 
 
-def _always_doubled(lines: list[bytes]) -> bool:
+def _always_doubled(lines: list[bytes], separator: str) -> bool:
+    one = separator.encode()
     filled = [line for line in lines if line.strip()]
-    return all(line.count(b"||") * 2 == line.count(b"|") for line in filled)
+    return all(line.count(one * 2) * 2 == line.count(one) for line in filled)
 
 
 # ------------------------------------------------------------------------------------------------ the header
@@ -304,10 +308,17 @@ def _looks_like_header(first: list[str], rest: list[list[str]]) -> bool:
 def _written_alike(first: list[str], rest: list[list[str]]) -> bool:
     """Whether the cells are ids like those below them: "u1" above "u2", "i7" above "i10"."""
     columns = [[row[i].strip() for row in rest if len(row) > i and row[i].strip()] for i in range(len(first))]
-    shapes = [re.sub(r"[0-9]+", "9", cell) for cell in first]
-    below = [[re.sub(r"[0-9]+", "9", cell) for cell in column] for column in columns]
+    shapes = [_shape(cell) for cell in first]
+    below = [[_shape(cell) for cell in column] for column in columns]
     filled = [i for i in range(len(first)) if below[i]]
     return bool(filled) and all("9" in shapes[i] and below[i].count(shapes[i]) * 2 > len(below[i]) for i in filled)
+
+
+def _shape(cell: str) -> str:
+    """How an id is written, and as one a list of such: "u1" is "u9", "i7,i10,i2" is "i9"."""
+    written = re.sub(r"[0-9]+", "9", cell)
+    parts = set(re.split(r"[\s,;|#]+", written.strip("[]()'\" ")))
+    return parts.pop() if len(parts) == 1 else written
 
 
 def _is_number(cell: str) -> bool:

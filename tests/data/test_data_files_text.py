@@ -54,13 +54,18 @@ def lined(separator: str, rows: list[list[str]], end: str = "\n") -> str:
     return "".join(separator.join(row) + end for row in rows)
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|", "::", "||", "^", "~", " "])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", "::", "||", ";;", "~~", "^", "~", "\x01", " "])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_separators_and_line_ends_are_found(tmp_path: Path, separator: str, end: str) -> None:
     source = opened(put(tmp_path, "d.csv", lined(separator, [HEADER, *ROWS], end)))
     assert source.separator == separator
     assert list(source.columns) == HEADER
     assert everything(source) == (ROWS, [2, 3, 4], [])
+
+
+def test_a_separator_that_cannot_be_typed_can_be_told(tmp_path: Path) -> None:
+    source = opened(put(tmp_path, "d.txt", lined("\x01", [HEADER, *ROWS])), r"separator:d.txt=\x01")
+    assert everything(source)[0] == ROWS
 
 
 @pytest.mark.parametrize("separator", ["#", "<>", "|#|", "§", "::::", "%%"])

@@ -178,6 +178,21 @@ def test_the_id_of_a_basket_is_none_of_its_items(tmp_path: Path) -> None:
     assert rows(baskets) == [(f"u{n % 3}", item) for n in range(4, 16) for item in (f"i{n}", f"i{n % 2}")]
 
 
+@pytest.mark.parametrize("separator", [",", "|", " "])
+def test_users_and_lists_without_a_header(tmp_path: Path, separator: str) -> None:
+    told = {f"u{n}": [f"p{k}" for k in range(n, n + n % 3 + 1)] for n in range(8, 20)}
+    content = "".join(f"{user}\t{separator.join(items)}\n" for user, items in told.items())
+    (planned,) = plan(put(tmp_path, "h.tsv", content))
+    assert rows(planned) == [(user, item) for user, items in told.items() for item in items]
+    assert lines(planned)[0] == 1
+
+
+def test_lines_of_mostly_one_length_are_histories_where_somebody_says_so(tmp_path: Path) -> None:
+    path = put(tmp_path, "h.txt", "u1 i0\n" + "".join(f"u{n} i0 i1 i2\n" for n in range(2, 7)))
+    (planned,) = plan(path, "layout:h.txt=histories")
+    assert rows(planned)[:4] == [("u1", "i0"), ("u2", "i0"), ("u2", "i1"), ("u2", "i2")]
+
+
 def test_orders_with_lines(tmp_path: Path) -> None:
     """What a shop's interface answers: orders, each with its customer and its lines."""
     orders = [

@@ -33,17 +33,20 @@ def _lines(path: Path, codec: str, name: str) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def open_lists(path: Path, told_encoding: str | None, name: str) -> Source | None:
+def open_lists(path: Path, told_encoding: str | None, name: str, *, sure: bool = False) -> Source | None:
     """A text that has no separator of columns, where its lines are ids with spaces between them; None for other texts.
+
+    Args:
+        sure: somebody said that these are histories; the lines may then be of one length.
 
     Raises:
         DataError: the bytes are no text.
     """
     codec, notes = detect_encoding(path, told_encoding, name)
-    return lines_source(path, codec, name, " ", notes) if are_lists(path, codec, name, " ") else None
+    return lines_source(path, codec, name, " ", notes) if are_lists(path, codec, name, " ", sure=sure) else None
 
 
-def are_lists(path: Path, codec: str, name: str, separator: str) -> bool:
+def are_lists(path: Path, codec: str, name: str, separator: str, *, sure: bool = False) -> bool:
     """Whether lines differ in length and hold nothing but ids: a user and what came after."""
     probe = [
         line.decode("utf-8", "replace") for _, line in zip(range(_PROBE_LINES), _texts(path, codec, name), strict=False)
@@ -51,7 +54,7 @@ def are_lists(path: Path, codec: str, name: str, separator: str) -> bool:
     cut = None if separator == " " else separator
     filled = [[cell.strip() for cell in line.split(cut)] for line in probe if line.strip()]
     widths = Counter(map(len, filled))
-    if len(filled) < 2 or widths.most_common(1)[0][1] > 0.8 * len(filled):
+    if len(filled) < 2 or (not sure and widths.most_common(1)[0][1] > 0.8 * len(filled)):
         return False
     words = [word for line in filled for word in line if word]
     alike = sum(len(word) <= 64 and any(c.isdigit() for c in word) and " " not in word for word in words)

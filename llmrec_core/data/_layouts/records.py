@@ -79,7 +79,8 @@ def find_records(
             columns.pop(part, None)
     if "history" not in columns and "candidates" not in columns:
         return None
-    if told == "histories" and len(source.columns) == 2 and "user_id" not in columns and said.get("user_id") != "":
+    bare_pair = len(source.columns) == 2 and (told == "histories" or not source.header)
+    if bare_pair and "user_id" not in columns and said.get("user_id") != "":
         other = next(c for c in source.columns if c != columns.get("history"))
         columns["user_id"], reasons["user_id"] = other, "the other one of two columns"
     following = None if "candidates" in columns else _target(source, cells, columns, roles)
@@ -148,6 +149,8 @@ def _listed_ids(
         form = find_form(cells[column], named=False)
         if form is None or (form.style == "array" and not named and not _id_values(cells[column], form)):
             continue
+        if not source.header and list(source.columns)[1:] == [column] and _once(cells[source.columns[0]]):
+            return column
         alone = users is not None and "item_id" not in roles
         things = form.style == "objects" and any(rank_of("item_id", key) is not None for _, key in form.keys)
         if named or told == "histories" or (alone and (things or _once(cells[users or ""]))):
