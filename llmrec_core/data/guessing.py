@@ -16,8 +16,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from llmrec_core.contracts import RATING, TIME
+from llmrec_core.contracts import ITEM, RATING, TIME, USER
 from llmrec_core.data import _layouts as layouts
 from llmrec_core.data._corrections import Corrections, parse_mapping
 from llmrec_core.data._layouts import PlannedTable
@@ -214,6 +215,7 @@ def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> t
     """(what the cells of ratings and times leave open as long as nobody answers, notes about how they are read)."""
     if planned.kind != "interactions":
         return (), []
+    sample = _whole_rows(planned, sample)
     unsaid = options.model_copy(update={"zero": "ask", "decimal": "auto", "day_first": "auto"})
     questions: list[Question] = []
     notes: list[str] = []
@@ -231,6 +233,15 @@ def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> t
         questions += settle_times(_cells(sample, column), column, unsaid)[0].questions
         notes += settle_times(_cells(sample, column), column, options)[0].notes
     return tuple(questions), notes
+
+
+def _whole_rows(planned: PlannedTable, sample: pa.Table) -> pa.Table:
+    """The rows that say who and what: the others are refused, such as the line of totals below a sheet."""
+    for role in (USER, ITEM):
+        if role in planned.roles:
+            filled = pc.not_equal(pc.utf8_trim_whitespace(_cells(sample, planned.roles[role])), "")
+            sample = sample.filter(filled)
+    return sample
 
 
 def _cells(sample: pa.Table, column: str) -> pa.Array:

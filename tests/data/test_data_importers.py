@@ -549,3 +549,11 @@ def test_a_number_that_says_not_rated_in_rows_is_told_and_can_be_left_out(worksp
     assert left.interactions["rating"].min() == 1
     thumbs = put(tmp_path, "thumbs.csv", ROWS.replace(",1,", ",-1,"))
     assert not [note for note in import_files(workspace, [thumbs], "thumbs").warnings if "stands apart" in note]
+
+
+def test_a_line_of_totals_does_not_change_what_a_column_is_taken_for(tmp_path: Path) -> None:
+    lines = [f"u{n % 4},i{n},{n % 5 + 1},2024-01-{n % 28 + 1:02d}" for n in range(40)]
+    path = put(tmp_path, "t.csv", "user,item,stars,date\n" + "\n".join([*lines, "Total,,1183,"]) + "\n")
+    guess = guess_roles(path)
+    assert guess.questions == ()
+    assert not [note for note in guess.notes if "counts" in note]
