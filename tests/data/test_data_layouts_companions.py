@@ -251,6 +251,17 @@ def test_vectors_in_a_list_in_columns_and_in_a_file(tmp_path: Path) -> None:
         assert vector.tolist() == expected[1].tolist()
 
 
+def test_a_short_list_of_numbers_is_a_vector_only_where_it_is_called_one(tmp_path: Path) -> None:
+    log = {"log.csv": LOG}
+    called = imported(
+        tmp_path, {**log, "items.csv": 'item_id,emb,sizes\na,"[0.5, 1]","[3, 4]"\nb,"[2, 0.25]","[5, 6]"\n'}
+    )[1]
+    vectors = item_vectors(called)
+    assert vectors is not None
+    assert vectors.tolist() == [[0.5, 1.0], [2.0, 0.25]]
+    assert called.items["sizes"].tolist() == ["3, 4", "5, 6"]
+
+
 def test_a_vector_of_another_size_is_refused_with_its_line(tmp_path: Path) -> None:
     rows = [f"i{n},{' '.join(['0.5'] * 8)}" for n in range(1200)]
     rows[1100] = "i1100," + " ".join(["0.5"] * 7)

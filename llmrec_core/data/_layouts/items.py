@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from llmrec_core.data._layouts.adapters import Converter, Long, Rows, adapted, cells_of, text_table
 from llmrec_core.data._layouts.lists import read_array
-from llmrec_core.data._role_names import plain
+from llmrec_core.data._role_names import plain, rank_of
 from llmrec_core.data._sources import Source
 
 _NUMBERED = re.compile(r"(?i)(.*?)[ _.-]?(\d+)")
@@ -174,7 +174,7 @@ def find_vectors(source: Source, sample: pa.Table, item: str | None, told: bool)
     rest = [c for c in columns if c != item]
     for column in rest:
         sizes = {size for cell in cells_of(sample, column).to_pylist() if cell.strip() for size in [_vector_size(cell)]}
-        if len(sizes) == 1 and (size := sizes.pop()) and size >= (2 if told else _MIN_VECTOR):
+        if len(sizes) == 1 and (size := sizes.pop()) and size >= (2 if told or _called_vector(column) else _MIN_VECTOR):
             return VectorForm(item, (column,), True, size)
     groups: dict[str, list[str]] = {}
     for column in rest:
@@ -188,6 +188,10 @@ def find_vectors(source: Source, sample: pa.Table, item: str | None, told: bool)
         # Whole numbers in numbered columns may be anything, ratings of jokes for one.
         return None
     return VectorForm(item, tuple(numbered), False, len(numbered))
+
+
+def _called_vector(column: str) -> bool:
+    return rank_of("vector", column) is not None and plain(column) != "features"
 
 
 def _vector_size(cell: str) -> int:
