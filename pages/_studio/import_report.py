@@ -95,10 +95,20 @@ def refused_rows(name: str, version: int, *, key: str) -> None:
 
 
 def by_reason(rejects: pd.DataFrame) -> pd.DataFrame:
-    """Table, reason without the cell it speaks of, and number of rows; most first."""
-    bare = rejects["reason"].astype(str).str.replace(_QUOTED, "…", regex=True)
-    counted = pd.DataFrame({"table": rejects["file"].astype(str), "reason": bare}).value_counts()
-    return counted.reset_index(name="rows")
+    """Table, reason (without the cells it speaks of, where they differ), and number of rows; most first."""
+    reason = rejects["reason"].astype(str)
+    rows = pd.DataFrame(
+        {
+            "table": rejects["file"].astype(str),
+            "bare": reason.str.replace(_QUOTED, "…", regex=True),
+            "reason": reason,
+        }
+    )
+    counted = rows.groupby(["table", "bare"], sort=False)["reason"].agg(["size", "nunique", "first"]).reset_index()
+    # Where all say the same, nothing has to be left out of it.
+    counted["reason"] = counted["first"].where(counted["nunique"] == 1, counted["bare"])
+    counted = counted.sort_values("size", ascending=False, kind="stable", ignore_index=True)
+    return counted[["table", "reason", "size"]].rename(columns={"size": "rows"})
 
 
 def mapping_download(name: str, version: int, *, key: str) -> None:

@@ -75,13 +75,18 @@ def dataset_view() -> None:
 
 def facts(dataset: Dataset) -> None:
     meta = dataset.meta
-    columns = st.columns(5)
-    columns[0].metric("Interactions", f"{meta.n_interactions:,}")
-    columns[1].metric("Users", f"{meta.n_users:,}")
-    columns[2].metric("Items", f"{meta.n_items:,}")
-    columns[3].metric("Per user", f"{meta.n_interactions / meta.n_users:,.1f}", help="Interactions, on average")
     scale = dataset.rating_scale
-    columns[4].metric("Ratings", f"{scale[0]:g} to {scale[1]:g}" if scale else meta.rating_kind or "none")
+    shown = {
+        "Interactions": f"{meta.n_interactions:,}",
+        "Users": f"{meta.n_users:,}",
+        "Items": f"{meta.n_items:,}",
+        "Per user": f"{meta.n_interactions / meta.n_users:,.1f}",
+        "Ratings": f"{scale[0]:g} to {scale[1]:g}" if scale else meta.rating_kind or "none",
+    }
+    # Side by side also on a phone, where columns would stand below each other.
+    with st.container(horizontal=True, horizontal_alignment="distribute"):
+        for title, value in shown.items():
+            st.metric(title, value, width="content")
 
 
 def show_portrait(dataset: Dataset) -> None:

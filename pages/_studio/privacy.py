@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -139,9 +140,22 @@ def _result(report: ForgetReport) -> None:
         )
     if report.elsewhere:
         st.warning(
-            f"The id also stands in files that are not of this dataset: {plain(', '.join(report.elsewhere), 600)}",
+            "The same id also stands elsewhere, where it may be another person: "
+            f"{plain(places_in_words(report.elsewhere), 600)}. To forget it there too, open that dataset.",
             icon=":material/warning:",
         )
+
+
+def places_in_words(paths: Sequence[str]) -> str:
+    """Files of the workspace in words: those of a dataset by its name and version."""
+    found = []
+    for path in paths:
+        area, _, rest = path.partition("/")
+        name, _, rest = rest.partition("/")
+        version = rest.partition("/")[0]
+        stored = area == "datasets" and version[:1] == "v" and version[1:].isdigit()
+        found.append(f"dataset {name}, version {version[1:]}" if stored else path)
+    return "; ".join(dict.fromkeys(found))
 
 
 def show_audit() -> None:

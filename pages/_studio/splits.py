@@ -127,7 +127,7 @@ def _grid(n: int) -> list[DeltaGenerator]:
 
 def group_choice(dataset: Dataset, value: str, key: str) -> str:
     """Groups that this data can be cut by."""
-    words = {"activity": "Users by number of interactions", "popularity": "Items by number of interactions"}
+    words = {"activity": "Users by activity", "popularity": "Items by popularity"}
     for kind, table in (("user", dataset.users), ("item", dataset.items)):
         for column in table.columns[1:]:
             if column != "title":

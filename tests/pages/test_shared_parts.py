@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -9,6 +10,8 @@ from streamlit.testing.v1 import AppTest
 
 from llmrec_core.presets import PRESETS, override_spec, preset_spec
 from pages._studio.base import ago, duration, label, plain, size
+from pages._studio.import_report import by_reason
+from pages._studio.privacy import places_in_words
 from pages._studio.spec_form import form_fields
 from pages._studio.uploads import safe_name
 from pages._studio.words import legend_html, spans_html
@@ -114,3 +117,26 @@ def test_an_unknown_id_in_a_link_is_shown_as_text():
     assert not app.exception
     assert "\\<script\\>" in app.warning[0].value
     assert app.selectbox(key="k").value == "a"
+
+
+def test_reasons_of_refused_rows_are_counted_and_left_whole_where_all_say_the_same():
+    rejects = pd.DataFrame(
+        {
+            "file": ["a.csv"] * 4,
+            "reason": [
+                "3 cells instead of 4",
+                "3 cells instead of 4",
+                "rating 'x' is not a number",
+                "rating 'y' is not a number",
+            ],
+        }
+    )
+    assert by_reason(rejects).to_dict("records") == [
+        {"table": "a.csv", "reason": "3 cells instead of 4", "rows": 2},
+        {"table": "a.csv", "reason": "rating … is not a number", "rows": 2},
+    ]
+
+
+def test_files_of_datasets_are_said_in_words():
+    files = ["datasets/shop/v2/users.parquet", "datasets/shop/v2/items.parquet", "runs/abc/log.txt"]
+    assert places_in_words(files) == "dataset shop, version 2; runs/abc/log.txt"
