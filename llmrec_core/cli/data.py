@@ -95,7 +95,10 @@ def _places(files: list[str] | None, part: list[str] | None) -> tuple[list[str |
         place = _place(file)
         if place not in places:
             places.append(place)
-        parts.append((name, places.index(place)))
+        number = places.index(place)
+        if any(known != name for known, at in parts if at == number):
+            raise InputError(f"{_shown(place)} was given as two parts.", where="part", fix="A file is of one part.")
+        parts.append((name, number))
     if not places:
         raise InputError("no file was given.", fix="Give a file, a folder or an address.")
     return places, parts

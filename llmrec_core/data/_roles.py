@@ -172,10 +172,15 @@ ROLES_OF_TABLES = (*ROLES, "price", "image")
 
 
 def by_name(role: str, columns: Sequence[str], sample: pa.Table, taken: Iterable[str] = ()) -> list[str]:
-    """Columns whose name and values fit the role, best first."""
+    """Columns whose name and values fit the role, best first; those without any value come last."""
     used = set(taken)
     ranked = sorted((rank, i, c) for i, c in enumerate(columns) if (rank := rank_of(role, c)) is not None)
-    return [c for _, _, c in ranked if c not in used and _fits(role, sample.column(c))]
+    fitting = [c for _, _, c in ranked if c not in used and _fits(role, sample.column(c))]
+    return sorted(fitting, key=lambda c: not _has_values(sample.column(c))) if len(fitting) > 1 else fitting
+
+
+def _has_values(cells: pa.ChunkedArray) -> bool:
+    return any(cell.strip() for cell in cells.to_pylist())
 
 
 def _means_something(column: str) -> bool:

@@ -129,10 +129,11 @@ def _check_plan(tables: Sequence[Table], corrections: Corrections) -> None:
         what = "; ".join(f"{t.name} was taken as {t.planned.kind}" for t in tables) or "all were left out"
         missing = "user" if all(table.planned.kind == "items" for table in tables) else "item"
         columns = "; ".join(_described(table) for table in tables)
+        otherwise = [f"{t.name}: {note}." for t in tables for note in t.planned.notes if "layout:FILE=" in note]
         raise DataError(
             f"no file holds interactions, since none has both a user and an item column: {what}. Columns: {columns}.",
             where=", ".join(names),
-            fix=f"Say which it is with --map {missing}_id=COLUMN.",
+            fix=" ".join([f"Say which it is with --map {missing}_id=COLUMN.", *otherwise[:1]]),
         )
 
 
@@ -152,7 +153,8 @@ def _check_names(tables: Sequence[Table], corrections: Corrections, names: Seque
         source = table.planned.source
         if paths.setdefault(source.name, source.path) != source.path:
             raise DataError(
-                f"two files have the name {source.name!r}.", fix="Rename one, so that refused rows can be told apart."
+                f"two files have the name {source.name!r}.",
+                fix="Rename one, or give the folders that they lie in: refused rows are named by their file.",
             )
 
 

@@ -250,3 +250,9 @@ def test_what_stands_between_colons_stays_text(llmrec, tmp_path):
     assert ":smile:" in shown
     refused = llmrec("data", "import", "--name", "t", path, "--map", "rating=none")
     assert "a:x:b" in refused.stderr
+
+
+def test_a_file_is_of_one_part(llmrec, votes):
+    answer = llmrec("data", "import", "--name", "twice", "--part", f"train={votes}", "--part", f"test={votes}", *SAID)
+    assert answer.exit_code == 2
+    assert "votes.csv was given as two parts" in answer.stderr

@@ -200,3 +200,14 @@ def test_long_to_matrix_and_back(tmp_path: Path, cells: dict[tuple[int, int], st
         writer.writerow([f"user{user}", *(cells.get((user, item), marker) for item in range(n_items))])
     (planned,) = plan(tmp_path, "m.csv", buffer.getvalue(), "layout:m.csv=matrix", f"missing:m.csv={marker or 'none'}")
     assert rows(planned) == [(f"user{u}", f"item{i}", cells[u, i]) for u, i in sorted(cells)]
+
+
+def test_a_matrix_of_items_by_users_is_refused_with_the_word_that_reads_it(tmp_path: Path) -> None:
+    cells = [[f"m{i}", *(str((u * i) % 5 + 1) if (u + i) % 3 else "" for u in range(12))] for i in range(30)]
+    path = tmp_path / "m.csv"
+    path.write_text("\n".join(",".join(row) for row in [["movie", *(f"u{u}" for u in range(12))], *cells]) + "\n")
+    workspace = Workspace.open(tmp_path / "ws")
+    with pytest.raises(DataError, match="layout:FILE=matrix"):
+        import_files(workspace, [path], "d")
+    report = import_files(workspace, [path], "d", ["layout:m.csv=matrix"])
+    assert (report.n_users, report.n_items) == (12, 30)

@@ -292,3 +292,10 @@ def test_a_column_that_is_called_a_rating_or_a_time_and_is_none_is_told() -> Non
     assert "'rating' is called like a rating, but its cells are no numbers ('B+')" in found.notes
     assert "'ts' is called like a timestamp, but its cells are no times ('in spring')" in found.notes
     assert not [note for note in guess(columns, "rating=", "timestamp=").notes if "called like" in note]
+
+
+def test_of_two_columns_of_times_the_one_with_values_is_taken() -> None:
+    columns = log(["user", "item", "rating", "date_added"])
+    blank = [""] * 60
+    assert guess(columns | {"timestamp": blank}).roles["timestamp"] == "date_added"
+    assert guess({**columns, "timestamp": columns["date_added"], "date_added": blank}).roles["timestamp"] == "timestamp"

@@ -77,8 +77,6 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
         texts = {c: cells[1:] for c, cells in texts.items()}
     if not told and source.header and any(_is_attribute(c) for c in rest):
         return None
-    if not told and rank_of("item_id", first) is not None and source.header:
-        return None
     numbers = {c: [float(cell.replace(",", ".")) for cell in texts[c] if _NUMBER.fullmatch(cell)] for c in columns}
     filled = sum(1 for c in rest for cell in texts[c] if cell.lower() not in BLANKS)
     numeric = sum(len(numbers[c]) for c in rest)
@@ -113,7 +111,7 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
     absent = 1 - (sum(counts.values()) - (counts[marker] if marker is not None else 0)) / n_cells
     if not told:
         verdict = _verdict(scale, absent, items, source.header and not header_row)
-        if verdict is not True or repeated:
+        if verdict is not True or repeated or rank_of("item_id", first) is not None:
             return _MAY_BE if verdict else None
     low, high = (min(scale), max(scale)) if scale else (0, 0)
     notes.append(f"{absent:.0%} of the cells of the first rows hold no rating; the others go from {low:g} to {high:g}")
@@ -127,7 +125,7 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
     return MatrixForm(users, tuple(items), tuple(ids), marker, transposed, header_row, tuple(dropped), tuple(notes))
 
 
-_MAY_BE = "the columns could also be items of a user x item matrix: layout:FILE=matrix"
+_MAY_BE = "the columns could also be those of a user x item matrix: layout:FILE=matrix"
 
 
 def _is_attribute(column: str) -> bool:
