@@ -85,7 +85,7 @@ PrivateOption = Annotated[
 def _places(files: list[str] | None, part: list[str] | None) -> tuple[list[str | Path], list[tuple[str, int]]]:
     """(files and addresses, which part of a split which of them is)."""
     places = [_place(file) for file in files or []]
-    parts = []
+    parts: list[tuple[str, int]] = []
     for entry in part or []:
         name, equals, file = entry.partition("=")
         if not equals or name not in PARTS or not file:
