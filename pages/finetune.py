@@ -33,6 +33,15 @@ from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
 
 _TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order"}
+#: Fields of a family that most people look at; the others stand under Expert.
+_FAMILY_TITLES = {
+    "epochs": "Epochs at most",
+    "max_history": "Longest history",
+    "learning_rate": "Learning rate",
+    "batch_size": "Batch size",
+    "item_fields": "Item fields that are read",
+    "validation_users": "Validation users",
+}
 _RUN_TITLES = {"evaluation.max_users": "Test users", "device": "Device", "name": "Name of the run"}
 _METHODS = {"full": "Full: all layers", "top-layers": "Only the top layers", "lora": "LoRA adapters"}
 
@@ -175,7 +184,7 @@ def reads_prompts(spec: RunSpec) -> bool:
 
 
 def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
-    """The options of a family that reads no prompts: its own fields, and what every run has."""
+    """The options of a family that reads no prompts: the most used of its own, and what every run has."""
     for path in [p for p in fields if p.startswith(("prompt.", "training.")) and p != "training.like_threshold"]:
         del fields[path]
     changes = model_card(spec, key)
@@ -183,11 +192,12 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
     if isinstance(spec.recommender, BlendSpec):
         changes |= blend_members(spec.recommender, key)
         fields.pop("recommender.weights", None)
-    own = [path for path in fields if path.startswith("recommender.")]
+    own = {f"recommender.{name}": title for name, title in _FAMILY_TITLES.items()}
+    shown = {path: title for path, title in own.items() if path in fields} | _RUN_TITLES
     columns = st.columns(4)
-    for place, path in enumerate([*own, "evaluation.max_users", "device", "name"]):
+    for place, (path, title) in enumerate(shown.items()):
         with columns[place % 4]:
-            field(fields, path, key, fields[path].title if path in own else _RUN_TITLES[path], changes)
+            field(fields, path, key, title, changes)
     return changes | {"objectives": [o.model_dump(mode="json") for o in spec.objectives]}
 
 

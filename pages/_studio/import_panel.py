@@ -59,7 +59,7 @@ def _on_the_way(places: Sequence[Place]) -> None:
     guesses, broken = _look_at(places, entries())
     for place, why in broken:
         show_error(why)
-        if isinstance(place, Path) and place.suffix.lower() not in _NO_TEXT:
+        if isinstance(place, Path) and place.suffix.lower() not in _NO_TEXT and place.stat().st_size:
             repairs(place.name, re.sub(r"[^A-Za-z0-9]", "_", place.name))
     if not guesses:
         return
@@ -283,7 +283,7 @@ def _parts_switch(guesses: Sequence[ImportGuess]) -> bool:
 
 def _open_ends(guesses: Sequence[ImportGuess], broken: Sequence[str]) -> list[str]:
     """What has to be settled before an import beside the questions."""
-    ends = [f"{plain(name)} cannot be read" for name in broken]
+    ends = [f"{plain(name)} cannot be read: take it away above, or correct how it is read" for name in broken]
     ends += [f"{plain(guess.file)} cannot be read" for guess in guesses if guess.fault is not None]
     taken = [guess for guess in guesses if not guess.left_out and guess.fault is None]
     if not taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ HISTORY = "Length of the history"
 _MAX_GROUPS = 20
 #: Upper ends of the groups by training interactions.
 _LENGTHS = (5, 10, 20, 50, 100)
+_ORDER = re.compile(r"^\d+\. ")
 
 
 def slices(run: Run, per_user: pd.DataFrame, model: str, metrics: list[str]) -> None:
@@ -44,7 +46,8 @@ def show(found: pd.DataFrame, k: int, metric: str, by: str) -> None:
     rows = found.to_dict(orient="records")
     cells = [
         {
-            "Group": label(row["group"]),
+            # The number only keeps the order; where a group is empty, it would begin anywhere.
+            "Group": label(_ORDER.sub("", str(row["group"])) if by == HISTORY else row["group"]),
             "Users": words if row["hidden"] else f"{row['n']:,.0f}",
             metric_title(metric): "–"
             if row["hidden"]

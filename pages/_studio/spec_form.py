@@ -30,7 +30,8 @@ class FormField:
 
     @property
     def title(self) -> str:
-        return self.path.rpartition(".")[2].replace("_", " ").capitalize()
+        name = self.path.rpartition(".")[2]
+        return (f"number of {name[2:]}" if name.startswith("n_") else name).replace("_", " ").capitalize()
 
     @property
     def section(self) -> str:
@@ -152,8 +153,10 @@ def _number(field: FormField, key: str, title: str) -> int | float | None:
         "step": 1 if field.kind == "int" else _step(field.value),
         "format": "%d" if field.kind == "int" else "%g",
     }
+    # Without a number nothing is bounded: every user is tested.
+    nothing = "no limit" if field.path.rpartition(".")[2].startswith("max_") else "not set"
     value: int | float | None = st.number_input(
-        title, placeholder="empty", key=key, help=field.help, persist_state="session", **options
+        title, placeholder=nothing, key=key, help=field.help, persist_state="session", **options
     )
     if value is None and not field.optional:
         return field.value

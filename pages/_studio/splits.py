@@ -259,7 +259,7 @@ def split_form(spec: SplitSpec, dataset: Dataset, key: str, fields: dict[str, Fo
                     changes[f"split.{name}"] = edit_field(mine[name], f"{key}-split.{name}", TITLES[name])
         st.page_link(
             "pages/data.py",
-            label="See it drawn on Data",
+            label="See splits drawn on Data",
             icon=":material/insights:",
             query_params={"dataset": dataset.name},
         )

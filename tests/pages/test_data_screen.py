@@ -298,6 +298,13 @@ def test_a_damaged_file_says_so_and_the_screen_lives(screen, workspace):
     assert not app.button(key="import_button").disabled
 
 
+def test_an_empty_file_offers_nothing_to_repair(screen):
+    app = drop(screen(), ("none.csv", ""), ("good.csv", "user_id,item_id\nu1,a\n"))
+    assert "the file is empty" in texts(app)
+    assert not has(app.selectbox, "repair_")
+    assert "take it away above" in texts(app)
+
+
 def test_a_table_that_was_misread_is_repaired(screen):
     app = drop(screen(), ("one.csv", "user_id,item_id\nu1,a\nu2,b\n"))
     widget(app.selectbox, "encoding").select("utf-16").run()

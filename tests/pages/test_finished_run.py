@@ -107,9 +107,15 @@ def test_families_without_prompts_show_only_what_they_use(studio):
     assert app.button(key="ft_submit").disabled
     app.selectbox(key="ft_preset").select("sequential").run()
     app.number_input(key="ft-sequential-recommender.epochs").set_value(3).run()
+    # Of the many options of a sequence model a few stand in the open, named in words; the others under Expert.
+    in_the_open = {w.label for w in app.number_input}.difference(w.label for e in app.expander for w in e.number_input)
+    assert in_the_open >= {"Epochs at most", "Longest history"}
+    assert "Width" not in in_the_open
+    app.number_input(key="ft-sequential-recommender.width").set_value(32).run()
     app.selectbox(key="ft-sequential-model").select("smollm2-135m").run()
     spec = parse_run_spec(yaml.safe_load(next(c.value for c in app.code if c.value.startswith("kind:"))))
     assert (spec.recommender.epochs, spec.recommender.model) == (3, "smollm2-135m")
+    assert spec.recommender.width == 32
 
 
 def test_no_objective_is_refused_at_the_form(studio):
