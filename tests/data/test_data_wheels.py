@@ -124,7 +124,7 @@ def test_movielens_under_the_protocol_of_the_field(workspace: Workspace) -> None
     dataset = DatasetStore(workspace).load("ml-100k")
     index = dataset.item_idx("1")
     assert dataset.item_text(index, "title") == "Toy Story"
-    assert dataset.item_text(index, "category") == "Animation Children's Comedy"
+    assert dataset.item_text(index, "category") == "Animation, Children's, Comedy"
     assert dataset.item_text(index, "release_year") == "1995"
     assert dataset.profile("1") == {"age": "24", "gender": "M", "occupation": "technician", "zip_code": "85711"}
     split = make_split(dataset, SplitSpec(min_user_interactions=5, min_item_interactions=5))
