@@ -49,6 +49,8 @@ Positions = npt.NDArray[np.int64]
 #: Fewer values are judged at once; of more, the extremes are looked at first.
 _FEW = 1000
 _CONTROL = r"[\x00-\x1f\x7f]"
+#: What a list or an object of JSON begins with; "{3F25-04E0}" and "[a]" are ids.
+_NESTED = ('["', "[[", "[{", "[]", '{"', "{}")
 
 
 @lru_cache(maxsize=64)
@@ -58,6 +60,7 @@ def id_rules(column: str) -> pandera.DataFrameSchema:
     checks = [
         pandera.Check(lambda ids: ids != "", error=f"{column} is empty"),
         pandera.Check(lambda ids: ~ids.str.contains(_CONTROL), error=f"{column} holds control characters"),
+        pandera.Check(lambda ids: ~ids.str.startswith(_NESTED), error=f"{column} is a list or an object, not one id"),
         pandera.Check(lambda ids: ids.str.len() <= MAX_ID_CHARS, error=f"{column} is too long: {{cell}}"),
     ]
     return pandera.DataFrameSchema({column: pandera.Column(None, checks)})

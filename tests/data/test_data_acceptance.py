@@ -347,13 +347,16 @@ def test_faults_of_json_lines_are_numbered(workspace: Workspace, tmp_path: Path)
         9: "",
         10: '{"user_id": null, "item_id": "g"}',
         11: '{"user_id": "u1", "item_id": "h", "rating": [1, 2]}',
-        12: '{"user_id": "u1", "item_id": "i", "rat',
+        12: '{"user_id": "u1", "item_id": ["j"], "rating": 4}',
+        13: '{"user_id": {"id": 1}, "item_id": "k", "rating": 4}',
+        14: '{"user_id": "{3F25-04E0}", "item_id": "[k]", "rating": 2}',
+        15: '{"user_id": "u1", "item_id": "i", "rat',
     }
     report = import_files(workspace, [put(tmp_path, "d.jsonl", "\n".join(lines.values()))], "d")
     accepted = rows_of_json(workspace)
     bad = {r["line"] for r in report.rejects}
-    assert bad == {2, 3, 4, 5, 7, 8, 10, 11, 12}
-    assert accepted == [("u1", "a", 4.0), ("7", "9007199254740993", 5.0)]
+    assert bad == {2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 15}
+    assert accepted == [("u1", "a", 4.0), ("7", "9007199254740993", 5.0), ("{3F25-04E0}", "[k]", 2.0)]
     assert all(r["file"] == "d.jsonl" and r["reason"] for r in report.rejects)
 
 
