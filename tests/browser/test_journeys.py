@@ -138,7 +138,7 @@ def test_an_uploaded_archive_and_a_killed_app(page, studio, tmp_path):
     page.goto(f"{studio.url}/data")
     page.locator('input[type="file"]').first.set_input_files(str(shop_export(tmp_path)))
     # Nothing in its name says that "mark" is a rating: a person has to.
-    role = page.get_by_role("combobox", name="rating", exact=True)
+    role = page.get_by_role("combobox", name="Rating", exact=True)
     expect(role).to_have_value("(none)", timeout=60_000)
     expect(page.get_by_text("shop.zip/films.xlsx/Films")).to_be_visible()
     role.click()
