@@ -274,7 +274,7 @@ class TableReader:
             seen.trimmed[role] = int(changed[codes].sum())
             again = words.dictionary_encode()
             codes, words = again.indices.to_numpy(zero_copy_only=False)[codes], again.dictionary
-        for said, positions in rules.broken(rules.id_rules(role), words).items():
+        for said, positions in rules.broken_ids(role, words).items():
             rows = _rows_of(positions, codes, len(words))
             faults.append(Fault(rows, column, self._shown(said), _spelled(words, codes)))
         return codes, words

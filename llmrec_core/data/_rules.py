@@ -107,6 +107,20 @@ def broken(schema: pandera.DataFrameSchema, values: pa.Array | npt.NDArray[np.fl
     return _broken(schema, values)
 
 
+def broken_ids(column: str, words: pa.Array) -> dict[str, Positions]:
+    """:func:`broken` for distinct ids: only those that could break a rule are judged, which one quick pass finds."""
+    if len(words) <= _FEW:
+        return _broken(id_rules(column), words)
+    doubtful = pc.or_(
+        pc.match_substring_regex(words, rf"^$|{_CONTROL}|^[\[{{]"), pc.greater(pc.binary_length(words), MAX_ID_CHARS)
+    )
+    positions = np.flatnonzero(doubtful.to_numpy(zero_copy_only=False))
+    if not len(positions):
+        return {}
+    found = _broken(id_rules(column), words.take(pa.array(positions)))
+    return {rule: positions[at] for rule, at in found.items()}
+
+
 def _extremes(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Lowest, highest and missing: a range holds for all numbers where it holds for these."""
     blank = np.isnan(values)

@@ -49,7 +49,7 @@ def download(
 
     Args:
         url: http or https; no user name in it.
-        allow_private: let it lead to this machine and to private networks.
+        allow_private: the host of ``url`` may be this machine or in a private network; hosts it redirects to may not.
         max_bytes: most bytes that are taken.
         max_seconds: most time for all hops together.
 
@@ -59,9 +59,11 @@ def download(
     """
     say = progress or (lambda message: None)
     deadline = time.monotonic() + max_seconds
+    # The person named one host; where it sends us was not meant, and may be a way into another private place.
+    named = _checked(url).hostname
     for _ in range(_MAX_HOPS + 1):
         parts = _checked(url)
-        with _connected(parts, allow_private, deadline) as connection:
+        with _connected(parts, allow_private and parts.hostname == named, deadline) as connection:
             say(f"asking {parts.hostname}")
             with closing(_asked(connection, parts)) as answer:
                 if answer.status in (301, 302, 303, 307, 308):

@@ -129,6 +129,14 @@ def test_redirects_are_followed_up_to_five(server: str, tmp_path: Path) -> None:
         download(f"{server}/loop", tmp_path, allow_private=True)
 
 
+def test_a_named_private_host_is_no_way_to_another_one(server: str, tmp_path: Path) -> None:
+    port = server.rpartition(":")[2]
+    for elsewhere in (f"http://127.0.0.2:{port}/ratings.csv", "http://169.254.169.254/latest/meta-data"):
+        with pytest.raises(DataError, match="refused"):
+            download(f"{server}/to/{elsewhere}", tmp_path, allow_private=True)
+    assert not files(tmp_path)
+
+
 def test_names_from_servers_never_become_paths(server: str, tmp_path: Path) -> None:
     path = download(f"{server}/named", tmp_path, allow_private=True)
     assert path.name == "evil name.csv"

@@ -527,3 +527,15 @@ def test_the_table_rules_leave_the_environment_alone():
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert found.stdout.split() == ["False", "False"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text('ab[]{}"\x00\x1f\x7f é', max_size=6), max_size=6), st.booleans())
+def test_ids_judged_by_suspicion_are_judged_as_all_are(odd: list[str], long: bool) -> None:
+    words = sorted({*odd, *(["x" * 600, "é" * 300] if long else [])})
+    many = pa.array([*words, *(f"plain-{n}" for n in range(1100))], pa.large_string())
+    found = rules.broken_ids("user_id", many)
+    wanted = rules.broken(rules.id_rules("user_id"), many)
+    assert {rule: rows.tolist() for rule, rows in found.items()} == {
+        rule: rows.tolist() for rule, rows in wanted.items()
+    }
