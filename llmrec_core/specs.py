@@ -57,8 +57,7 @@ class SplitSpec(Spec):
 
     protocol: Protocol = Field(
         "auto",
-        description="auto: the data's own parts, kept whole, else leave-one-out, or random where nobody has two rows; "
-        "given: the data's own parts; "
+        description="auto: the data's own parts, kept whole, else leave-one-out; given: the data's own parts; "
         "leave-one-out: each user's last interaction; temporal: one cut in time; rolling-temporal: several cuts in "
         "time; random: rows; random-users: whole users; cold-user: users with k known interactions; cold-item: items "
         "withheld from training; group-stratified: rows, the same share of every group",

@@ -100,16 +100,6 @@ def test_parts_that_cannot_be_used(parts: list[str] | None, protocol: str, words
         make_split(dataset, SplitSpec(protocol=protocol))
 
 
-def test_automatic_is_random_rows_where_nobody_has_a_history() -> None:
-    frame = pd.DataFrame({"user_id": [f"u{n}" for n in range(40)], "item_id": [f"i{n}" for n in range(40)]})
-    dataset = Dataset.from_frames("records", frame)
-    split = make_split(dataset, SplitSpec(min_user_interactions=5, min_item_interactions=5))
-    assert split.spec.protocol == "random"
-    assert (len(split.train), len(split.valid), len(split.test)) == (32, 4, 4)
-    with pytest.raises(DataError, match="no interaction is left"):
-        make_split(dataset, SplitSpec(protocol="random", min_user_interactions=5))
-
-
 def test_parts_without_a_test_leave_the_automatic_choice_to_leave_one_out() -> None:
     split = make_split(data(GIVEN, part=["train"] * 6), SplitSpec())
     assert split.spec.protocol == "leave-one-out"

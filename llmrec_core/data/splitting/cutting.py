@@ -82,21 +82,13 @@ _NO_ITEMS: IntArray = np.empty(0, np.int64)
 
 
 def resolved(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
-    """``spec`` with "auto" decided: the data's own parts, else leave-one-out, else rows at random.
-
-    Given parts stay whole, and records of which everybody has one (instructions, reviews) have no histories that a
-    k-core could ask for: both are taken without that filter.
-    """
+    """``spec`` with "auto" decided: the data's own parts, whole (no k-core filter), else leave-one-out."""
     if spec.protocol != "auto":
         return spec
-    whole = {"min_user_interactions": 0, "min_item_interactions": 0}
     parts = given_parts(dataset)
-    if parts is not None and (parts == TEST).any():
-        return spec.model_copy(update={"protocol": "given", **whole})
-    users = dataset.interactions["user_idx"].to_numpy(np.int64)
-    if len(users) and np.bincount(users).max() < 2:
-        return spec.model_copy(update={"protocol": "random", **whole})
-    return spec.model_copy(update={"protocol": "leave-one-out"})
+    if parts is None or not (parts == TEST).any():
+        return spec.model_copy(update={"protocol": "leave-one-out"})
+    return spec.model_copy(update={"protocol": "given", "min_user_interactions": 0, "min_item_interactions": 0})
 
 
 def kept_rows(dataset: Dataset, spec: SplitSpec) -> Mask:

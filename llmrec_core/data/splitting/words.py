@@ -29,7 +29,7 @@ COMMON_FIELDS = ("min_user_interactions", "min_item_interactions", "time_from", 
 PROTOCOLS: dict[str, ProtocolGuide] = {
     "auto": ProtocolGuide(
         "Automatic",
-        "The parts that came with the data, else leave-one-out; rows at random where nobody has two.",
+        "The parts that came with the data, else leave-one-out.",
         "The usual choice: a split that others made with the data is kept, so that figures can be compared.",
     ),
     "given": ProtocolGuide(
