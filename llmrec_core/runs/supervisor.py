@@ -13,7 +13,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -385,21 +386,43 @@ def run_foreground(
     store.get(run_id)
     supervisor.reconcile()
     seen, said = 0, ""
-    while True:
-        try:
-            status, live = _look(supervisor, run_id)
-            for event in store.events(run_id, after=seen):
-                seen = event["n"]
-                on_event(event)
-            if not live:
-                return status
-            if status.state == "queued" and (wait := _waiting_for(store, run_id)) != said:
-                said = wait
-                if said:
-                    on_event({"n": 0, "t": time.time(), "type": "log", "level": "info", "message": said})
-            time.sleep(min(0.2, supervisor.timing.poll_s))
-        except KeyboardInterrupt:
-            _cancel_now(supervisor, run_id)
+    with _interrupts() as asked:
+        while True:
+            try:
+                if asked:
+                    asked.pop()
+                    _cancel_now(supervisor, run_id)
+                status, live = _look(supervisor, run_id)
+                for event in store.events(run_id, after=seen):
+                    seen = event["n"]
+                    on_event(event)
+                if not live:
+                    return status
+                if status.state == "queued" and (wait := _waiting_for(store, run_id)) != said:
+                    said = wait
+                    if said:
+                        on_event({"n": 0, "t": time.time(), "type": "log", "level": "info", "message": said})
+                time.sleep(min(0.2, supervisor.timing.poll_s))
+            except KeyboardInterrupt:
+                _cancel_now(supervisor, run_id)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as entries of a list, to be looked at between two steps.
+
+    Raised as an exception it can fall into a callback of a library, where Python drops it and the run goes on. Outside
+    the main thread, where no handler may be set, nothing is changed.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
 
 
 def _look(supervisor: Supervisor, run_id: str) -> tuple[RunStatus, bool]:
