@@ -7,25 +7,15 @@ the last ``last_items`` of them. Items that no vote reaches are ordered by popul
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from llmrec_core.contracts import (
-    Capabilities,
-    FitContext,
-    FloatArray,
-    IntArray,
-    Query,
-    Recommender,
-    check_candidates,
-    check_task,
-)
-from llmrec_core.errors import InputError
-from llmrec_core.saved import catalogue_sha256
+from llmrec_core.baselines._base import Arrays, Baseline, demand
+from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query, check_candidates, check_task
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -37,27 +27,16 @@ TIE_SCALE = 1e-12
 BLOCK_CELLS = 4_000_000
 
 
-class HistoryRecommender(Recommender):
+class HistoryRecommender(Baseline):
     """Scores from the query's history alone, so that unknown users are served like known ones.
 
     A subclass has ``last_items`` and ``recency_decay`` in its spec and says what the votes of a block of queries come
     to. History ids outside the catalogue are passed over; an item met twice votes twice.
     """
 
-    spec: Any
-
-    def __init__(self) -> None:
-        self._counts: IntArray | None = None
-        self._item_index: Mapping[str, int] = {}
-        self._catalogue = ""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(), full_catalogue=True)
-
-    @property
-    def n_items(self) -> int:
-        return len(self._fitted())
+    def __init__(self, spec: Any = None) -> None:
+        super().__init__(spec)
+        self._counts: IntArray = np.empty(0, np.int64)
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         dataset = split.dataset
@@ -66,7 +45,8 @@ class HistoryRecommender(Recommender):
         # Stable: within a user the rows stay in the time order that the split gave them.
         by_user = np.argsort(users, kind="stable")
         self._learn(users[by_user], items[by_user], dataset, ctx)
-        self._know(dataset, np.bincount(items, minlength=dataset.n_items).astype(np.int64))
+        self._counts = np.bincount(items, minlength=dataset.n_items).astype(np.int64)
+        self._know(dataset)
 
     @abstractmethod
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
@@ -77,9 +57,9 @@ class HistoryRecommender(Recommender):
         """Votes [n_queries, n_items] -> scores [n_queries, n_items]; each row on its own."""
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
-        counts = self._fitted()
+        index, counts = self._known_items(), self._counts
         check_task(task, self.capabilities.tasks)
-        items = check_candidates(candidates, len(queries), len(counts))
+        items = check_candidates(candidates, len(queries), len(index))
         popularity = (counts / max(1, counts.max(initial=0)) * TIE_SCALE).astype(np.float32)
         scores = np.empty(items.shape, np.float32)
         block = max(1, BLOCK_CELLS // max(1, len(counts)))
@@ -95,10 +75,11 @@ class HistoryRecommender(Recommender):
         weights: list[float] = []
         voters: list[int] = []
         bounds = [0]
+        index = self._known_items()
         for query in queries:
             weight = 1.0
             for past in reversed(query.history):
-                item = self._item_index.get(past.item_id)
+                item = index.get(past.item_id)
                 if item is None:
                     continue
                 if len(voters) - bounds[-1] == self.spec.last_items:
@@ -112,15 +93,21 @@ class HistoryRecommender(Recommender):
             (data, np.asarray(voters, np.int64), np.asarray(bounds, np.int64)), shape=(len(queries), self.n_items)
         )
 
-    def _know(self, dataset: Dataset, counts: IntArray, catalogue: str | None = None) -> None:
-        self._counts = counts
-        self._item_index = dict(dataset.item_index)
-        self._catalogue = catalogue or catalogue_sha256(dataset.item_ids)
+    def _arrays(self) -> Arrays:
+        return {"counts": self._counts, **self._learnt()}
 
-    def _fitted(self) -> IntArray:
-        if self._counts is None:
-            raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
-        return self._counts
+    def _take(self, arrays: Arrays, n_items: int) -> None:
+        self._counts = arrays["counts"]
+        demand(self._counts.shape == (n_items,))
+        self._take_learnt(arrays, n_items)
+
+    @abstractmethod
+    def _learnt(self) -> Arrays:
+        """What was learnt, without the counts that every history recommender has."""
+
+    @abstractmethod
+    def _take_learnt(self, arrays: Arrays, n_items: int) -> None:
+        """Puts :meth:`_learnt` back; raises as ``_take`` does."""
 
 
 def user_rows(users: IntArray, items: IntArray, n_items: int) -> sp.csr_array:

@@ -10,31 +10,20 @@ history, so that new users are served as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from llmrec_core.baselines._storage import read_parts, write_parts
-from llmrec_core.contracts import (
-    Capabilities,
-    FitContext,
-    FloatArray,
-    IntArray,
-    Query,
-    Recommender,
-    check_candidates,
-    check_task,
-)
-from llmrec_core.errors import DataError, InputError, ModelError
-from llmrec_core.saved import catalogue_sha256
+from llmrec_core.baselines._base import SPARSE, Arrays, Baseline, demand, sparse_arrays, sparse_matrix
+from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query, check_candidates, check_task
+from llmrec_core.errors import DataError
 from llmrec_core.specs import BiasKNNSpec
 
 if TYPE_CHECKING:
-    from llmrec_core.data import Dataset, Split
+    from llmrec_core.data import Split
 
 #: Neighbours kept for each item; beyond them correlations on real data say nothing.
 _KEPT = 500
@@ -42,27 +31,12 @@ _KEPT = 500
 _BLOCK = 512
 
 
-class BiasKNNRecommender(Recommender):
+class BiasKNNRecommender(Baseline):
     """Ranks by predicted rating. A history without ratings gives mean and item offset alone."""
 
     family: ClassVar[str] = "bias-knn"
-
-    def __init__(self, spec: BiasKNNSpec | None = None) -> None:
-        self.spec: BiasKNNSpec = spec or BiasKNNSpec()
-        #: Mean, lowest and highest rating.
-        self._ratings: npt.NDArray[np.float64] = np.full(3, np.nan)
-        self._offsets: npt.NDArray[np.float64] | None = None
-        self._similarity: Any = sp.csr_array((0, 0), dtype=np.float32)
-        self._item_index: Mapping[str, int] = {}
-        self._catalogue = ""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(), full_catalogue=True)
-
-    @property
-    def n_items(self) -> int:
-        return len(self._fitted())
+    spec_type = BiasKNNSpec
+    dtypes: ClassVar = {"offsets": "float64", "ratings": "float64", **SPARSE}
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         """Raises: DataError where no training row has a rating."""
@@ -86,13 +60,11 @@ class BiasKNNRecommender(Recommender):
         left = above - self._offsets[items]
         left -= _damped(users, left, dataset.n_users, self.spec.damping)[users]
         self._similarity = _correlations(users, items, left, dataset.n_users, dataset.n_items, self.spec.shrink)
-        self._item_index = dict(dataset.item_index)
-        self._catalogue = catalogue_sha256(dataset.item_ids)
+        self._know(dataset)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
-        offsets = self._fitted()
         check_task(task, self.capabilities.tasks)
-        items = check_candidates(candidates, len(queries), len(offsets))
+        items = check_candidates(candidates, len(queries), self.n_items)
         scores = np.empty(items.shape, np.float32)
         for row, query in enumerate(queries):
             scores[row] = self._row(query, np.maximum(items[row], 0))
@@ -105,11 +77,11 @@ class BiasKNNRecommender(Recommender):
         return np.where(np.isneginf(scores), scores, np.clip(scores, low, high)).astype(np.float32)
 
     def _row(self, query: Query, items: IntArray) -> npt.NDArray[np.float64]:
-        offsets = self._fitted()
+        offsets, known = self._offsets, self._known_items()
         rated = [
             (index, entry.rating)
             for entry in query.history
-            if entry.rating is not None and (index := self._item_index.get(entry.item_id)) is not None
+            if entry.rating is not None and (index := known.get(entry.item_id)) is not None
         ]
         found = self._ratings[0] + offsets[items]
         if not rated:
@@ -126,58 +98,14 @@ class BiasKNNRecommender(Recommender):
         votes = (nearness * (left - user)).sum(axis=1) / np.where(weight > 0, weight, 1.0)
         return np.asarray(found + user + votes)
 
-    def save(self, folder: Path) -> None:
-        write_parts(
-            folder,
-            family=self.family,
-            spec=self.spec,
-            catalogue_sha256=self._catalogue,
-            arrays={
-                "offsets": self._fitted(),
-                "ratings": self._ratings,
-                "similarity_data": self._similarity.data,
-                "similarity_indices": self._similarity.indices.astype(np.int64),
-                "similarity_indptr": self._similarity.indptr.astype(np.int64),
-            },
-        )
+    def _arrays(self) -> Arrays:
+        return {"offsets": self._offsets, "ratings": self._ratings, **sparse_arrays(self._similarity)}
 
-    @classmethod
-    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> BiasKNNRecommender:
-        catalogue = catalogue_sha256(dataset.item_ids)
-        spec, arrays = read_parts(
-            folder,
-            family=cls.family,
-            spec_type=BiasKNNSpec,
-            catalogue_sha256=catalogue,
-            arrays={
-                "offsets": "float64",
-                "ratings": "float64",
-                "similarity_data": "float32",
-                "similarity_indices": "int64",
-                "similarity_indptr": "int64",
-            },
-        )
-        n_items = dataset.n_items
-        data, indices, indptr = (arrays[f"similarity_{part}"] for part in ("data", "indices", "indptr"))
-        try:
-            similarity = sp.csr_array((data, indices, indptr), shape=(n_items, n_items))
-            # SciPy's loops do not check bounds; a crafted index would read foreign memory.
-            similarity.check_format(full_check=True)
-            fits = arrays["offsets"].shape == (n_items,) and arrays["ratings"].shape == (3,)
-            fits = fits and all(bool(np.isfinite(part).all()) for part in (data, arrays["offsets"], arrays["ratings"]))
-        except (ValueError, TypeError, IndexError):
-            fits = False
-        if not fits:
-            raise ModelError("its arrays do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        loaded = cls(spec)
-        loaded._similarity, loaded._offsets, loaded._ratings = similarity, arrays["offsets"], arrays["ratings"]
-        loaded._item_index, loaded._catalogue = dict(dataset.item_index), catalogue
-        return loaded
-
-    def _fitted(self) -> npt.NDArray[np.float64]:
-        if self._offsets is None:
-            raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
-        return self._offsets
+    def _take(self, arrays: Arrays, n_items: int) -> None:
+        self._offsets, self._ratings = arrays["offsets"], arrays["ratings"]
+        demand(self._offsets.shape == (n_items,) and self._ratings.shape == (3,))
+        demand(bool(np.isfinite(self._offsets).all() and np.isfinite(self._ratings).all()))
+        self._similarity = sparse_matrix(arrays, (n_items, n_items))
 
 
 def _damped(index: IntArray, values: npt.NDArray[np.float64], n: int, damping: float) -> npt.NDArray[np.float64]:

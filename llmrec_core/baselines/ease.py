@@ -8,7 +8,6 @@ makes it serve "what next" (``recency_decay`` 1 and a long ``last_items`` give t
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,11 +15,10 @@ import numpy.typing as npt
 import scipy.linalg
 import scipy.sparse as sp
 
+from llmrec_core.baselines._base import Arrays, demand
 from llmrec_core.baselines._history import HistoryRecommender, user_rows
-from llmrec_core.baselines._storage import read_parts, write_parts
 from llmrec_core.contracts import FitContext, IntArray
-from llmrec_core.errors import InputError, ModelError
-from llmrec_core.saved import catalogue_sha256
+from llmrec_core.errors import InputError
 from llmrec_core.specs import EASESpec
 
 if TYPE_CHECKING:
@@ -38,11 +36,8 @@ class EASERecommender(HistoryRecommender):
     """
 
     family: ClassVar[str] = "ease"
-
-    def __init__(self, spec: EASESpec | None = None) -> None:
-        super().__init__()
-        self.spec: EASESpec = spec or EASESpec()
-        self._weights: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+    spec_type = EASESpec
+    dtypes: ClassVar = {"counts": "int64", "weights": "float32"}
 
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
         if dataset.n_items > MAX_ITEMS:
@@ -68,33 +63,9 @@ class EASERecommender(HistoryRecommender):
     def _block_scores(self, votes: sp.csr_array) -> npt.NDArray[Any]:
         return np.asarray(votes @ self._weights)
 
-    def save(self, folder: Path) -> None:
-        write_parts(
-            folder,
-            family=self.family,
-            spec=self.spec,
-            catalogue_sha256=self._catalogue,
-            arrays={"counts": self._fitted(), "weights": self._weights},
-        )
+    def _learnt(self) -> Arrays:
+        return {"weights": self._weights}
 
-    @classmethod
-    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> EASERecommender:
-        catalogue = catalogue_sha256(dataset.item_ids)
-        spec, arrays = read_parts(
-            folder,
-            family=cls.family,
-            spec_type=EASESpec,
-            catalogue_sha256=catalogue,
-            arrays={"counts": "int64", "weights": "float32"},
-        )
-        n_items, weights = dataset.n_items, arrays["weights"]
-        if (
-            arrays["counts"].shape != (n_items,)
-            or weights.shape != (n_items, n_items)
-            or not np.isfinite(weights).all()
-        ):
-            raise ModelError("its arrays do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        loaded = cls(spec)
-        loaded._weights = weights
-        loaded._know(dataset, arrays["counts"], catalogue)
-        return loaded
+    def _take_learnt(self, arrays: Arrays, n_items: int) -> None:
+        self._weights = arrays["weights"]
+        demand(self._weights.shape == (n_items, n_items) and bool(np.isfinite(self._weights).all()))

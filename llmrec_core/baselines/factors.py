@@ -13,7 +13,6 @@ histories are served without training again:
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,12 +21,11 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 from threadpoolctl import threadpool_limits
 
+from llmrec_core.baselines._base import Arrays, demand
 from llmrec_core.baselines._history import HistoryRecommender, user_rows
-from llmrec_core.baselines._storage import read_parts, write_parts
 from llmrec_core.contracts import FitContext, IntArray
-from llmrec_core.errors import ModelError, RunCancelledError
-from llmrec_core.saved import catalogue_sha256
-from llmrec_core.specs import ALSSpec, BPRSpec, Spec, SVDSpec
+from llmrec_core.errors import RunCancelledError
+from llmrec_core.specs import ALSSpec, BPRSpec, SVDSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset
@@ -38,13 +36,7 @@ Matrix = npt.NDArray[np.float32]
 class FactorRecommender(HistoryRecommender):
     """Item factors [n_items, n_factors] and one more matrix, ``fold``, for the way from a history to a taste."""
 
-    spec_type: ClassVar[type[Spec]]
-
-    def __init__(self, spec: Any = None) -> None:
-        super().__init__()
-        self.spec = spec or self.spec_type()
-        self._factors: Matrix = np.empty((0, 0), np.float32)
-        self._fold: Matrix = np.empty((0, 0), np.float32)
+    dtypes: ClassVar = {"counts": "int64", "factors": "float32", "fold": "float32"}
 
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
         matrix = user_rows(users, items, dataset.n_items)
@@ -68,34 +60,14 @@ class FactorRecommender(HistoryRecommender):
             np.dot(self._factors, taste, out=scores[row])
         return scores
 
-    def save(self, folder: Path) -> None:
-        write_parts(
-            folder,
-            family=self.family,
-            spec=self.spec,
-            catalogue_sha256=self._catalogue,
-            arrays={"counts": self._fitted(), "factors": self._factors, "fold": self._fold},
-        )
+    def _learnt(self) -> Arrays:
+        return {"factors": self._factors, "fold": self._fold}
 
-    @classmethod
-    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> FactorRecommender:
-        catalogue = catalogue_sha256(dataset.item_ids)
-        spec, arrays = read_parts(
-            folder,
-            family=cls.family,
-            spec_type=cls.spec_type,
-            catalogue_sha256=catalogue,
-            arrays={"counts": "int64", "factors": "float32", "fold": "float32"},
-        )
-        factors, fold = arrays["factors"], arrays["fold"]
-        fits = arrays["counts"].shape == (dataset.n_items,) and factors.ndim == fold.ndim == 2
-        fits = fits and len(factors) == dataset.n_items and fold.shape == cls._fold_shape(factors.shape[1])
-        if not fits or not np.isfinite(factors).all() or not np.isfinite(fold).all():
-            raise ModelError("its arrays do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        loaded = cls(spec)
-        loaded._factors, loaded._fold = factors, fold
-        loaded._know(dataset, arrays["counts"], catalogue)
-        return loaded
+    def _take_learnt(self, arrays: Arrays, n_items: int) -> None:
+        self._factors, self._fold = arrays["factors"], arrays["fold"]
+        demand(self._factors.ndim == 2 and len(self._factors) == n_items)
+        demand(self._fold.shape == self._fold_shape(self._factors.shape[1]))
+        demand(bool(np.isfinite(self._factors).all() and np.isfinite(self._fold).all()))
 
     @classmethod
     def _fold_shape(cls, n_factors: int) -> tuple[int, int]:

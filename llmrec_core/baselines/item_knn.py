@@ -14,18 +14,16 @@ follow the sequential variants compared by Ludewig and Jannach, UMUAI 2018.)
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from llmrec_core.baselines._base import SPARSE, Arrays, sparse_arrays, sparse_matrix
 from llmrec_core.baselines._history import HistoryRecommender
-from llmrec_core.baselines._storage import read_parts, write_parts
 from llmrec_core.contracts import FitContext, IntArray
-from llmrec_core.errors import ModelError, RunCancelledError
-from llmrec_core.saved import catalogue_sha256
+from llmrec_core.errors import RunCancelledError
 from llmrec_core.specs import ItemKNNSpec
 
 if TYPE_CHECKING:
@@ -39,11 +37,8 @@ class ItemKNNRecommender(HistoryRecommender):
     """
 
     family: ClassVar[str] = "item-knn"
-
-    def __init__(self, spec: ItemKNNSpec | None = None) -> None:
-        super().__init__()
-        self.spec: ItemKNNSpec = spec or ItemKNNSpec()
-        self._similarity: Any = sp.csr_array((0, 0), dtype=np.float32)
+    spec_type = ItemKNNSpec
+    dtypes: ClassVar = {"counts": "int64", **SPARSE}
 
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
         visits = _co_visits(users, items, dataset.n_items, self.spec, ctx)
@@ -56,50 +51,11 @@ class ItemKNNRecommender(HistoryRecommender):
     def _block_scores(self, votes: sp.csr_array) -> npt.NDArray[Any]:
         return np.asarray((votes @ self._similarity).toarray())
 
-    def save(self, folder: Path) -> None:
-        write_parts(
-            folder,
-            family=self.family,
-            spec=self.spec,
-            catalogue_sha256=self._catalogue,
-            arrays={
-                "counts": self._fitted(),
-                "similarity_data": self._similarity.data,
-                "similarity_indices": self._similarity.indices.astype(np.int64),
-                "similarity_indptr": self._similarity.indptr.astype(np.int64),
-            },
-        )
+    def _learnt(self) -> Arrays:
+        return sparse_arrays(self._similarity)
 
-    @classmethod
-    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> ItemKNNRecommender:
-        catalogue = catalogue_sha256(dataset.item_ids)
-        spec, arrays = read_parts(
-            folder,
-            family=cls.family,
-            spec_type=ItemKNNSpec,
-            catalogue_sha256=catalogue,
-            arrays={
-                "counts": "int64",
-                "similarity_data": "float32",
-                "similarity_indices": "int64",
-                "similarity_indptr": "int64",
-            },
-        )
-        n_items = dataset.n_items
-        data, indices, indptr = (arrays[f"similarity_{part}"] for part in ("data", "indices", "indptr"))
-        try:
-            similarity = sp.csr_array((data, indices, indptr), shape=(n_items, n_items))
-            # SciPy's loops do not check bounds; a crafted index would read foreign memory.
-            similarity.check_format(full_check=True)
-            fits = arrays["counts"].shape == (n_items,) and bool(np.isfinite(data).all())
-        except (ValueError, TypeError, IndexError):
-            fits = False
-        if not fits:
-            raise ModelError("its arrays do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        loaded = cls(spec)
-        loaded._similarity = similarity
-        loaded._know(dataset, arrays["counts"], catalogue)
-        return loaded
+    def _take_learnt(self, arrays: Arrays, n_items: int) -> None:
+        self._similarity = sparse_matrix(arrays, (n_items, n_items))
 
 
 def _co_visits(users: IntArray, items: IntArray, n_items: int, spec: ItemKNNSpec, ctx: FitContext) -> sp.csr_array:

@@ -10,69 +10,48 @@ RMSE and MAE.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from llmrec_core.baselines._storage import read_parts, write_parts
-from llmrec_core.contracts import (
-    Capabilities,
-    FitContext,
-    FloatArray,
-    IntArray,
-    Query,
-    Recommender,
-    check_candidates,
-    check_task,
-)
-from llmrec_core.errors import DataError, InputError, ModelError
-from llmrec_core.saved import catalogue_sha256
+from llmrec_core.baselines._base import Arrays, Baseline, demand
+from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query, check_candidates, check_task
+from llmrec_core.errors import DataError
 from llmrec_core.specs import PopularitySpec
 
 if TYPE_CHECKING:
-    from llmrec_core.data import Dataset, Split
+    from llmrec_core.data import Split
 
 
 #: Ratings that an offset must be outweighed by: the offset of one single rating counts 1 / (1 + DAMPING) of itself.
 DAMPING = 5.0
 
 
-class PopularityRecommender(Recommender):
+class PopularityRecommender(Baseline):
     """Counts of training interactions. Items without any score 0; the query is looked at for ratings alone."""
 
     family: ClassVar[str] = "popularity"
+    spec_type = PopularitySpec
+    dtypes: ClassVar = {"weights": "float32", "item_offset": "float64", "ratings": "float64"}
 
     def __init__(self, spec: PopularitySpec | None = None) -> None:
-        self.spec: PopularitySpec = spec or PopularitySpec()
-        self._counts: IntArray | None = None
+        super().__init__(spec)
         #: What an item scores, float32 [n_items]: its count, or its count with older rows weighing less.
         self._weights: FloatArray = np.empty(0, np.float32)
         #: Damped mean offset of each item's ratings, float64 [n_items]; NaN throughout where there are no ratings.
         self._item_offset: npt.NDArray[np.float64] = np.empty(0)
         #: Mean, lowest and highest training rating.
         self._ratings: npt.NDArray[np.float64] = np.full(3, np.nan)
-        self._catalogue = ""
-        self._item_index: dict[str, int] = {}
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(), full_catalogue=True)
-
-    @property
-    def n_items(self) -> int:
-        return len(self._fitted())
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         items = split.dataset.interactions["item_idx"].to_numpy()[split.train]
         n_items = split.dataset.n_items
-        self._counts = np.bincount(items, minlength=n_items).astype(np.int64)
-        self._weights = self._counts.astype(np.float32)
-        if self.spec.half_life_days is not None:
+        if self.spec.half_life_days is None:
+            self._weights = np.bincount(items, minlength=n_items).astype(np.float32)
+        else:
             self._weights = self._recent(split, items)
-        self._catalogue = catalogue_sha256(split.dataset.item_ids)
-        self._item_index = split.dataset.item_index
+        self._know(split.dataset)
         ratings = split.dataset.interactions["rating"].to_numpy(np.float64)[split.train]
         rated = ~np.isnan(ratings)
         self._item_offset = np.full(n_items, np.nan)
@@ -83,15 +62,13 @@ class PopularityRecommender(Recommender):
             self._item_offset = sums / (np.bincount(items[rated], minlength=n_items) + DAMPING)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
-        counts = self._fitted()
         check_task(task, self.capabilities.tasks)
-        items = check_candidates(candidates, len(queries), len(counts))
+        items = check_candidates(candidates, len(queries), self.n_items)
         # The last place stands for padding: index -1 finds it.
         padded = np.append(self._weights, np.float32(-np.inf))
         return padded[items]
 
     def _recent(self, split: Split, items: IntArray) -> FloatArray:
-        assert self.spec.half_life_days is not None
         if not split.dataset.meta.has_timestamps:
             raise DataError(
                 "recent popularity needs timestamps, and this data has none.",
@@ -105,7 +82,7 @@ class PopularityRecommender(Recommender):
 
     def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
         """mean + item offset + user offset, cut to the scale; the user's offset comes from the query's history."""
-        items = check_candidates(candidates, len(queries), len(self._fitted()))
+        items = check_candidates(candidates, len(queries), self.n_items)
         mean, low, high = self._ratings
         if np.isnan(mean):
             return None
@@ -115,51 +92,18 @@ class PopularityRecommender(Recommender):
         return np.where(np.isneginf(offsets), -np.inf, found).astype(np.float32)
 
     def _user_offset(self, query: Query) -> float:
+        known = self._known_items()
         offsets = [
-            entry.rating - self._ratings[0] - self._item_offset[self._item_index[entry.item_id]]
+            entry.rating - self._ratings[0] - self._item_offset[known[entry.item_id]]
             for entry in query.history
-            if entry.rating is not None and entry.item_id in self._item_index
+            if entry.rating is not None and entry.item_id in known
         ]
         return float(sum(offsets)) / (len(offsets) + DAMPING)
 
-    def save(self, folder: Path) -> None:
-        write_parts(
-            folder,
-            family=self.family,
-            spec=self.spec,
-            catalogue_sha256=self._catalogue,
-            arrays={
-                "counts": self._fitted(),
-                "weights": self._weights,
-                "item_offset": self._item_offset,
-                "ratings": self._ratings,
-            },
-        )
+    def _arrays(self) -> Arrays:
+        return {"weights": self._weights, "item_offset": self._item_offset, "ratings": self._ratings}
 
-    @classmethod
-    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> PopularityRecommender:
-        catalogue = catalogue_sha256(dataset.item_ids)
-        spec, arrays = read_parts(
-            folder,
-            family=cls.family,
-            spec_type=PopularitySpec,
-            catalogue_sha256=catalogue,
-            arrays={"counts": "int64", "weights": "float32", "item_offset": "float64", "ratings": "float64"},
-        )
-        counts, offset, ratings = arrays["counts"], arrays["item_offset"], arrays["ratings"]
-        weights = arrays["weights"]
-        sound = counts.shape == weights.shape == (dataset.n_items,) and bool(np.isfinite(weights).all())
-        if not sound or (counts < 0).any():
-            raise ModelError("its counts do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        if offset.shape != counts.shape or ratings.shape != (3,):
-            raise ModelError("its rating offsets do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        loaded = cls(spec)
-        loaded._counts, loaded._item_offset, loaded._ratings = counts, offset, ratings
-        loaded._weights = weights
-        loaded._catalogue, loaded._item_index = catalogue, dataset.item_index
-        return loaded
-
-    def _fitted(self) -> IntArray:
-        if self._counts is None:
-            raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
-        return self._counts
+    def _take(self, arrays: Arrays, n_items: int) -> None:
+        self._weights, self._item_offset, self._ratings = (arrays[name] for name in self.dtypes)
+        demand(self._weights.shape == self._item_offset.shape == (n_items,) and self._ratings.shape == (3,))
+        demand(bool(np.isfinite(self._weights).all() and (self._weights >= 0).all()))

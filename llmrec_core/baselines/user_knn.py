@@ -10,18 +10,15 @@ training rows are among the neighbours' (a query does not say whose it is), whic
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from llmrec_core.baselines._base import SPARSE, Arrays, sparse_arrays, sparse_matrix
 from llmrec_core.baselines._history import HistoryRecommender, user_rows
-from llmrec_core.baselines._storage import read_parts, write_parts
 from llmrec_core.contracts import FitContext, IntArray
-from llmrec_core.errors import ModelError
-from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import UserKNNSpec
 
 if TYPE_CHECKING:
@@ -32,11 +29,8 @@ class UserKNNRecommender(HistoryRecommender):
     """Keeps every training user's items; a query costs one sparse product with them."""
 
     family: ClassVar[str] = "user-knn"
-
-    def __init__(self, spec: UserKNNSpec | None = None) -> None:
-        super().__init__()
-        self.spec: UserKNNSpec = spec or UserKNNSpec()
-        self._rows: Any = sp.csr_array((0, 0), dtype=np.float32)
+    spec_type = UserKNNSpec
+    dtypes: ClassVar = {"counts": "int64", **SPARSE}
 
     def _learn(self, users: IntArray, items: IntArray, dataset: Dataset, ctx: FitContext) -> None:
         self._rows = user_rows(users, items, dataset.n_items)
@@ -49,44 +43,11 @@ class UserKNNRecommender(HistoryRecommender):
         shared.data = (shared.data / (norms[row] * sizes[shared.indices] + self.spec.shrink)).astype(np.float32)
         return np.asarray((_strongest(shared, self.spec.n_neighbours) @ self._rows).toarray())
 
-    def save(self, folder: Path) -> None:
-        write_parts(
-            folder,
-            family=self.family,
-            spec=self.spec,
-            catalogue_sha256=self._catalogue,
-            arrays={
-                "counts": self._fitted(),
-                "indices": self._rows.indices.astype(np.int64),
-                "indptr": self._rows.indptr.astype(np.int64),
-            },
-        )
+    def _learnt(self) -> Arrays:
+        return sparse_arrays(self._rows)
 
-    @classmethod
-    def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> UserKNNRecommender:
-        catalogue = catalogue_sha256(dataset.item_ids)
-        spec, arrays = read_parts(
-            folder,
-            family=cls.family,
-            spec_type=UserKNNSpec,
-            catalogue_sha256=catalogue,
-            arrays={"counts": "int64", "indices": "int64", "indptr": "int64"},
-        )
-        indices, indptr = arrays["indices"], arrays["indptr"]
-        try:
-            shape = (len(indptr) - 1, dataset.n_items)
-            rows = sp.csr_array((np.ones(len(indices), np.float32), indices, indptr), shape=shape)
-            # SciPy's loops do not check bounds; a crafted index would read foreign memory.
-            rows.check_format(full_check=True)
-            fits = arrays["counts"].shape == (dataset.n_items,)
-        except (ValueError, TypeError, IndexError):
-            fits = False
-        if not fits:
-            raise ModelError("its arrays do not fit the catalogue.", where=str(folder), fix="Train it again.")
-        loaded = cls(spec)
-        loaded._rows = rows
-        loaded._know(dataset, arrays["counts"], catalogue)
-        return loaded
+    def _take_learnt(self, arrays: Arrays, n_items: int) -> None:
+        self._rows = sparse_matrix(arrays, (len(arrays["similarity_indptr"]) - 1, n_items))
 
 
 def _strongest(similarity: sp.csr_array, n: int) -> sp.csr_array:

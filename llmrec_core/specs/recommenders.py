@@ -1,0 +1,186 @@
+"""One spec a family of recommenders, and which family may stand where.
+
+A new family is a spec class here, in the unions below it, and one file in ``recommenders/`` or ``baselines/``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from llmrec_core.specs.base import Spec
+from llmrec_core.specs.training import TuningSpec
+
+
+class PopularitySpec(Spec):
+    family: Literal["popularity"] = "popularity"
+    half_life_days: float | None = Field(
+        None, gt=0, description="an interaction counts half after so many days before the last one; empty: all alike"
+    )
+
+
+class ItemKNNSpec(Spec):
+    family: Literal["item-knn"] = "item-knn"
+    window: int = Field(20, ge=1, description="two items of one user are co-visited if at most this many steps apart")
+    step_decay: float = Field(0.9, gt=0, le=1, description="weight of a co-visit for each step apart")
+    last_items: int = Field(20, ge=1, description="most recent history items that vote")
+    recency_decay: float = Field(0.8, gt=0, le=1, description="weight of a vote for each step back in the history")
+    shrink: float = Field(5.0, ge=0, description="added to the norms of the cosine: doubts rare co-visits")
+    direction: Literal["forward", "both"] = Field(
+        "forward", description="forward: only what came after an item speaks for it; both: what came before it too"
+    )
+
+
+class UserKNNSpec(Spec):
+    family: Literal["user-knn"] = "user-knn"
+    n_neighbours: int = Field(100, ge=1, description="most similar users that vote")
+    last_items: int = Field(50, ge=1, description="most recent history items that are compared")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+    shrink: float = Field(1.0, ge=0, description="added to the norms of the cosine: doubts short histories")
+
+
+class EASESpec(Spec):
+    family: Literal["ease"] = "ease"
+    l2: float = Field(200.0, gt=0, description="ridge on the item-item weights")
+    last_items: int = Field(200, ge=1, description="most recent history items that vote")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a vote for each step back; 1: published EASE")
+
+
+class SVDSpec(Spec):
+    family: Literal["svd"] = "svd"
+    n_factors: int = Field(32, ge=1, le=2048, description="singular vectors kept")
+    last_items: int = Field(200, ge=1, description="most recent history items that speak for the user")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+
+
+class ALSSpec(Spec):
+    family: Literal["als"] = "als"
+    n_factors: int = Field(64, ge=1, le=2048, description="latent factors")
+    l2: float = Field(0.05, gt=0, description="ridge on the factors")
+    alpha: float = Field(10.0, gt=0, description="confidence in an interaction over a missing one: 1 + alpha")
+    n_iterations: int = Field(15, ge=1, le=1000, description="passes over users and items")
+    last_items: int = Field(200, ge=1, description="most recent history items that speak for the user")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+
+
+class BPRSpec(Spec):
+    family: Literal["bpr"] = "bpr"
+    n_factors: int = Field(64, ge=1, le=2048, description="latent factors")
+    learning_rate: float = Field(0.02, gt=0, lt=1, description="step of stochastic gradient descent")
+    l2: float = Field(0.01, ge=0, description="ridge on the factors")
+    n_iterations: int = Field(100, ge=1, le=10_000, description="passes over the interactions")
+    last_items: int = Field(200, ge=1, description="most recent history items that speak for the user")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
+
+
+class BiasKNNSpec(Spec):
+    family: Literal["bias-knn"] = "bias-knn"
+    n_neighbours: int = Field(40, ge=1, description="rated history items nearest to the candidate that vote")
+    damping: float = Field(5.0, ge=0, description="ratings that an offset of an item or user is outweighed by")
+    shrink: float = Field(100.0, ge=0, description="raters in common that a correlation is outweighed by")
+
+
+#: Baselines that rank whole catalogues by what comes next; bias-kNN predicts ratings and is none.
+_RankingBaseline = PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec
+_Baseline = _RankingBaseline | BiasKNNSpec
+BaselineSpec = Annotated[_Baseline, Field(discriminator="family")]
+
+
+class CrossEncoderSpec(Spec):
+    family: Literal["cross-encoder"] = "cross-encoder"
+    model: str = Field(
+        "minilm", min_length=1, max_length=1024, description="catalogue name, local folder, or hub:owner/name"
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto", description="how token states become one vector; auto: mean for encoders, last for decoders"
+    )
+    share_history: bool = Field(
+        True,
+        description="read a history once for all its candidates (its words then do not look at the candidate); off: "
+        "each prompt alone, several times slower",
+    )
+    tuning: TuningSpec = Field(default_factory=lambda: TuningSpec(), description="which weights are trained")
+
+
+class SequentialSpec(Spec):
+    family: Literal["sequential"] = "sequential"
+    model: str | None = Field(
+        "minilm", max_length=1024, description="language model that reads the item texts; empty: ids alone"
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns read beside the title; empty means the category columns of the dataset"
+    )
+    n_text: int = Field(128, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
+    width: int = Field(64, ge=8, le=2048, multiple_of=8, description="size of item vectors and states")
+    n_layers: int = Field(2, ge=1, le=24, description="transformer layers")
+    n_heads: int = Field(2, ge=1, le=64, description="attention heads; width must be a multiple")
+    max_history: int = Field(50, ge=1, le=1000, description="most recent history items that are read")
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs and layers")
+    id_bound: float = Field(1.0, ge=0, description="longest id delta; 0: items are their text alone")
+    epochs: int = Field(60, ge=1, le=1000, description="most passes over the training histories")
+    patience: int = Field(8, ge=0, description="epochs without gain on validation before stopping; 0: never stop")
+    batch_size: int = Field(64, ge=1, description="histories a step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items")
+    full_softmax_items: int = Field(
+        50_000, ge=0, description="up to so many items the loss runs over all of them; above, over drawn ones (logQ)"
+    )
+    n_negatives: int = Field(2048, ge=1, description="items drawn a step for the sampled softmax")
+    validation_users: int = Field(1000, ge=10, description="validation users whose ranking decides when to stop")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> SequentialSpec:
+        if self.width % self.n_heads:
+            raise ValueError(f"n_heads: {self.n_heads} heads do not divide a width of {self.width}")
+        if self.model is None and self.id_bound == 0:
+            raise ValueError("id_bound: without texts and without id deltas all items would be the same")
+        return self
+
+
+MemberSpec = Annotated[_RankingBaseline | SequentialSpec, Field(discriminator="family")]
+
+
+class BlendSpec(Spec):
+    family: Literal["blend"] = "blend"
+    members: tuple[MemberSpec, ...] = Field(
+        default_factory=lambda: (ItemKNNSpec(direction="both"), EASESpec(), BPRSpec()),
+        min_length=1,
+        max_length=10,
+        description="recommenders whose scores are added",
+    )
+    weights: tuple[float, ...] | None = Field(
+        None, description="weight of each member; empty: chosen on validation users"
+    )
+    validation_users: int = Field(1000, ge=10, description="validation users on which the weights are chosen")
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> BlendSpec:
+        if self.weights is not None:
+            if len(self.weights) != len(self.members):
+                raise ValueError(f"weights: {len(self.weights)} weights for {len(self.members)} members")
+            if any(not 0 <= weight < float("inf") for weight in self.weights) or sum(self.weights) <= 0:
+                raise ValueError("weights: each must be 0 or more, and one above 0")
+        return self
+
+
+_Retriever = _Baseline | SequentialSpec | BlendSpec
+RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
+
+
+class PipelineSpec(Spec):
+    family: Literal["pipeline"] = "pipeline"
+    retriever: RetrieverSpec = Field(default_factory=lambda: ItemKNNSpec(), description="finds the candidates")
+    ranker: CrossEncoderSpec = Field(default_factory=lambda: CrossEncoderSpec(), description="re-ranks them")
+    n_candidates: int = Field(20, ge=2, le=1000, description="items retrieved for each query")
+    model_weight: float | None = Field(
+        None, ge=0, le=1, description="weight of the model in the fused score; empty: chosen on validation"
+    )
+    fusion_users: int = Field(200, ge=10, description="validation users on which the weight is chosen")
+
+
+_Recommender = _Retriever | CrossEncoderSpec | PipelineSpec
+RecommenderSpec = Annotated[_Recommender, Field(discriminator="family")]
+#: Names of all families.
+FAMILIES: tuple[str, ...] = tuple(part.model_fields["family"].default for part in get_args(_Recommender))

@@ -1,0 +1,119 @@
+"""One run: data, split, recommender, training and evaluation together, and how a document becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from llmrec_core.errors import SpecError
+from llmrec_core.specs.base import Spec, canonical_json, check_metric
+from llmrec_core.specs.recommenders import (
+    FAMILIES,
+    BaselineSpec,
+    ItemKNNSpec,
+    PipelineSpec,
+    PopularitySpec,
+    RecommenderSpec,
+)
+from llmrec_core.specs.split import SplitSpec
+from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec
+
+
+class DatasetRef(Spec):
+    name: str = Field(description="name of an imported dataset", min_length=1, max_length=64)
+    version: int | None = Field(None, ge=1, description="dataset version; empty means the newest at submission")
+
+
+class EvaluationSpec(Spec):
+    ks: tuple[int, ...] = Field((10,), min_length=1, description="cut-offs of the ranking metrics")
+    primary_metric: str = Field("ndcg@10", description="the metric that decides whether the floor is beaten")
+    max_users: int | None = Field(400, ge=1, description="test users drawn by seed; empty means all")
+    click_negatives: int = Field(
+        4, ge=0, le=100, description="unseen items drawn beside each held-out interaction for AUC"
+    )
+    n_bootstrap: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples over users")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    min_group_users: int = Field(5, ge=1, le=1000, description="groups with fewer users are shown without values")
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> EvaluationSpec:
+        if any(k < 1 for k in self.ks):
+            raise ValueError("ks: every cut-off must be at least 1")
+        check_metric(self.primary_metric, self.ks)
+        return self
+
+
+class RunSpec(Spec):
+    """One run: train and evaluate a recommender, or evaluate a finished run again."""
+
+    kind: Literal["train", "evaluate"] = Field("train", description="what the run does")
+    name: str = Field("", max_length=120, description="a label for people")
+    preset: str | None = Field(None, description="preset this spec came from; for the record")
+    dataset: DatasetRef = Field(description="data to use")
+    split: SplitSpec = Field(default_factory=lambda: SplitSpec(), description="how rows are cut")
+    recommender: RecommenderSpec = Field(default_factory=lambda: PipelineSpec(), description="what is fitted")
+    prompt: PromptSpec = Field(default_factory=lambda: PromptSpec(), description="how a query becomes text")
+    objectives: tuple[ObjectiveSpec, ...] = Field(
+        (ObjectiveSpec(task="click"),), min_length=1, description="losses trained together"
+    )
+    training: TrainingSpec = Field(default_factory=lambda: TrainingSpec(), description="how it is trained")
+    evaluation: EvaluationSpec = Field(default_factory=lambda: EvaluationSpec(), description="how it is measured")
+    baselines: tuple[BaselineSpec, ...] = Field(
+        (PopularitySpec(), ItemKNNSpec()), description="floors fitted and measured in the same run"
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every draw in this run")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    parent_run: str | None = Field(None, description="run that this one resumes or evaluates")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSpec:
+        tasks = [o.task for o in self.objectives]
+        if len(set(tasks)) != len(tasks):
+            raise ValueError("objectives: each task may stand there once")
+        check_metric(self.training.validation_metric, None)
+        if self.kind == "evaluate" and not self.parent_run:
+            raise ValueError("parent_run: an evaluation needs the run it evaluates")
+        return self
+
+    def canonical_json(self) -> str:
+        """Sorted, compact JSON: equal specs give equal text."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def spec_hash(self) -> str:
+        """SHA-256 (hex) of :meth:`canonical_json`."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
+    """A checked :class:`RunSpec` from plain data (a YAML or JSON document, a form).
+
+    Raises:
+        SpecError: names every field that is wrong, and what was wrong with it.
+    """
+    if not isinstance(raw, dict):
+        raise SpecError("a run spec must be a mapping of fields", where=where, fix="See `llmrec train --help`.")
+    try:
+        return RunSpec.model_validate(raw)
+    except ValidationError as error:
+        raise SpecError(
+            "; ".join(f"{path}: {message}" for path, message in spec_errors(error)) + ".",
+            where=where,
+            fix="Correct these fields and try again.",
+        ) from None
+
+
+def spec_errors(error: ValidationError) -> list[tuple[str, str]]:
+    """(dotted field path, message) for every fault, so that a form can show each at its field."""
+    found = []
+    # Pydantic puts the tags of discriminated unions into the path; a person never wrote them.
+    for fault in error.errors(include_url=False):
+        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES) or "(spec)"
+        message = fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            message = "unknown field"
+        elif fault["type"] not in {"missing", "value_error"}:
+            message = f"{message} (got {str(fault['input'])[:80]!r})"
+        found.append((path, message.removeprefix("Value error, ")))
+    return found

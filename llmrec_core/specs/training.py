@@ -1,0 +1,75 @@
+"""Prompts, tuning and training: what the families that read text are trained with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmrec_core.specs.base import Spec, Task
+
+
+class PromptSpec(Spec):
+    template: str = Field("question", description="name of a starter or saved template")
+    source: str | None = Field(
+        None, max_length=20_000, description="Jinja2 text of the template; overrides the named template"
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns shown beside the title; empty means the category columns of the dataset"
+    )
+    profile_fields: tuple[str, ...] = Field((), description="user columns shown in the prompt")
+    max_tokens: int = Field(128, ge=16, le=4096, description="token budget of one prompt; oldest history goes first")
+    max_history: int = Field(8, ge=0, le=200, description="most recent interactions offered to the template")
+    max_field_chars: int = Field(200, ge=8, le=5000, description="longer field values are clipped to this length")
+    show_ratings: bool = Field(True, description="offer the history's ratings to the template")
+    show_time: bool = Field(False, description="offer the history's times to the template")
+
+
+class TuningSpec(Spec):
+    method: Literal["full", "top-layers", "lora"] = Field(
+        "full", description="full: all layers; top-layers: only the last ones; lora: low-rank adapters (peft)"
+    )
+    n_top_layers: int = Field(2, ge=1, description="layers trained by top-layers")
+    freeze_embeddings: bool = Field(True, description="keep the word embeddings as they are (faster, rarely worse)")
+    lora_rank: int = Field(8, ge=1, le=256, description="rank of the LoRA matrices")
+    lora_alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the LoRA matrices")
+
+
+class ObjectiveSpec(Spec):
+    task: Task = Field(
+        description="click: binary cross-entropy; rating: squared error on ratings scaled to 0-1; "
+        "rank: softmax over a candidate list"
+    )
+    weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
+
+
+class TrainingSpec(Spec):
+    max_samples: int | None = Field(8000, ge=1, description="training prompts drawn by seed; empty means all")
+    epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training prompts")
+    batch_size: int = Field(32, ge=1, description="prompts a step before accumulation")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed before one optimizer step")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate of AdamW")
+    head_learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of the task heads")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay (not on biases and norms)")
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of steps with a rising learning rate")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the encoder and before the heads")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    negatives_per_positive: int = Field(
+        3, ge=0, le=100, description="unseen items drawn beside each interaction, labelled as not clicked"
+    )
+    hard_negatives: float = Field(
+        0.34, ge=0, le=1, description="share of the negatives taken from the retriever's best items (two-stage only)"
+    )
+    rank_candidates: int = Field(8, ge=2, le=100, description="items a list holds in the rank objective")
+    like_threshold: float | None = Field(
+        None, description="ratings above it count as clicked; empty means the middle of the rating scale"
+    )
+    validation_metric: str = Field("auc", description="metric watched by early stopping")
+    validation_every: int = Field(50, ge=1, description="optimizer steps between two validations")
+    validation_samples: int = Field(512, ge=16, description="validation prompts used while training")
+    early_stopping_patience: int = Field(4, ge=0, description="validations without gain before stopping; 0: never stop")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the processor has fast bf16 matrix units, else fp32"
+    )
+    bucket_by_length: bool = Field(True, description="batch prompts of similar length together, pad to the batch")
