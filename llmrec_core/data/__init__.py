@@ -7,7 +7,7 @@ from llmrec_core.data.drift import Drift, drift
 from llmrec_core.data.export import safe_csv
 from llmrec_core.data.guessing import ImportGuess, guess_files, guess_roles, part_hint
 from llmrec_core.data.importers import FileReport, ImportReport, import_files
-from llmrec_core.data.portrait import Portrait, SplitPortrait, portrait, split_portrait, stored_portrait
+from llmrec_core.data.portrait import Portrait, portrait, stored_portrait
 from llmrec_core.data.public import PUBLIC, PublicDataset, import_public, import_sample, sample_folder
 from llmrec_core.data.splitting import (
     COMMON_FIELDS,
@@ -47,7 +47,6 @@ __all__ = [
     "SourceFile",
     "Split",
     "SplitPicture",
-    "SplitPortrait",
     "UnansweredError",
     "drift",
     "extract_members",
@@ -63,6 +62,5 @@ __all__ = [
     "safe_csv",
     "sample_folder",
     "split_picture",
-    "split_portrait",
     "stored_portrait",
 ]

@@ -24,7 +24,6 @@ from llmrec_core.contracts import ITEM, RATING, TIME, TITLE, IntArray
 from llmrec_core.data import _portrait_numbers as numbers
 from llmrec_core.data._portrait_numbers import Clock, CoVisits, Histogram, Sessions, gini
 from llmrec_core.data.dataset import ITEM_IDX, USER_IDX, Dataset
-from llmrec_core.data.splitting import Split
 from llmrec_core.workspace import write_json_atomic
 
 #: Changes whenever the same data would give other numbers, so that kept portraits are made again.
@@ -32,7 +31,6 @@ _FORMAT = 2
 _FILE = "portrait.json"
 _FEW = 5
 _NAMED = 20
-_MAX_WEEKS = 600
 _MAX_FIELDS = 60
 _COUNT_BLOCK = 10_000
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -124,24 +122,6 @@ class Portrait:
     first_time: float | None
     last_time: float | None
     readings: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class SplitPortrait:
-    """Sizes of a split, for its picture.
-
-    ``parts``: part -> rows, users, items, first and last time (None without times). ``n_new_items``: items in test
-    rows that training never saw. ``weeks``: part -> rows a week over the same ``week_starts`` (ISO dates).
-    """
-
-    protocol: str
-    parts: dict[str, dict[str, float | None]]
-    n_new_items: int
-    week_starts: list[str]
-    weeks: dict[str, list[int]]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -413,38 +393,3 @@ def _items_have(n: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0.0005 <= share < 0.1 else f"{100 * share:.0f} %" if share else "0 %"
-
-
-# ------------------------------------------------------------------------------------------------ of a split
-
-
-def split_portrait(split: Split) -> SplitPortrait:
-    """Describes the parts of a split."""
-    table = split.dataset.interactions
-    users, items = table["user_idx"].to_numpy(np.int64), table["item_idx"].to_numpy(np.int64)
-    times, timed = table[TIME].to_numpy(np.float64), split.dataset.meta.has_timestamps
-    rows: dict[str, IntArray] = {"train": split.train, "valid": split.valid, "test": split.test}
-    parts: dict[str, dict[str, float | None]] = {
-        part: {
-            "rows": len(index),
-            "users": len(np.unique(users[index])),
-            "items": len(np.unique(items[index])),
-            "first_time": float(times[index].min()) if timed else None,
-            "last_time": float(times[index].max()) if timed else None,
-        }
-        for part, index in rows.items()
-    }
-    week_starts: list[str] = []
-    weeks: dict[str, list[int]] = {part: [] for part in rows}
-    if timed:
-        week = np.floor(times / 604_800).astype(np.int64)
-        low, high = (int(f(week[np.concatenate(list(rows.values()))])) for f in (np.min, np.max))
-        # Wider bars for long spans: a picture has room for a few hundred.
-        step = max(1, (high - low + 1) // _MAX_WEEKS + 1)
-        n_bars = (high - low) // step + 1
-        week_starts = [str(np.datetime64((low + i * step) * 604_800, "s").astype("M8[D]")) for i in range(n_bars)]
-        weeks = {
-            part: np.bincount((week[index] - low) // step, minlength=n_bars).tolist() for part, index in rows.items()
-        }
-    n_new = len(np.setdiff1d(items[split.test], items[split.train]))
-    return SplitPortrait(split.describe(), parts, n_new, week_starts, weeks)

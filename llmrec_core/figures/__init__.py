@@ -7,7 +7,7 @@ Empty input gives a figure that says why it is empty. All text from users is esc
 from llmrec_core.figures.evaluation import difference_figure, metrics_figure, models_of, tradeoff_figure
 from llmrec_core.figures.explanations import attention_words_html, waterfall_figure, words_html
 from llmrec_core.figures.portraits import drift_figure, portrait_figures
-from llmrec_core.figures.splits import split_figure, split_figures
+from llmrec_core.figures.splits import split_figures
 from llmrec_core.figures.tables import ranking_table, side_by_side
 from llmrec_core.figures.theme import empty_figure
 from llmrec_core.figures.training import training_figure
@@ -22,7 +22,6 @@ __all__ = [
     "portrait_figures",
     "ranking_table",
     "side_by_side",
-    "split_figure",
     "split_figures",
     "tradeoff_figure",
     "training_figure",

@@ -15,7 +15,6 @@ from llmrec_core.figures.theme import (
     GREY,
     ORANGE,
     VERMILLION,
-    empty_figure,
     escape,
     finish,
     hover,
@@ -35,29 +34,6 @@ _LOOKS: dict[str, tuple[str, str, str, str]] = {
     "out": ("left out", GREY, "circle-open", ""),
 }
 _OWNERS = {"rows": "rows", "users": "users", "items": "items"}
-
-
-def split_figure(timestamps: Any, parts: Mapping[str, Any]) -> go.Figure:
-    """A panel for each part, under one axis of time: where its rows lie.
-
-    Args:
-        timestamps: seconds since 1970 UTC of every interaction, [n_rows]; all NaN when the data has no times, and
-            then rows are shown in file order.
-        parts: "train", "valid", "test", and "known" where there is such -> row positions.
-    """
-    times = np.asarray(timestamps, dtype=np.float64)
-    names = [name for name in _LOOKS if name in ("train", "valid", "test") or len(parts.get(name, ()))]
-    rows = {name: np.asarray(parts.get(name, ()), dtype=np.int64) for name in names}
-    if not len(times) or not sum(map(len, rows.values())):
-        return empty_figure("No rows: the split keeps nothing of this data.", "What is cut where")
-    timed = bool(np.isfinite(times).any())
-    places = times if timed else np.arange(len(times), dtype=np.float64)
-    shown = np.concatenate(list(rows.values()))
-    kept = places[shown][np.isfinite(places[shown])]
-    low, high = (float(kept.min()), float(kept.max())) if len(kept) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, _N_BINS + 1)
-    counts = {name: np.histogram(places[positions], edges)[0] for name, positions in rows.items()}
-    return _panels(edges, counts, timed, [], {name: len(positions) for name, positions in rows.items()})
 
 
 def split_figures(picture: SplitPicture) -> dict[str, go.Figure]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from data.value_cases import in_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_core.data._values import (
-    NumberFormat,
     ValueOptions,
     decide_numbers,
     parse_numbers,
@@ -152,24 +151,6 @@ CELLS = st.sampled_from(
         *("★★★", "yes", "no", "NA", "", "four", "５", "1 234", "8分", "1e3", "-2", "٤٫٥"),
     ]
 )
-
-
-def in_blocks(found: NumberFormat, cells: list[str], cuts: list[int]) -> tuple[NumberFormat, list[str]]:
-    """As an import reads: block by block, anew as soon as a refused cell changes the format."""
-    edges = [0, *sorted({cut % (len(cells) + 1) for cut in cuts}), len(cells)]
-    while True:
-        out: list[str] = []
-        better = found
-        for start, stop in itertools.pairwise(edges):
-            block = pa.array(cells[start:stop], pa.string())
-            values, bad = found.numbers(block)
-            out += [repr((v, b)) for v, b in zip(values.tolist(), bad.tolist(), strict=True)]
-            better = better.reconsider(block.filter(pa.array(bad)))
-            if better != found:
-                break
-        if better == found:
-            return better, out
-        found = better
 
 
 @settings(max_examples=80, deadline=None)

@@ -18,15 +18,12 @@ from llmrec_core.data import (
     Dataset,
     DatasetStore,
     import_sample,
-    make_split,
     portrait,
     safe_csv,
     sample_folder,
-    split_portrait,
 )  # fmt: skip
 from llmrec_core.data.portrait import gini
 from llmrec_core.errors import NotFoundError
-from llmrec_core.specs import SplitSpec
 from llmrec_core.workspace import Workspace
 
 
@@ -112,18 +109,6 @@ def test_gini_equals_its_definition(counts: list[int]) -> None:
     values = np.array(counts, float)
     expected = np.abs(values[:, None] - values).mean() / (2 * values.mean()) if values.sum() else 0.0
     assert gini(values) == pytest.approx(expected, abs=1e-9)
-
-
-def test_split_portrait_adds_up(tmp_path: Path) -> None:
-    workspace = Workspace.open(tmp_path)
-    import_sample(workspace)
-    split = make_split(DatasetStore(workspace).load("sample"), SplitSpec(protocol="temporal"))
-    found = split_portrait(split)
-    assert sum(part["rows"] or 0 for part in found.parts.values()) == 12_000
-    assert {part: sum(counts) for part, counts in found.weeks.items()} == {"train": 9600, "valid": 1200, "test": 1200}
-    assert (found.parts["train"]["last_time"] or 0) < (found.parts["test"]["first_time"] or 0)
-    assert len(found.week_starts) == len(found.weeks["test"])
-    json.dumps(found.as_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+cmd", "@x", "-2+3", "\t=1", "\r=1", " =1", "-cmd|' /C calc'!A0", "＝1+1"])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import math
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from data.value_cases import in_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_core.data._values import (
-    TimeFormat,
     ValueOptions,
     carry_times,
     decide_times,
@@ -300,24 +299,6 @@ CELLS = st.sampled_from(
         *("99-12-31", "24-01-05", "1704067200", "1704067200000", "0", "", "NA", "soon", "2024年3月5日", "15:04"),
     ]
 )
-
-
-def in_blocks(found: TimeFormat, cells: list[str], cuts: list[int]) -> tuple[TimeFormat, list[str]]:
-    """As an import reads: block by block, anew as soon as a refused cell changes the format."""
-    edges = [0, *sorted({cut % (len(cells) + 1) for cut in cuts}), len(cells)]
-    while True:
-        out: list[str] = []
-        better = found
-        for start, stop in itertools.pairwise(edges):
-            block = pa.array(cells[start:stop], pa.string())
-            seconds, bad = found.times(block)
-            out += [repr((v, b)) for v, b in zip(seconds.tolist(), bad.tolist(), strict=True)]
-            better = better.reconsider(block.filter(pa.array(bad)))
-            if better != found:
-                break
-        if better == found:
-            return better, out
-        found = better
 
 
 @settings(max_examples=40, deadline=None)
