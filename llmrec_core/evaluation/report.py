@@ -28,6 +28,12 @@ METRIC_WORDS = {
     "mrr": ("MRR", "how early the first held-out item comes in the list"),
     "coverage": ("coverage", "the share of the catalogue that anyone is shown"),
     "novelty": ("novelty", "how little known the shown items are"),
+    "serendipity": ("serendipity", "how far held-out items in the list stand above their place in the charts"),
+    "diversity": ("diversity", "how unlike in categories the items of one list are"),
+    "arp": ("ARP", "how many people have a shown item on average"),
+    "aplt": ("APLT", "the share of the list that is from the long tail"),
+    "gini": ("exposure Gini", "how unevenly the catalogue is shown: 0 all items alike, 1 a single one"),
+    "miscalibration": ("miscalibration", "how far the categories of the list are from those of the history"),
     "auc": ("AUC", "how often a liked item scores above another one"),
     "gauc": ("per-user AUC", "how often, for one user, a liked item scores above another one"),
     "rmse": ("RMSE", "how far predicted ratings are off, large misses weighing more"),
@@ -149,7 +155,7 @@ class EvaluationResult:
         if own is None:
             text = f"No verdict: {title} could not be measured for {self._subject} on this data."
             return Verdict(False, model, metric, None, None, text)
-        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if metric.partition("@")[0] in LOWER_IS_BETTER else 1.0
         floors = {
             name: report.metrics[metric].mean
             for name, report in self.models.items()
@@ -169,7 +175,7 @@ class EvaluationResult:
         metric, model = self.spec.primary_metric, self._subject
         ours, theirs = (self.models[name].metrics[metric].mean for name in (self.model_name, floor))
         title, meaning = metric_title(metric), METRIC_WORDS[metric.partition("@")[0]][1]
-        lower = metric in LOWER_IS_BETTER
+        lower = metric.partition("@")[0] in LOWER_IS_BETTER
         numbers = (
             f"{title} ({meaning}{'; less is better' if lower else ''}) is {ours:.4f} against {theirs:.4f}; "
             f"difference {difference.mean:+.4f}, {100 * self.spec.confidence:g} % interval "

@@ -28,7 +28,7 @@ def validation_metric(name: str, truth: npt.ArrayLike, scores: npt.ArrayLike, us
         users: who each row belongs to, [n_rows]; any values that can be compared.
 
     Raises:
-        SpecError: an unknown name, or one that needs rankings of the whole catalogue (coverage, novelty).
+        SpecError: an unknown name, or one that needs rankings of the whole catalogue (coverage, novelty and the like).
     """
     try:
         check_metric(name, None)
@@ -43,7 +43,7 @@ def validation_metric(name: str, truth: npt.ArrayLike, scores: npt.ArrayLike, us
         return rmse(truth, scores)
     if base == "mae":
         return mae(truth, scores)
-    if base in ("coverage", "novelty"):
+    if not hasattr(Hits, base):
         raise SpecError(
             f"{name} cannot be watched while training: it needs rankings of the whole catalogue.",
             where="validation_metric",

@@ -11,11 +11,14 @@ Task = Literal["click", "rating", "rank"]
 Part = Literal["train", "valid", "test"]
 
 #: Metric names without their cut-off; those in RANKING_METRICS are always written ``name@k``.
-RANKING_METRICS = ("ndcg", "hit_rate", "precision", "recall", "map", "mrr", "coverage", "novelty")
+RANKING_METRICS = (
+    *("ndcg", "hit_rate", "precision", "recall", "map", "mrr", "coverage", "novelty"),
+    *("serendipity", "diversity", "arp", "aplt", "gini", "miscalibration"),
+)
 CLICK_METRICS = ("auc", "gauc")
 RATING_METRICS = ("rmse", "mae")
-#: Metrics for which a smaller value is better.
-LOWER_IS_BETTER = frozenset(RATING_METRICS)
+#: Metrics (without cut-off) for which a smaller value is better.
+LOWER_IS_BETTER = frozenset((*RATING_METRICS, "miscalibration"))
 
 
 class Spec(BaseModel):

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from llmrec_core.errors import SpecError
 from llmrec_core.specs.base import Spec, canonical_json, check_metric
+from llmrec_core.specs.policies import POLICIES, PolicySpec, check_policies
 from llmrec_core.specs.recommenders import (
     FAMILIES,
     BaselineSpec,
@@ -63,6 +64,10 @@ class RunSpec(Spec):
     baselines: tuple[BaselineSpec, ...] = Field(
         (PopularitySpec(), ItemKNNSpec()), description="floors fitted and measured in the same run"
     )
+    policies: tuple[PolicySpec, ...] = Field(
+        (), max_length=20, description="what is done to the finished ranking: diversity, novelty, caps, blocklists"
+    )
+    policy_depth: int = Field(100, ge=1, le=10_000, description="best items of each user that policies choose from")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every draw in this run")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     parent_run: str | None = Field(None, description="run that this one resumes or evaluates")
@@ -72,6 +77,7 @@ class RunSpec(Spec):
         tasks = [o.task for o in self.objectives]
         if len(set(tasks)) != len(tasks):
             raise ValueError("objectives: each task may stand there once")
+        check_policies(self.policies)
         check_metric(self.training.validation_metric, None)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
@@ -109,7 +115,7 @@ def spec_errors(error: ValidationError) -> list[tuple[str, str]]:
     found = []
     # Pydantic puts the tags of discriminated unions into the path; a person never wrote them.
     for fault in error.errors(include_url=False):
-        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES) or "(spec)"
+        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES and part not in POLICIES) or "(spec)"
         message = fault["msg"]
         if fault["type"] == "extra_forbidden":
             message = "unknown field"

@@ -49,7 +49,9 @@ class FormField:
 
 
 #: Fields that the run store, not a person, fills in, or that only make sense with another form.
-_NOT_FOR_FORMS = frozenset({"kind", "preset", "parent_run", "dataset.name", "dataset.version", "prompt.source"})
+_NOT_FOR_FORMS = frozenset(
+    {"kind", "preset", "parent_run", "dataset.name", "dataset.version", "prompt.source", "policies", "policy_depth"}
+)
 
 
 def form_fields(spec: RunSpec, exclude: Collection[str] = ()) -> list[FormField]:
