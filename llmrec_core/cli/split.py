@@ -32,7 +32,7 @@ def data_split(
         str,
         typer.Option(
             help="auto, given, leave-one-out, temporal, rolling-temporal, random, random-users, cold-user, cold-item, "
-            "group-stratified."
+            "group-stratified, records."
         ),
     ] = "auto",
     assignments: Annotated[

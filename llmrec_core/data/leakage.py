@@ -36,7 +36,7 @@ from llmrec_core.data.splitting.split import HeldOut, Split
 _ASKED = 500
 #: Protocols that cut at a moment in time, and those that hold out whole users.
 _IN_TIME = ("temporal", "rolling-temporal")
-_BY_USER = ("cold-user", "random-users")
+_BY_USER = ("cold-user", "random-users", "records")
 
 Mask = npt.NDArray[np.bool_]
 #: What was learned from a split, by name; equal arrays mean that the same was learned.
@@ -252,6 +252,9 @@ def _held_out_users(facts: Facts) -> Check:
         k = facts.spec.known_interactions
         wrong = known != k
         words = f"None of their rows is trained on; of each exactly {k} are known when asked."
+    elif facts.spec.protocol == "records":
+        wrong = np.bincount(facts.users[facts.held], minlength=n_users)[asked] != 1
+        words = "None of their rows is trained on; of each the last row is asked and all before it are known."
     else:
         total = known + np.bincount(facts.users[facts.held], minlength=n_users)[asked]
         promised = np.clip(np.rint(total * facts.spec.fold_in), 1, np.maximum(1, total - 1))

@@ -21,6 +21,7 @@ Protocol = Literal[
     "cold-user",
     "cold-item",
     "group-stratified",
+    "records",
 ]
 
 
@@ -32,21 +33,22 @@ class SplitSpec(Spec):
         description="auto: the data's own parts, kept whole, else leave-one-out; given: the data's own parts; "
         "leave-one-out: each user's last interaction; temporal: one cut in time; rolling-temporal: several cuts in "
         "time; random: rows; random-users: whole users; cold-user: users with k known interactions; cold-item: items "
-        "withheld from training; group-stratified: rows, the same share of every group",
+        "withheld from training; group-stratified: rows, the same share of every group; records: the last row of each "
+        "user is the question, learned or asked, what stands before it is known",
     )
     valid_fraction: float = Field(
         0.1,
         gt=0,
         lt=0.5,
         description="share for validation, of rows (temporal, rolling-temporal, random, group-stratified), users "
-        "(random-users, cold-user) or items (cold-item)",
+        "(random-users, cold-user, records) or items (cold-item)",
     )
     test_fraction: float = Field(
         0.1,
         gt=0,
         lt=0.5,
         description="share for the test, of rows (temporal, random; of each window in rolling-temporal), users "
-        "(random-users, cold-user) or items (cold-item)",
+        "(random-users, cold-user, records) or items (cold-item)",
     )
     n_folds: int = Field(
         5,
@@ -104,7 +106,7 @@ class SplitSpec(Spec):
     seed: int = Field(
         0,
         ge=0,
-        description="seed of the draw (random, random-users, cold-user, cold-item, group-stratified)",
+        description="seed of the draw (random, random-users, cold-user, cold-item, group-stratified, records)",
     )
 
     @field_validator("time_from", "time_to", mode="before")

@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, object]] = {
     "cold-user": {"known_interactions": 3},
     "cold-user from nothing": {"known_interactions": 0},
     "cold-item among the withheld": {"rank_among": "withheld"},
+    "records": {"test_fraction": 0.4},
     "group-stratified": {"group_by": "item:category", "n_folds": 4},
 }
 
@@ -59,6 +60,8 @@ def test_fit_and_evaluate_under_every_protocol(protocol, tmp_path):
         assert (popular == 0).all()
     if split.spec.protocol == "cold-user":
         assert {len(query.history) for query in held.queries} == {split.spec.known_interactions}
+    if split.spec.protocol == "records":
+        assert {len(query.history) for query in held.queries} == {len(split.dataset.interactions) // 9 - 1}
 
 
 def test_the_pipeline_draws_no_withheld_item_as_a_hard_negative(tmp_path, monkeypatch):

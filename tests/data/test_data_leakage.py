@@ -50,7 +50,7 @@ def test_our_splits_pass(protocol: str, tie_order: str) -> None:
     rules = {"parts", "order", "history", "statistics", "popularity", "item-knn", "negatives", "targets", "numbers"}
     assert rules <= set(names)
     assert ("cut" in names) == (protocol in ("temporal", "rolling-temporal"))
-    assert ("cold-users" in names) == (protocol in ("cold-user", "random-users"))
+    assert ("cold-users" in names) == (protocol in ("cold-user", "random-users", "records"))
     assert ("cold-items" in names) == (protocol == "cold-item")
     assert all(check.n_checked > 0 for check in report.checks if check.hard)
     document = report.as_json()
@@ -144,6 +144,15 @@ def test_more_known_interactions_than_promised_are_seen(protocol: str) -> None:
     mine = split.test[users[split.test] == users[split.test[0]]]
     known = np.append(split.known, mine[:2])
     check = found(replace(split, known=known, test=np.setdiff1d(split.test, mine[:2])), "cold-users")
+    assert (check.verdict, check.n_violations) == ("violated", 1)
+
+
+def test_a_second_question_of_a_record_is_seen() -> None:
+    split = cut("records")
+    users = split.dataset.interactions["user_idx"].to_numpy()
+    mine = split.known[users[split.known] == users[split.test[0]]]
+    known, test = np.setdiff1d(split.known, mine[-1:]), np.append(split.test, mine[-1:])
+    check = found(replace(split, known=known, test=test), "cold-users")
     assert (check.verdict, check.n_violations) == ("violated", 1)
 
 

@@ -239,6 +239,22 @@ def test_random_users_know_their_earliest_share() -> None:
     assert (len(split.known), len(split.test), len(split.valid)) == (2, 1, 1)
 
 
+def test_of_a_record_the_last_row_alone_is_learned_or_asked() -> None:
+    records = data([(f"r{u}", f"i{n}", 0.0) for u in range(20) for n in range(1 + u % 4)])
+    split = make_split(records, SplitSpec(protocol="records", test_fraction=0.2, valid_fraction=0.1))
+    # 20 users with 1, 2, 3, 4, 1, 2 ... rows, 50 in all.
+    assert (len(split.train), len(split.valid), len(split.test), len(split.known)) == (14, 2, 4, 30)
+    users = records.interactions["user_id"].tolist()
+    lasts = {max(row for row, user in enumerate(users) if user == f"r{u}") for u in range(20)}
+    assert {*split.train, *split.valid, *split.test} == lasts
+    for row in lasts:
+        number = int(users[row][1:])
+        assert ids(split.history_before(row)) == [f"i{n}" for n in range(number % 4)]
+    assert "14 train, 30 known before the question, 2 validation, 4 test" in split.describe()
+    other = make_split(records, SplitSpec(protocol="records", test_fraction=0.2, valid_fraction=0.1, seed=1))
+    assert set(other.test) != set(split.test)
+
+
 def test_withheld_items_leave_training_and_can_be_ranked_alone() -> None:
     spec = SplitSpec(protocol="cold-item", test_fraction=0.2, valid_fraction=0.2)
     split = make_split(GRID, spec)
@@ -404,7 +420,7 @@ def test_parts_are_disjoint_complete_and_of_each_protocols_kind(table: pd.DataFr
     if spec.protocol in ("temporal", "rolling-temporal"):
         assert times[split.train].max() < times[split.valid].min()
         assert times[split.valid].max() < times[split.test].min()
-    if spec.protocol in ("cold-user", "random-users"):
+    if spec.protocol in ("cold-user", "random-users", "records"):
         for part in (split.valid, split.test):
             assert not set(user[part]) & set(user[split.train])
         assert not set(user[split.valid]) & set(user[split.test])
@@ -413,6 +429,8 @@ def test_parts_are_disjoint_complete_and_of_each_protocols_kind(table: pd.DataFr
             n_mine = int((user[together] == one).sum())
             if spec.protocol == "cold-user":
                 assert n_known[one] == spec.known_interactions
+            elif spec.protocol == "records":
+                assert n_known[one] == n_mine - 1
             else:
                 assert n_known[one] == min(max(1, round(n_mine * spec.fold_in)), n_mine - 1)
     else:

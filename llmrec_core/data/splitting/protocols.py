@@ -1,7 +1,7 @@
 """The protocols: which rows go to which part. Each is one function ``(rows, spec) -> Cut``.
 
 A part is a small number for each row of the dataset. Numbers grow with what is known when: the history of a row holds
-rows of smaller numbers only. ``KNOWN`` marks rows of held-out users that are shown as history but never trained on.
+rows of smaller numbers only. ``KNOWN`` marks rows that are shown as history but never trained on.
 """
 
 from __future__ import annotations
@@ -250,6 +250,23 @@ def _users_held_out(rows: Rows, spec: SplitSpec, n_known: IntArray) -> Cut:
     return Cut(part, notes=notes)
 
 
+def _records(rows: Rows, spec: SplitSpec) -> Cut:
+    """The last row of each user is learned or asked, by lot; all rows before it are known and nothing else.
+
+    An instruction record becomes a user whose last row is the judged item. What the record tells before it is no
+    question that anybody answered: its order is that of the text (first all likes, then all dislikes), so a model
+    that learned from those rows would learn that order.
+    """
+    part = rows.no_part()
+    part[rows.order] = KNOWN
+    last = rows.order[rows.starts[1:][rows.counts > 0] - 1]
+    n_test, n_valid = _share(len(last), spec.test_fraction), _share(len(last), spec.valid_fraction)
+    drawn = np.random.default_rng(spec.seed).permutation(last)
+    part[last] = TRAIN
+    part[drawn[:n_test]], part[drawn[n_test : n_test + n_valid]] = TEST, VALID
+    return Cut(part)
+
+
 def _cold_item(rows: Rows, spec: SplitSpec) -> Cut:
     part = rows.all_train()
     with_rows = np.flatnonzero(np.bincount(rows.item_idx[rows.order], minlength=rows.dataset.n_items))
@@ -343,4 +360,5 @@ CUTS: dict[str, Callable[[Rows, SplitSpec], Cut]] = {
     "cold-user": _cold_user,
     "cold-item": _cold_item,
     "group-stratified": _group_stratified,
+    "records": _records,
 }

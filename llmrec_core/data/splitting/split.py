@@ -2,8 +2,8 @@
 
 The one rule behind everything here: a query's history holds only rows of earlier parts, strictly before the row it is
 about, in the user's time order. Rows with equal times are ordered by ``SplitSpec.tie_order``; without timestamps the
-file order is the time order. Rows of held-out users that are known when they are asked ("known") come after training
-and before validation in this sense: they are history, and nothing is trained on them.
+file order is the time order. Rows that are known when a user is asked ("known") come after training and before
+validation in this sense: they are history, and nothing is trained on them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Split:
         train, valid, test: int64 row positions, by user and within a user in time order; disjoint.
         catalogue: item_idx that are ranked, ascending: all items, or with an item k-core those that it kept.
         cut_times: (start of validation, start of test) in seconds for the protocols that cut in time.
-        known: rows of held-out users that are in their histories and in no part (cold-user, random-users).
+        known: rows that are in histories and in no part: of held-out users (cold-user, random-users), or all but the
+            last of each user (records).
         window: (first second used, first second after the test window) of rolling-temporal, infinite where open; rows
             outside are in no part.
         withheld: "valid" and "test" -> item_idx, ascending, of the items that training must not know (cold-item).
@@ -113,8 +114,8 @@ class Split:
         """What was known just before ``row``, oldest first.
 
         For a training row: the user's earlier training rows. For a validation row: training rows before it; for a
-        test row: training and validation rows before it. Known rows of a held-out user count like training rows, so
-        the history of every asked row of a cold user is exactly the k known ones.
+        test row: training and validation rows before it. Known rows count like training rows, so the history of
+        every asked row of a cold user is exactly the k known ones.
 
         Args:
             row: position in ``dataset.interactions``.

@@ -86,6 +86,13 @@ PROTOCOLS: dict[str, ProtocolGuide] = {
         "To compare groups (active and quiet users, genres, regions) with enough test rows in each.",
         ("group_by", "n_groups", "n_folds", "fold", "valid_fraction", "seed"),
     ),
+    "records": ProtocolGuide(
+        "One question a record",
+        "The last row of each user is the question, for training or held out; what stands before it is known.",
+        "For instruction records: each is a user of its own, who is asked about the item that the record judges. What "
+        "a record tells before that is never trained on.",
+        (*_SHARES, "seed"),
+    ),
 }
 
 
@@ -173,6 +180,11 @@ def _cut(split: Split) -> str:
                 f"Group-stratified by {by}: of each group's rows, fold {spec.fold} of {spec.n_folds} "
                 f"({1 / spec.n_folds:.0%}) for test and {spec.valid_fraction:.0%} for validation, each within one row, "
                 f"{drawn}; {later}."
+            )
+        case "records":
+            return (
+                f"One question a record: the last row of each user is trained on or asked, "
+                f"{shares.format('of users')}; all rows before it are known and never trained on."
             )
     return ""
 
