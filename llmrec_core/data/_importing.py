@@ -21,7 +21,7 @@ from llmrec_core.data._engine import MAX_LISTED, Plan, RejectLog, Spill, Written
 from llmrec_core.data._item_columns import beside
 from llmrec_core.data._layouts import PlannedTable
 from llmrec_core.data._roles import NEEDED_OF, ROLES, Corrections, Kind
-from llmrec_core.data._values import RatingScale, ValueOptions, detect_scale, refuse_unanswered
+from llmrec_core.data._values import RatingScale, ValueOptions, ask_about_marker, detect_scale, refuse_unanswered
 from llmrec_core.data.companions import coverage_notes
 from llmrec_core.data.dataset import DatasetMeta, Fingerprint, SourceFile, default_categories, now
 from llmrec_core.data.guessing import ImportGuess
@@ -312,6 +312,11 @@ class Import:
 
     def _scale(self, readers: Sequence[TableReader]) -> RatingScale:
         rated = [r for r in readers if r.planned.kind == "interactions" and RATING in r.planned.roles]
+        for reader in rated:
+            if reader.planned.layout == "rows" and self.corrections.option("missing", reader.name) is None:
+                found = reader.rating_counts
+                asked = ask_about_marker(list(found), list(found.values()), reader.planned.roles[RATING], reader.name)
+                refuse_unanswered([asked] if asked else [], reader.name)
         counts: Counter[float] = sum((reader.rating_counts for reader in rated), Counter())
         column = rated[0].planned.roles[RATING] if rated else RATING
         tops = {reader.out_of for reader in rated if reader.out_of is not None}

@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from llmrec_core.contracts import ITEM, RATING, TIME, USER
+from llmrec_core.contracts import RATING, TIME
 from llmrec_core.data import _layouts as layouts
 from llmrec_core.data._corrections import Corrections, parse_mapping
 from llmrec_core.data._layouts import PlannedTable
+from llmrec_core.data._layouts.rows import whole_rows
 from llmrec_core.data._role_names import Kind
 from llmrec_core.data._sources import Source, open_sources
 from llmrec_core.data._values import Question, ValueOptions, detect_scale, settle_numbers, settle_times
@@ -176,7 +176,7 @@ def _guesses(source: Source, corrections: Corrections) -> list[ImportGuess]:
 def _guess(planned: PlannedTable, whole: Source, corrections: Corrections) -> ImportGuess:
     source = planned.source
     sample = source.sample()
-    questions, value_notes = _values(planned, sample, ValueOptions.of(corrections.options))
+    asked, value_notes = _values(planned, sample, ValueOptions.of(corrections.options))
     return ImportGuess(
         file=source.name,
         kind=planned.kind,
@@ -190,7 +190,7 @@ def _guess(planned: PlannedTable, whole: Source, corrections: Corrections) -> Im
         notes=(*source.notes, *planned.notes, *value_notes),
         layout=planned.layout,
         reasons=_reading_reasons(source, corrections) | planned.reasons,
-        questions=questions,
+        questions=(*planned.questions, *asked),
         part=corrections.option("part", source.name),
         sample=sample,
         origin=planned.origin,
@@ -215,7 +215,7 @@ def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> t
     """(what the cells of ratings and times leave open as long as nobody answers, notes about how they are read)."""
     if planned.kind != "interactions":
         return (), []
-    sample = _whole_rows(planned, sample)
+    sample = whole_rows(sample, planned.roles)
     unsaid = options.model_copy(update={"zero": "ask", "decimal": "auto", "day_first": "auto"})
     questions: list[Question] = []
     notes: list[str] = []
@@ -233,15 +233,6 @@ def _values(planned: PlannedTable, sample: pa.Table, options: ValueOptions) -> t
         questions += settle_times(_cells(sample, column), column, unsaid)[0].questions
         notes += settle_times(_cells(sample, column), column, options)[0].notes
     return tuple(questions), notes
-
-
-def _whole_rows(planned: PlannedTable, sample: pa.Table) -> pa.Table:
-    """The rows that say who and what: the others are refused, such as the line of totals below a sheet."""
-    for role in (USER, ITEM):
-        if role in planned.roles:
-            filled = pc.not_equal(pc.utf8_trim_whitespace(_cells(sample, planned.roles[role])), "")
-            sample = sample.filter(filled)
-    return sample
 
 
 def _cells(sample: pa.Table, column: str) -> pa.Array:

@@ -14,7 +14,7 @@ from llmrec_core.data._databases import shown_place
 from llmrec_core.data._importing import FileReport, Import, ImportReport, Table
 from llmrec_core.data._roles import NEEDED_OF, Corrections, parse_mapping
 from llmrec_core.data._rules import warm
-from llmrec_core.data._values import ValueOptions
+from llmrec_core.data._values import ValueOptions, refuse_unanswered
 from llmrec_core.data.guessing import part_hint, plan
 from llmrec_core.data.store import DatasetStore
 from llmrec_core.errors import DataError
@@ -101,6 +101,10 @@ def _checked_parts(
 
 def _check_plan(tables: Sequence[Table], corrections: Corrections) -> None:
     """Refuses a plan that would lose what the person meant, before anything long is read."""
+    for table in tables:
+        asked = table.planned.questions
+        told = [question for question in asked if corrections.option(question.id.partition(":")[0], table.name)]
+        refuse_unanswered([question for question in asked if question not in told], table.name)
     names = list(dict.fromkeys(table.name for table in tables))
     _check_names(tables, corrections, names)
     for kind, role, column in corrections.roles:

@@ -44,6 +44,7 @@ _WORDS: dict[str, dict[str, str]] = {
 }
 _SHORT = {
     "zero": "what a rating of 0 means",
+    "missing": "whether a number far from the other ratings is one",
     "day_first": "whether the day or the month comes first",
     "decimal": "what the comma in numbers means",
     "missing_time": "what to do with rows without a time",
@@ -65,7 +66,7 @@ def ask_questions(guesses: Sequence[ImportGuess]) -> list[str]:
         text = question.text[:1].upper() + question.text[1:]
         _radio(name, plain(text, 600), list(question.options), answered.get(name) or question.default)
         if name not in answered and question.default is None:
-            still_open.append(_SHORT.get(name, name.replace("_", " ")))
+            still_open.append(_SHORT.get(name.partition(":")[0], name.replace("_", " ")))
     if "duplicates" not in questions and any(guess.kind == "interactions" for guess in guesses):
         text = "When the same user and item stand in more than one row"
         _radio("duplicates", text, list(_DUPLICATES), answered.get("duplicates", "keep"))
@@ -87,19 +88,16 @@ def forget_later() -> None:
 
 
 def answers() -> dict[str, str]:
-    """Options of the whole import that were said so far; the last word counts."""
-    found = {}
-    for entry in entries():
-        left, _, right = entry.partition("=")
-        if ":" not in left:
-            found[left] = right
-    return found
+    """What was said so far by option, as in "zero" or "missing:ratings.csv"; the last word counts."""
+    return {left: right for left, _, right in (entry.partition("=") for entry in entries())}
 
 
 def _radio(name: str, text: str, options: list[str], now: str | None) -> None:
     key = f"ask_{name}"
     st.session_state[key] = now if now in options else None
     words = _WORDS.get(name, {})
+    if name.startswith("missing:"):
+        words = {option: f"{option} says that there is no rating" for option in options} | {"none": "it is a rating"}
 
     def changed() -> None:
         chosen: Any = st.session_state[key]

@@ -93,7 +93,7 @@ def test_every_path_accepts_and_refuses_the_same(
                 patch.setattr(guessing, "open_sources", lambda *given: [slowly(s) for s in open_sources(*given)])
             if way == "small":
                 patch.setattr(blocks, "BLOCK_ROWS", 5)
-            report = import_files(space, [path], "d", ["zero=rating"])
+            report = import_files(space, [path], "d", ["zero=rating", "missing:d.csv=none"])
         kept = DatasetStore(space).rejects("d")
         assert len(kept) == report.rows_rejected == report.rows_read - report.rows_accepted
         told = kept[["line", "column", "reason"]].to_numpy().tolist()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmrec_core.data import Dataset, DatasetStore, ImportReport, guess_roles, import_files
+from llmrec_core.data import Dataset, DatasetStore, ImportReport, UnansweredError, guess_roles, import_files
 from llmrec_core.data._text_files import read_careful, read_fast, sniff
 from llmrec_core.errors import DataError, InputError
 from llmrec_core.workspace import Workspace
@@ -537,18 +537,32 @@ def test_a_day_and_a_time_of_day_in_two_columns_are_one_moment(workspace: Worksp
     assert load(workspace, alone).interactions["timestamp"][0] == 1704067200
 
 
-def test_a_number_that_says_not_rated_in_rows_is_told_and_can_be_left_out(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_number_that_says_not_rated_in_rows_is_asked_about(workspace: Workspace, tmp_path: Path) -> None:
     lines = [f"u{n % 4},i{n},{-1 if n % 5 == 0 else n % 9 + 1}" for n in range(40)]
     path = put(tmp_path, "anime.csv", "user_id,anime_id,rating\n" + "\n".join(lines) + "\n")
-    report = import_files(workspace, [path], "as-it-is")
-    assert load(workspace, report).interactions["rating"].min() == -1
-    assert any("-1 stands apart from the others (1 to 9), in 20% of" in note for note in report.warnings)
+    with pytest.raises(UnansweredError, match=r"holds -1 in 8 rows.*--map missing:anime.csv=-1 or --map missing") as e:
+        import_files(workspace, [path], "anime")
+    (question,) = guess_roles(path).questions
+    assert e.value.question == question
+    for answer in question.options:
+        # What was answered can be seen, and changed.
+        assert guess_roles(path, [f"{question.id}={answer}"]).questions == (question,)
+    kept = load(workspace, import_files(workspace, [path], "kept", ["missing:anime.csv=none"]))
+    assert kept.interactions["rating"].min() == -1
     left = load(workspace, import_files(workspace, [path], "left", ["missing:anime.csv=-1"]))
     assert len(left.interactions) == 40
     assert left.interactions["rating"].isna().sum() == 8
     assert left.interactions["rating"].min() == 1
-    thumbs = put(tmp_path, "thumbs.csv", ROWS.replace(",1,", ",-1,"))
-    assert not [note for note in import_files(workspace, [thumbs], "thumbs").warnings if "stands apart" in note]
+
+
+def test_a_marker_behind_the_first_rows_is_asked_about_too(workspace: Workspace, tmp_path: Path) -> None:
+    lines = [f"u{n % 40},i{n % 97},{99 if n == 1500 else n % 5 + 1}" for n in range(2000)]
+    path = put(tmp_path, "late.csv", "user_id,item_id,rating\n" + "\n".join(lines) + "\n")
+    assert guess_roles(path).questions == ()
+    with pytest.raises(UnansweredError, match="holds 99 in 1 rows"):
+        import_files(workspace, [path], "late")
+    report = import_files(workspace, [path], "late", ["missing:late.csv=99"])
+    assert load(workspace, report).rating_scale == (1, 5)
 
 
 def test_a_line_of_totals_does_not_change_what_a_column_is_taken_for(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_core.data import DatasetStore, import_files
-from llmrec_core.data._values import ValueOptions, detect_scale, refuse_unanswered
+from llmrec_core.data._values import ValueOptions, ask_about_marker, detect_scale, refuse_unanswered
 from llmrec_core.errors import DataError
 from llmrec_core.workspace import Workspace
 
@@ -78,12 +78,15 @@ def test_what_somebody_says_holds() -> None:
         ([0, *TEN], [7000, *[300] * 10]),
         ([0, *TEN], None),
         ([0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10]),
+        # A mark for "not rated" may be as rare as any step.
+        ([0, 1, 2, 3, 4, 5], [50, 60, 70, 80, 90, 100]),
+        ([0, *TEN], [50, *[100] * 10]),
+        # A heap of zeros beside percentages, and beside ratings with decimals.
+        ([0, *range(1, 100)], [900, *[10] * 99]),
+        ([0, *np.linspace(1.03, 9.71, 50)], [30, *[1] * 50]),
     ],
 )
 def test_zero_beside_stars_is_asked_about(values: list[float], counts: list[float] | None) -> None:
-    if counts is not None and counts[0] == 10:
-        # Rare zeros among many ratings: every step is used, so only a scarce one raises the question.
-        counts = [0.5, *counts[1:]]
     found = detect_scale(values, counts, column="stars")
     assert found.question is not None
     assert found.question.options == ("unrated", "rating")
@@ -100,21 +103,81 @@ def test_zero_beside_stars_is_asked_about(values: list[float], counts: list[floa
 @pytest.mark.parametrize(
     ("values", "counts"),
     [
-        ([0, 1, 2, 3, 4, 5], [50, 60, 70, 80, 90, 100]),
-        ([0, *TEN], [50, *[100] * 10]),
         ([0, 1, 2], [9, 5, 3]),
         ([0, 1], [90, 10]),
         ([-10, 0, 10], [5, 5, 5]),
         ([1, 2, 3, 4, 5], None),
         ([0.0, 0.31, 0.77], None),
+        (list(range(101)), [10] * 101),
+        ([0, *np.linspace(0.03, 9.71, 50)], None),
     ],
 )
 def test_a_zero_that_can_only_be_a_rating_is_not_asked_about(values: list[float], counts: list[float] | None) -> None:
     found = detect_scale(values, counts)
     assert found.question is None
     assert found.low == min(values)
-    if max(values) in (5, 10) and min(values) == 0:
-        assert "zero=unrated" in found.note
+    assert ("zero=unrated" in found.note) == (min(values) == 0 and max(values) > 2)
+
+
+@pytest.mark.parametrize("column", ["score_0_10", "Rating (0-5)", "nps", "Net Promoter Score", "note 0 bis 10"])
+def test_a_column_that_names_its_scale_is_not_asked_about(column: str) -> None:
+    found = detect_scale([0, 3, 5, 9], column=column)
+    assert found.question is None
+    assert "zero=unrated" in found.note
+
+
+@pytest.mark.parametrize("column", ["score", "rating10_5", "2020-10 rating", "caps"])
+def test_numbers_in_a_name_are_no_scale(column: str) -> None:
+    assert detect_scale([0, 3, 5, 9], column=column).question is not None
+
+
+def test_a_scale_that_was_told_says_whether_it_holds_zero() -> None:
+    assert detect_scale([0, 3, 5], options=ValueOptions(scale=(0, 5))).question is None
+    assert detect_scale([0, 3, 5], options=ValueOptions(scale=(1, 5))).question is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "counts", "marker"),
+    [
+        ([-1, *TEN], None, "-1"),
+        ([-1, 0, 1, 2, 3], [1, 9, 9, 9, 9], "-1"),
+        ([1, 2, 3, 4, 5, 99], [500, 400, 300, 200, 100, 1], "99"),
+        ([-99, -9.5, 0, 9.5], None, "-99"),
+        ([-9.5, 0, 9.5, 99], None, "99"),
+        ([10, 50, 90, 999], None, "999"),
+        ([1, 2, 3, 4, 5, 9], [20] * 6, "9"),
+        ([1, 2, 3, 4, 5, 55], [10, 20, 30, 40, 50, 1], "55"),
+    ],
+)
+def test_a_number_far_from_the_others_is_asked_about(
+    values: list[float], counts: list[float] | None, marker: str
+) -> None:
+    question = ask_about_marker(values, counts, "stars", "a=b.csv")
+    assert question is not None
+    assert (question.id, question.options, question.default) == ("missing:a?b.csv", (marker, "none"), None)
+    assert f"holds {marker} in" in question.text
+    assert ask_about_marker(values, counts, "plays", "a=b.csv") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([1, 2, 3, 4, 5], None),
+        (TEN, None),
+        ([-1, 0, 1], None),
+        ([-1, 1], None),
+        ([-1, 0, 1, 2], None),
+        ([-10, -1, 0, 10], None),
+        ([1, 2, 3, 4, 5, 9], None),
+        ([1, 2, 3, 4, 5, 6, 7, 9], [20] * 8),
+        ([70, 80, 90, 99], None),
+        ([1, 2, 3, 40], [1000, 200, 50, 1]),
+        ([3, 99], None),
+        ([], None),
+    ],
+)
+def test_ends_of_scales_and_counts_are_not_asked_about(values: list[float], counts: list[float] | None) -> None:
+    assert ask_about_marker(values, counts, "stars", "r.csv") is None
 
 
 @settings(max_examples=100, deadline=None)

@@ -119,12 +119,26 @@ def test_other_datasets_step_aside_while_files_come_in(screen, workspace):
 
 
 def test_notes_speak_of_the_screen_not_of_the_command_line(screen):
-    csv = "user_id,item_id,rating\n" + "".join(f"u{i % 30},i{i % 70},{min(i % 8, 5)}\n" for i in range(800))
-    app = drop(screen(), ("stars.csv", csv))
-    assert "zero is taken as the lowest rating of a scale from 0 to 5" in texts(app)
+    csv = "user_id,item_id,score\n" + "".join(f"u{i % 30},i{i % 70},{i % 101}\n" for i in range(800))
+    app = drop(screen(), ("marks.csv", csv))
+    assert "zero is taken as the lowest rating of a scale from 0 to 100" in texts(app)
     assert "zero=unrated" not in texts(app)
     app.selectbox(key="set_zero").select("unrated").run()
     assert "lowest rating of a scale" not in texts(app)
+
+
+def test_a_number_far_from_the_ratings_is_asked_about(screen, workspace):
+    csv = "user_id,item_id,rating\n" + "".join(f"u{i % 9},i{i},{99 if i % 10 == 3 else i % 5 + 1}\n" for i in range(60))
+    app = drop(screen(), ("stars.csv", csv))
+    assert app.button(key="import_button").disabled
+    assert "whether a number far from the other ratings is one" in texts(app)
+    radio = app.radio(key="ask_missing:stars.csv")
+    assert "holds 99 in 6 rows" in radio.label.replace("\\", "")
+    assert radio.options == ["99 says that there is no rating", "it is a rating"]
+    radio.set_value("99").run()
+    assert app.radio(key="ask_missing:stars.csv").value == "99"
+    press_import(app, "stars")
+    assert DatasetStore(workspace).load("stars").rating_scale == (1, 5)
 
 
 def test_every_control_of_the_reading_changes_the_preview(screen):

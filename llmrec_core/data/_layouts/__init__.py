@@ -19,7 +19,7 @@ from llmrec_core.data._layouts import facts, instructions, items, lines, matrix,
 from llmrec_core.data._layouts.adapters import Converter, Long, Rows, adapted, cells_of, text_table
 from llmrec_core.data._roles import Corrections, Guess, Kind, judge
 from llmrec_core.data._sources import Source
-from llmrec_core.data._values import ValueOptions
+from llmrec_core.data._values import Question, ValueOptions
 from llmrec_core.errors import DataError
 
 _TYPED = re.compile(r"^([^:]+):(token|token_seq|float|float_seq)$")
@@ -40,6 +40,8 @@ class PlannedTable:
         notes: what a person should know about this reading of the file, and what could be otherwise.
         reasons: why, by role, "kind" and "layout".
         origin: role -> column of the file, for roles that the layout used up (a column of histories, say).
+        questions: what only a person can know about this table, also where it was answered; the option of a file that
+            answers is the ``id`` up to the colon.
     """
 
     source: Source
@@ -49,6 +51,7 @@ class PlannedTable:
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def _rows(seen: _Seen, notes: Sequence[str] = ()) -> list[PlannedTable]:
     if plan:
         source = items.tidied(source, seen.sample, plan)
     roles = dict(guess.roles)
+    questions: tuple[Question, ...] = ()
     if guess.kind == "interactions":
         source, roles, event_notes = _weighed(source, seen, roles)
         notes += event_notes
@@ -156,12 +160,13 @@ def _rows(seen: _Seen, notes: Sequence[str] = ()) -> list[PlannedTable]:
             source, roles, time_notes = rows.with_moments(source, seen.sample, roles)
             notes = [note for note in notes if not (time_notes and note.startswith(f"{TIME}:"))] + time_notes
         if roles.get(RATING) in seen.sample.column_names:
-            source, marker_notes = rows.without_markers(source, seen.sample, roles, _missing(seen))
+            source, marker_notes, questions = rows.without_markers(source, seen.sample, roles, _missing(seen))
             notes += marker_notes
     if re.fullmatch(r"(?i)u[a-e1-5]\.(base|test)", source.path.name) and "part" not in _options(seen):
         part = "train" if source.path.suffix.lower() == ".base" else "test"
         notes.append(f"this is a {part} part by its name; it can be kept apart (part:{source.name}={part})")
-    return [PlannedTable(source, guess.kind, roles, "rows", tuple(notes), reasons), *planned]
+    table = PlannedTable(source, guess.kind, roles, "rows", tuple(notes), reasons, questions=questions)
+    return [table, *planned]
 
 
 def _options(seen: _Seen) -> set[str]:

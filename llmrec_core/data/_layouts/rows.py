@@ -10,18 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec_core.contracts import RATING, TIME
+from llmrec_core.contracts import ITEM, RATING, TIME, USER
 from llmrec_core.data._layouts.adapters import Converter, Long, Rows, adapted, cells_of, text_table
 from llmrec_core.data._layouts.matrix import BLANKS, marker_of
 from llmrec_core.data._role_names import plain, rank_of
 from llmrec_core.data._sources import Source
-from llmrec_core.data._values import parse_times
+from llmrec_core.data._values import Question, ask_about_marker, parse_times
 
 #: A time of day and nothing else: "7:05", "19:05:33.2", "7:05 PM".
 CLOCK = r"^\s*\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*([AaPp]\.?[Mm]\.?)?\s*$"
 #: What only a column of times of day is called.
 _CLOCKS = ("hour", "clock", "timeofday", "orderhour", "purchasetime", "ordertime", "transactiontime", "clocktime")
-_FEW_SCALES = 3
 
 
 def with_moments(
@@ -79,38 +78,43 @@ def _joined(table: pa.Table, day: str, clock: str) -> pa.Array:
     return pc.if_else(both, pc.binary_join_element_wise(days, clocks, pa.scalar(" ", days.type)), days)
 
 
+def whole_rows(sample: pa.Table, roles: Mapping[str, str]) -> pa.Table:
+    """The rows that say who and what: the others are refused, such as the line of totals below a sheet."""
+    for role in (USER, ITEM):
+        if role in roles:
+            sample = sample.filter(pc.not_equal(pc.utf8_trim_whitespace(cells_of(sample, roles[role])), ""))
+    return sample
+
+
 def without_markers(
     source: Source, sample: pa.Table, roles: Mapping[str, str], told: str | None
-) -> tuple[Source, list[str]]:
-    """Blank cells where a rating says that there is none, as told by ``missing:FILE=99``; else a word about such.
+) -> tuple[Source, list[str], tuple[Question, ...]]:
+    """(blank cells where a rating says that there is none, as told by ``missing:FILE=99``; notes; what is to be asked).
+
+    The question comes also where it was answered.
 
     Raises:
         DataError: what was told is no number.
     """
     column = roles.get(RATING)
     if column is None:
-        return source, []
-    counts = Counter(value for cell in _filled(sample, column) if (value := _number(cell)) is not None)
-    marker = marker_of(counts, sum(counts.values()), told, source.name)
-    if told is not None and marker is not None:
+        return source, [], ()
+    whole = whole_rows(sample, roles)
+    counts = Counter(value for cell in _filled(whole, column) if (value := _number(cell)) is not None)
+    asked = ask_about_marker(list(counts), list(counts.values()), column, source.name)
+    marker = None if told is None else marker_of(counts, sum(counts.values()), told, source.name)
+    questions = () if asked is None else (asked,)
+    if marker is None:
+        return source, [], questions
 
-        def blanked(table: pa.Table) -> pa.Array:
-            cells = cells_of(table, column)
-            words = pc.unique(cells).to_pylist()
-            marked = pa.array([word for word in words if _number(word.strip()) == marker], pa.large_string())
-            return pc.if_else(pc.is_in(cells, marked), pa.scalar("", cells.type), cells)
+    def blanked(table: pa.Table) -> pa.Array:
+        cells = cells_of(table, column)
+        words = pc.unique(cells).to_pylist()
+        marked = pa.array([word for word in words if _number(word.strip()) == marker], pa.large_string())
+        return pc.if_else(pc.is_in(cells, marked), pa.scalar("", cells.type), cells)
 
-        return adapted(source, source.columns, _adding(column, blanked)), [
-            f"ratings of {marker:g} say that there is none"
-        ]
-    if told is not None or not marker or len(counts) <= _FEW_SCALES:
-        return source, []
-    others = [value for value in counts if value != marker]
-    share = counts[marker] / sum(counts.values())
-    return source, [
-        f"{column}: {marker:g} stands apart from the others ({min(others):g} to {max(others):g}), in {share:.0%} of "
-        f"the first rows; if it means not rated, say missing:FILE={marker:g}"
-    ]
+    note = f"ratings of {marker:g} say that there is none"
+    return adapted(source, source.columns, _adding(column, blanked)), [note], questions
 
 
 def _number(cell: str) -> float | None:

@@ -20,7 +20,7 @@ where a later cell shows that the first ones did not tell all::
 
 from llmrec_core.data._values.numbers import NumberFormat, decide_numbers, parse_numbers, settle_numbers
 from llmrec_core.data._values.options import Question, UnansweredError, ValueOptions, refuse_unanswered
-from llmrec_core.data._values.scales import RatingScale, detect_scale
+from llmrec_core.data._values.scales import RatingScale, ask_about_marker, detect_scale
 from llmrec_core.data._values.times import TimeFormat, carry_times, decide_times, parse_times, settle_times
 from llmrec_core.data._values.words import PROFILE_CELLS
 
@@ -35,6 +35,7 @@ __all__ = [
     "TimeFormat",
     "UnansweredError",
     "ValueOptions",
+    "ask_about_marker",
     "carry_times",
     "decide_numbers",
     "decide_times",

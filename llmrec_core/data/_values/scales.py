@@ -24,11 +24,18 @@ _COUNT_NAME = re.compile(
     r"(?i)count|plays?(?![a-z])|listen|quantity|qty|views?(?![a-z])|clicks?(?![a-z])|times(?![a-z])|weight|hours|minutes|"
     r"播放|次数|数量|点击"
 )
-#: A zero that is no more than this many times as frequent as the step above is an ordinary step of the scale.
+#: Of more different ratings than this a zero that says "none" would stand out as a heap ...
+_FINE = 20
+#: ... of more than this many times the rows of an ordinary step.
 _ORDINARY = 3.0
-#: Fewer ratings than this do not show how often a step is used.
-_ENOUGH = 200
-_MIN_SHARE = 0.005
+#: Names that tell that the scale begins at zero: "score_0_10", "0-5", the Net Promoter Score.
+_FROM_ZERO = re.compile(
+    r"(?i)(?<![a-z])nps(?![a-z])|net.?promoter|(?<!\d)0 ?(?:-|–|_|/|to|bis|\.\.) ?(?:[3-57]|10|100)(?!\d)"
+)
+#: Numbers that stand for a missing rating wherever they are far from all others, and how far the others may reach.
+_MARKERS = {99.0: 10.0, 999.0: 100.0, 9999.0: 100.0}
+#: Fewer ratings than this do not show which steps of a scale are used.
+_ENOUGH = 50
 
 
 @dataclass(frozen=True)
@@ -79,19 +86,13 @@ def detect_scale(
         options: ``scale`` and ``zero`` as somebody said them.
         out_of: the top, where cells name it ("4 out of 5").
     """
-    numbers = np.asarray(values, np.float64).ravel()
-    weights = np.ones(len(numbers)) if counts is None else np.asarray(counts, np.float64).ravel()
-    known = np.isfinite(numbers)
-    # Ratings are stored in single precision: 0.1 and its neighbour are one step, not two.
-    distinct, positions = np.unique(np.round(numbers[known], 6), return_inverse=True)
-    rows = np.zeros(len(distinct))
-    np.add.at(rows, positions, weights[known])
+    distinct, rows = _counted(values, counts)
     question: Question | None = None
     note = ""
     if options.zero == "unrated" and (distinct == 0).any():
         note = "zeros say that there is no rating"
         distinct, rows = distinct[distinct != 0], rows[distinct != 0]
-    elif options.zero == "ask" and options.scale is None:
+    elif options.zero == "ask" and (options.scale is None or options.scale[0] > 0):
         question, note = _about_zero(distinct, rows, column)
     found = _scale(distinct, rows, column, options, out_of)
     said = "; ".join(text for text in (found.note, note) if text)
@@ -183,22 +184,84 @@ def _ends(seen: tuple[float, float], step: float, whole: bool, out_of: float | N
 def _about_zero(
     distinct: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], column: str
 ) -> tuple[Question | None, str]:
-    """(whether zero is a rating, where only a person knows; a note, where the data tells)."""
+    """(whether zero is a rating, where only a person knows; a note, where the data tells).
+
+    How often zeros stand there tells nothing about stars: a mark for "not rated" may be as rare as any step. So it is
+    asked wherever zeros stand beside ratings, but where the scale evidently holds zero:
+
+    * there are ratings below zero (-10..10), or none above 2 (0 and 1, 0..2);
+    * the numbers count something;
+    * the column's name tells the scale (``score_0_10``, ``NPS``);
+    * the scale is fine (percentages, decimals) and zero is one of its steps, not a heap beside them.
+    """
     positive = distinct[distinct > 0]
     if not (distinct == 0).any() or len(positive) == 0 or distinct[0] < 0 or positive[-1] <= 2:
         return None, ""
-    if positive[-1] > _MAX_SCALE or _COUNT_NAME.search(column) or _step(distinct) == 0.0:
+    if positive[-1] > _MAX_SCALE or _COUNT_NAME.search(column):
         return None, ""
     if _are_counts(positive, rows[distinct > 0], column, bool((positive == np.floor(positive)).all()), None):
         return None, ""
-    zeros, total = float(rows[distinct == 0][0]), float(rows.sum())
-    step, high = _step(distinct), float(positive[-1])
-    full = len(distinct) == round(high / step) + 1 and bool((rows >= _MIN_SHARE * total).all())
-    ordinary = zeros <= _ORDINARY * float(rows[distinct > 0][0]) and zeros < rows.max()
-    if total >= _ENOUGH and ordinary and (full or high > max(_TOPS)):
+    zeros, high = float(rows[distinct == 0][0]), float(positive[-1])
+    fine = len(positive) > _FINE and zeros <= max(1.0, _ORDINARY * float(np.median(rows[distinct > 0])))
+    if fine or _FROM_ZERO.search(column):
         return None, f"zero is taken as the lowest rating of a scale from 0 to {high:g} (zero=unrated says otherwise)"
     text = (
         f"column {column!r} holds {zeros:,.0f} zeros beside ratings from {positive[0]:g} to {high:g}: "
         "zero can be the lowest rating, or say that there is none."
     )
     return Question("zero", text, ("unrated", "rating")), ""
+
+
+def ask_about_marker(values: npt.ArrayLike, counts: npt.ArrayLike | None, column: str, table: str) -> Question | None:
+    """Whether a number far from all other ratings says that there is none; None where there is no such number.
+
+    Asked about is -1, -9 or -99 below a scale from zero or one, 99 or 999 above a short one, and, among enough ratings,
+    any number beyond ten that is more than twice the next one, or three steps above a scale of which every step is
+    used (9 beside 1 to 5).
+
+    Args:
+        values, counts: as for :func:`detect_scale`.
+        table: its name; the answer is ``missing:TABLE=99``, or ``missing:TABLE=none`` for a rating like the others.
+    """
+    distinct, rows = _counted(values, counts)
+    if len(distinct) < 3 or _COUNT_NAME.search(column):
+        return None
+    value = next((value for value in (distinct[-1], distinct[0]) if _stands_apart(value, distinct, rows)), None)
+    if value is None:
+        return None
+    others = distinct[distinct != value]
+    text = (
+        f"column {column!r} of {table} holds {value:g} in {float(rows[distinct == value][0]):,.0f} rows, far from the "
+        f"other ratings ({others[0]:g} to {others[-1]:g}): it can say that there is no rating, or be one."
+    )
+    return Question(f"missing:{table.replace('=', '?')}", text, (f"{value:g}", "none"))
+
+
+def _stands_apart(value: float, distinct: npt.NDArray[np.float64], rows: npt.NDArray[np.float64]) -> bool:
+    others = distinct[distinct != value]
+    low, high = float(others[0]), float(others[-1])
+    if value < 0:
+        return (value in (-1.0, -9.0) and low >= 0 and high >= 3) or (value in (-99.0, -999.0, -9999.0) and low >= -10)
+    if value < high:
+        return False
+    if value in _MARKERS:
+        return high <= _MARKERS[value]
+    if rows.sum() < _ENOUGH or _are_counts(distinct, rows, "", bool((distinct == np.floor(distinct)).all()), None):
+        return False
+    step = _step(others)
+    full = step > 0 and len(others) >= 4 and len(others) == round((high - low) / step) + 1
+    return (full and value - high >= 3 * max(step, 1.0)) or (len(others) >= 4 and value > max(2 * high, max(_TOPS)))
+
+
+def _counted(
+    values: npt.ArrayLike, counts: npt.ArrayLike | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(distinct values in order, without NaN; how often each stands there)."""
+    numbers = np.asarray(values, np.float64).ravel()
+    weights = np.ones(len(numbers)) if counts is None else np.asarray(counts, np.float64).ravel()
+    known = np.isfinite(numbers)
+    # Ratings are stored in single precision: 0.1 and its neighbour are one step, not two.
+    distinct, positions = np.unique(np.round(numbers[known], 6), return_inverse=True)
+    rows = np.zeros(len(distinct))
+    np.add.at(rows, positions, weights[known])
+    return distinct, rows
