@@ -16,10 +16,13 @@ import numpy as np
 import pandas as pd
 
 from llmrec_core.contracts import Emit, FloatArray, IntArray, Query, Ranking, Recommender
+from llmrec_core.data.item_features import ItemFeatures
 from llmrec_core.errors import InputError, RunFailedError
+from llmrec_core.evaluation.beyond import aplt, arp, intra_list_diversity, miscalibration, serendipity
 from llmrec_core.evaluation.intervals import (
     AucStatistic,
     CoverageStatistic,
+    GiniStatistic,
     MeanStatistic,
     RowMeanStatistic,
     Statistic,
@@ -27,11 +30,13 @@ from llmrec_core.evaluation.intervals import (
     percentile_interval,
 )
 from llmrec_core.evaluation.metrics import Hits, Values, grouped_auc, novelty
+from llmrec_core.evaluation.policy_cost import WITH_POLICIES, policy_report, step_name
 from llmrec_core.evaluation.report import EvaluationResult, MetricReport, MetricValue
 from llmrec_core.specs import CLICK_METRICS, RANKING_METRICS, RATING_METRICS, EvaluationSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import EvalSet, Split
+    from llmrec_core.policies import Applied, PolicyChain
 
 #: Users asked at once: few for a text model, whose prompts take long, so that progress moves and a stop is heard.
 _TEXT_BLOCK, _LIGHT_BLOCK = 32, 512
@@ -46,6 +51,7 @@ def evaluate(
     emit: Emit | None = None,
     model_name: str | None = None,
     like_threshold: float | None = None,
+    policies: PolicyChain | None = None,
 ) -> EvaluationResult:
     """Fitted recommenders on the test part of ``split``.
 
@@ -58,6 +64,7 @@ def evaluate(
             evaluation.
         model_name: the one the verdict is about; the others are its floors. None: the first.
         like_threshold: ratings above it count as clicked; None: the dataset's own.
+        policies: measured on the lists of ``model_name``, beside these lists without them.
 
     Raises:
         InputError: no recommender, an unknown ``model_name``, or another catalogue than the split's.
@@ -67,34 +74,51 @@ def evaluate(
     users = split.queries("test", spec.max_users, seed)
     held = _HeldOut.of(split, users, spec.click_negatives, seed, like_threshold)
     progress = _Progress(emit, recommenders, len(users.queries) * (1 + held.n_questions))
-    train = _TrainUsers.of(split)
+    facts = _ListFacts.of(split, users)
 
+    k = min(max(spec.ks), split.dataset.n_items)
     statistics: dict[tuple[str, str], Statistic] = {}
     per_user: dict[str, dict[str, Values]] = {}
     rankings: dict[str, pd.DataFrame] = {}
+    applied: Applied | None = None
     for name, recommender in recommenders.items():
-        ranked, scores = _rank(name, recommender, users, min(max(spec.ks), split.dataset.n_items), progress)
-        hits = Hits.of(ranked, users.targets)
-        rankings[name] = _ranking_table(name, split, users, ranked, scores, hits)
-        found, values = _ranking_statistics(ranked, hits, spec.ks, train, len(split.offered("test")))
-        more, more_values = _row_statistics(name, recommender, users, held, progress)
-        per_user[name] = values | more_values
-        # Undefined numbers (AUC with one class, RMSE without ratings) are left out, not shown as NaN.
-        statistics |= {(name, metric): one for metric, one in (found | more).items() if np.isfinite(one.point)}
+        if policies is not None and name == model_name:
+            applied = _apply(name, recommender, users, k, policies, progress)
+            lists = {name: (applied.without.items, applied.without.scores)}
+            for number, stage in enumerate(applied.stages):
+                lists[step_name(number, len(applied.stages))] = (stage.items, stage.scores)
+        else:
+            lists = {name: _rank(name, recommender, users, k, progress)}
+        for key, (ranked, scores) in lists.items():
+            hits = Hits.of(ranked, users.targets)
+            rankings[key] = _ranking_table(key, split, users, ranked, scores, hits)
+            of_lists, per_user[key] = _ranking_statistics(ranked, hits, spec.ks, facts)
+            statistics |= {(key, metric): one for metric, one in of_lists.items()}
+        of_rows, values = _row_statistics(name, recommender, users, held, progress)
+        per_user[name] |= values
+        statistics |= {(name, metric): one for metric, one in of_rows.items()}
+    # Undefined numbers (AUC with one class, RMSE without ratings) are left out, not shown as NaN.
+    statistics = {key: one for key, one in statistics.items() if np.isfinite(one.point)}
 
     resampled = bootstrap(statistics, len(users.queries), spec.n_bootstrap, seed)
     reports = {}
-    for name in recommenders:
+    for name, values in per_user.items():
         metrics = {}
         for metric in _metric_order(spec.ks):
             statistic = statistics.get((name, metric))
             if statistic is not None:
                 low, high = percentile_interval(resampled[name, metric], spec.confidence)
                 metrics[metric] = MetricValue(statistic.point, low, high, statistic.n, statistic.n_excluded)
-        table = _per_user_table(name, split, users, {m: v for m, v in per_user[name].items() if m in metrics})
+        table = _per_user_table(name, split, users, {m: v for m, v in values.items() if m in metrics})
         reports[name] = MetricReport(metrics, table, rankings[name])
+    price = None
+    if policies is not None and applied is not None and applied.stages:
+        measured = {name: report.metrics for name, report in reports.items()}
+        price = policy_report(model_name, policies, applied, measured, statistics, resampled, spec)
     protocol = _protocol(split, spec, users, held, seed, rated=any(metric == "rmse" for _, metric in statistics))
-    return EvaluationResult(model_name, reports, protocol, spec, len(users.queries), statistics, resampled)
+    models = {name: reports[name] for name in recommenders}
+    n_users, last = len(users.queries), reports.get(WITH_POLICIES)
+    return EvaluationResult(model_name, models, protocol, spec, n_users, statistics, resampled, price, last)
 
 
 def _checked_model(recommenders: Mapping[str, Recommender], split: Split, model_name: str | None) -> str:
@@ -132,21 +156,18 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class _TrainUsers:
-    """Who had what in training: distinct users of each item [n_items], and of all."""
+class _ListFacts:
+    """What metrics of lists look up: facts of the items, each history's category mix, and the catalogue's size."""
 
-    item_users: IntArray
-    n_users: int
+    features: ItemFeatures
+    wanted: Values
+    n_catalogue: int
 
     @classmethod
-    def of(cls, split: Split) -> _TrainUsers:
-        rows = split.labelled("train")
-        n_items = split.dataset.n_items
-        # Sorted, not hashed as by np.unique: many times faster on millions of pairs.
-        pairs = np.sort(rows.user_idx * n_items + rows.item_idx)
-        pairs = pairs[np.diff(pairs, prepend=-1) != 0]
-        n_users = int(np.count_nonzero(np.diff(pairs // n_items, prepend=-1)))
-        return cls(np.bincount(pairs % n_items, minlength=n_items).astype(np.int64), n_users)
+    def of(cls, split: Split, users: EvalSet) -> _ListFacts:
+        features, index = ItemFeatures.of(split), split.dataset.item_index
+        histories = [np.array([index[h.item_id] for h in query.history], np.int64) for query in users.queries]
+        return cls(features, features.categories.mix(histories), len(split.offered("test")))
 
 
 @dataclass(frozen=True)
@@ -263,17 +284,36 @@ def _rank(
     return ranked, scores
 
 
+def _apply(
+    name: str, recommender: Recommender, users: EvalSet, k: int, policies: PolicyChain, progress: _Progress
+) -> Applied:
+    """All users' lists as one batch, without and after each policy."""
+    found, size = [], _block_size(recommender)
+    for start in range(0, len(users.queries), size):
+        stop = min(start + size, len(users.queries))
+        found.append(policies.candidates(recommender, users.queries[start:stop], k, users.exclude[start:stop]))
+        progress.add(name, stop - start)
+    return policies.apply(policies.join(found), k)
+
+
 def _ranking_statistics(
-    ranked: IntArray, hits: Hits, ks: Sequence[int], train: _TrainUsers, n_catalogue: int
+    ranked: IntArray, hits: Hits, ks: Sequence[int], facts: _ListFacts
 ) -> tuple[dict[str, Statistic], dict[str, Values]]:
     """Statistics by metric name, and the per-user values [n_users] of those that have such."""
     values: dict[str, Values] = {}
     statistics: dict[str, Statistic] = {}
+    features, n_catalogue = facts.features, facts.n_catalogue
     for k in ks:
         for metric in _BY_USER:
             values[f"{metric}@{k}"] = getattr(hits, metric)(k)
-        values[f"novelty@{k}"] = novelty(ranked, train.item_users, train.n_users, k)
+        values[f"novelty@{k}"] = novelty(ranked, features.item_users, features.n_users, k)
+        values[f"serendipity@{k}"] = serendipity(ranked, hits, features, n_catalogue, k)
+        values[f"arp@{k}"] = arp(ranked, features, k)
+        values[f"aplt@{k}"] = aplt(ranked, features, k)
+        values[f"diversity@{k}"] = intra_list_diversity(ranked, features.categories, k)
+        values[f"miscalibration@{k}"] = miscalibration(ranked, facts.wanted, features.categories, k)
         statistics[f"coverage@{k}"] = CoverageStatistic(ranked, n_catalogue, k)
+        statistics[f"gini@{k}"] = GiniStatistic(ranked, n_catalogue, k)
     return statistics | {metric: MeanStatistic(array) for metric, array in values.items()}, values
 
 

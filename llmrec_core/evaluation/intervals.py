@@ -20,7 +20,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from llmrec_core.contracts import IntArray
-from llmrec_core.evaluation.metrics import Values, auc, coverage
+from llmrec_core.evaluation.beyond import gini
+from llmrec_core.evaluation.metrics import Values, auc
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -134,10 +135,10 @@ class AucStatistic(Statistic):
         return _divide(above, positive.sum(axis=1) * negative.sum(axis=1))
 
 
-class CoverageStatistic(Statistic):
-    """Share of the catalogue in anyone's first k places, lists resampled by user.
+class ListsStatistic(Statistic):
+    """A number of all lists together, lists resampled by user: subclasses say which.
 
-    A resample holds only some 63 % of the distinct users, so it always covers less than all of them do. The
+    A resample holds only some 63 % of the distinct users, so it always shows fewer items than all of them do. The
     resampled values are therefore moved so that their mean is the point: they tell the spread, not the level.
     """
 
@@ -150,13 +151,31 @@ class CoverageStatistic(Statistic):
         self.n = len(shown)
         self.n_excluded = 0
         self.width = max(len(shown), len(found))
-        self.point = coverage(ranked, n_items, k) if len(shown) else float("nan")
+        self.point = float(self.weighted(np.ones((1, len(shown))))[0]) if len(shown) else float("nan")
 
     def weighted(self, weights: npt.NDArray[np.float64]) -> Values:
-        return np.count_nonzero(np.asarray(weights @ self._lists), axis=1) / max(1, self._n_items)
+        return self._of_counts(np.asarray(weights @ self._lists))
+
+    @abstractmethod
+    def _of_counts(self, times_shown: Values) -> Values:
+        """The number for each row of counts [n_resamples, n_shown_items]."""
 
     def centred(self, resampled: Values) -> Values:
         return np.clip(resampled - resampled.mean() + self.point, 0.0, 1.0)
+
+
+class CoverageStatistic(ListsStatistic):
+    """Share of the catalogue in anyone's first k places."""
+
+    def _of_counts(self, times_shown: Values) -> Values:
+        return np.count_nonzero(times_shown, axis=1) / max(1, self._n_items)
+
+
+class GiniStatistic(ListsStatistic):
+    """How unevenly the first k places show the catalogue; see :func:`llmrec_core.evaluation.beyond.gini`."""
+
+    def _of_counts(self, times_shown: Values) -> Values:
+        return gini(times_shown, self._n_items)
 
 
 def bootstrap(
@@ -195,6 +214,14 @@ def percentile_interval(resampled: Values, confidence: float) -> tuple[float, fl
     return float(low), float(high)
 
 
+def paired_on_draws(
+    ours: Statistic, theirs: Statistic, our_draws: Values, their_draws: Values, confidence: float
+) -> PairedDifference:
+    """``ours`` minus ``theirs`` on the same users, from their values on the same bootstrap draws."""
+    low, high = percentile_interval(our_draws - their_draws, confidence)
+    return PairedDifference(ours.point - theirs.point, low, high, min(ours.n, theirs.n))
+
+
 def paired_difference(
     model: Statistic,
     floor: Statistic,
@@ -206,8 +233,7 @@ def paired_difference(
 ) -> PairedDifference:
     """``model`` minus ``floor``, both over the same users in the same order, with a paired bootstrap interval."""
     resampled = bootstrap({"model": model, "floor": floor}, n_users, n_resamples, seed)
-    low, high = percentile_interval(resampled["model"] - resampled["floor"], confidence)
-    return PairedDifference(model.point - floor.point, low, high, min(model.n, floor.n))
+    return paired_on_draws(model, floor, resampled["model"], resampled["floor"], confidence)
 
 
 def _divide(above: Values, below: Values) -> Values:

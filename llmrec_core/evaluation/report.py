@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from llmrec_core.errors import InputError
-from llmrec_core.evaluation.intervals import PairedDifference, Statistic, percentile_interval
+from llmrec_core.evaluation.intervals import PairedDifference, Statistic, paired_on_draws
 from llmrec_core.evaluation.metrics import Values
 from llmrec_core.specs import LOWER_IS_BETTER, EvaluationSpec
+
+if TYPE_CHECKING:
+    from llmrec_core.evaluation.policy_cost import PolicyReport
 
 #: Below this many users a percentile interval is too narrow to be believed, so no verdict is given in favour.
 MIN_USERS = 10
@@ -62,9 +65,9 @@ class MetricValue:
 
     def as_json(self) -> dict[str, float | int | None]:
         return {
-            "mean": _finite(self.mean),
-            "ci_low": _finite(self.ci_low),
-            "ci_high": _finite(self.ci_high),
+            "mean": finite(self.mean),
+            "ci_low": finite(self.ci_low),
+            "ci_high": finite(self.ci_high),
             "n": self.n,
             "n_excluded": self.n_excluded,
         }
@@ -117,16 +120,23 @@ class EvaluationResult:
     n_users: int
     statistics: Mapping[tuple[str, str], Statistic]
     resampled: Mapping[tuple[str, str], Values]
+    #: Cost of the policies on the model's lists, and the lists with them; None where there were none.
+    policies: PolicyReport | None = None
+    with_policies: MetricReport | None = None
+
+    @property
+    def _measured(self) -> list[MetricReport]:
+        return [*self.models.values(), *([] if self.with_policies is None else [self.with_policies])]
 
     @property
     def per_user(self) -> pd.DataFrame:
-        """All models' per-user values, long."""
-        return pd.concat([report.per_user for report in self.models.values()], ignore_index=True)
+        """All models' per-user values, long; the lists with policies under a name of their own."""
+        return pd.concat([report.per_user for report in self._measured], ignore_index=True)
 
     @property
     def rankings(self) -> pd.DataFrame:
         """All models' lists, long."""
-        return pd.concat([report.rankings for report in self.models.values()], ignore_index=True)
+        return pd.concat([report.rankings for report in self._measured], ignore_index=True)
 
     def compare(self, model: str, floor: str, metric: str) -> PairedDifference:
         """``model`` minus ``floor`` on the same users, with a paired bootstrap interval.
@@ -142,9 +152,9 @@ class EvaluationResult:
                 known = ", ".join(self.models[name].metrics) or "none"
                 raise InputError(f"{name} has no metric {metric!r} here.", fix=f"It has: {known}.")
         ours, theirs = (model, metric), (floor, metric)
-        low, high = percentile_interval(self.resampled[ours] - self.resampled[theirs], self.spec.confidence)
         first, second = self.statistics[ours], self.statistics[theirs]
-        return PairedDifference(first.point - second.point, low, high, min(first.n, second.n))
+        draws = self.resampled[ours], self.resampled[theirs]
+        return paired_on_draws(first, second, *draws, self.spec.confidence)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -214,12 +224,13 @@ class EvaluationResult:
             "difference": None
             if difference is None
             else {
-                "mean": _finite(difference.mean),
-                "ci_low": _finite(difference.ci_low),
-                "ci_high": _finite(difference.ci_high),
+                "mean": finite(difference.mean),
+                "ci_low": finite(difference.ci_low),
+                "ci_high": finite(difference.ci_high),
                 "n": difference.n,
             },
             "verdict": verdict.sentence,
+            **({} if self.policies is None else {"policies": self.policies.as_json()}),
         }
 
 
@@ -227,5 +238,6 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:] if text.startswith("the ") else text
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """NaN and infinities as None, for JSON."""
     return float(value) if math.isfinite(value) else None

@@ -17,13 +17,14 @@ ALLOWED = {
     "specs": set(),
     "workspace": set(),
     "contracts": {"data"},
-    "presets": set(),
+    "presets": {"data"},
     "saved": set(),
     "feedback": {"data"},
     "data": set(),
     "prompts": {"data"},
     "baselines": {"data"},
     "evaluation": {"data"},
+    "policies": {"data"},
     "models": {"data", "prompts"},
     "training": {"data", "prompts", "models", "evaluation"},
     "recommenders": {"data", "prompts", "models", "training", "baselines", "evaluation"},
@@ -31,17 +32,17 @@ ALLOWED = {
     "figures": {"data"},
     "runs": {"data", "prompts"},
     "forgetting": {"data", "runs", "feedback"},
-    "serving": {"data", "explanation", "recommenders", "runs", "models"},
+    "serving": {"data", "explanation", "policies", "recommenders", "runs", "models"},
 }
 #: Modules that join rooms, beyond what their room may do.
 EXTRA = {
-    "runs/jobs.py": {"baselines", "evaluation", "models", "recommenders", "serving"},
+    "runs/jobs.py": {"baselines", "evaluation", "models", "policies", "presets", "recommenders", "serving"},
 }
 HEAVY = {"torch", "transformers", "peft", "shap", "accelerate"}
 LIGHT = [
     *["errors", "specs", "contracts", "workspace", "presets", "feedback", "cli", "data", "prompts", "baselines"],
     *["evaluation", "figures", "runs", "runs.worker", "runs.supervisor", "serving.client", "models.catalogue"],
-    *["forgetting", "data.privacy", "recommenders.leakage"],
+    *["forgetting", "data.privacy", "recommenders.leakage", "policies"],
 ]
 
 
