@@ -74,6 +74,7 @@ _FILE_OPTIONS = (
     "header_row",
     "layout",
     "missing",
+    "pairs",
     "table",
     "leave_out",
     "part",
@@ -96,6 +97,7 @@ _FILE_WORDS: dict[str, tuple[str, ...]] = {
     "header": ("yes", "no"),
     "leave_out": ("yes", "no"),
     "part": ("train", "valid", "test"),
+    "pairs": ("no", "rating", "time", "rating:time", "time:rating"),
 }
 
 

@@ -84,6 +84,7 @@ class FileMapping(_Part):
     header_row: int | None = Field(None, ge=1, le=1_000_000)
     table: Name | None = None
     missing: Name | None = None
+    pairs: Name | None = None
     #: role -> column; "" says that no column plays the role.
     roles: dict[Name, Column] = {}
     #: The columns that the table had, so that the same table is known again under another name.
@@ -158,7 +159,9 @@ def mapping_of(guesses: Iterable[ImportGuess], entries: Sequence[str] = ()) -> I
     files: dict[str, dict[str, Any]] = {place: {"leave_out": True} for place in sorted(out)}
     n_columns = 0
     for guess in guesses:
-        kept = {option: corrections.option(option, guess.file) for option in ("header_row", "table", "missing")}
+        kept = {
+            option: corrections.option(option, guess.file) for option in ("header_row", "table", "missing", "pairs")
+        }
         said: dict[str, Any] = {option: value for option, value in kept.items() if value}
         said |= {"part": guess.part} if guess.part else {}
         if guess.left_out:

@@ -269,7 +269,8 @@ def _instructions(seen: _Seen) -> list[PlannedTable]:
 
 def _records(seen: _Seen) -> list[PlannedTable]:
     told = seen.told if seen.told in ("histories", "impressions") else None
-    form = records.find_records(seen.source, seen.sample, seen.said, seen.guess.roles, told)
+    pairs = seen.corrections.option("pairs", seen.source.name)
+    form = records.find_records(seen.source, seen.sample, seen.said, seen.guess.roles, told, pairs)
     if form is None:
         return []
     shown = "candidates" in form.columns and not form.target
@@ -379,12 +380,15 @@ def _wide(seen: _Seen) -> list[PlannedTable]:
         return []
     why = _why(seen, "histories", "a user, then one item in every further column")
     note = f"{seen.source.columns[0]!r} is taken as the user, the other columns as items in their order"
-    reasons = dict.fromkeys(("user_id", "item_id", "kind", "layout"), why)
-    roles = {"user_id": "user_id", "item_id": "item_id"}
+    notes = [note]
+    pairs = lines.wide_pairs(seen.source, seen.sample, seen.corrections.option("pairs", seen.source.name))
+    if pairs is not None:
+        notes.append(f"cells hold {pairs.words}; pairs:FILE=no takes them whole")
+    source = lines.wide_source(seen.source, pairs)
+    roles = {column: column for column in source.columns}
+    reasons = dict.fromkeys((*roles, "kind", "layout"), why)
     origin = {"user_id": seen.source.columns[0]}
-    return [
-        PlannedTable(lines.wide_source(seen.source), "interactions", roles, "histories", (note,), reasons, origin)
-    ]  # fmt: skip
+    return [PlannedTable(source, "interactions", roles, "histories", tuple(notes), reasons, origin)]
 
 
 def _histories(seen: _Seen) -> list[PlannedTable]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from llmrec_core.data._encodings import detect_encoding, utf8_chunks
 from llmrec_core.data._layouts.adapters import TEXT, Converter, Long, Rows, adapted, cells_of, text_table
+from llmrec_core.data._layouts.pairs import Pairs, find_pairs
 from llmrec_core.data._raw import RawTable, Rejects, whole
 from llmrec_core.data._role_names import ROLES, USERISH, plain, rank_of
 from llmrec_core.data._sources import Source
@@ -147,6 +148,8 @@ def is_wide(source: Source, sample: pa.Table, told: bool) -> bool:
     widths = [sum(map(bool, row)) for row in rows]
     # Blank cells stand at the end alone: a matrix has them anywhere.
     packed = all(all(row[:width]) for row, width in zip(rows, widths, strict=True))
+    if packed and find_pairs([[cell for cell in row if cell] for row in rows]) is not None:
+        return True
     words = [cell for row in rows for cell in row if cell]
     alike = bool(words) and sum(
         len(w) <= 64 and any(c.isdigit() for c in w) and not re.search(r"[\s.]", w) for w in words
@@ -161,24 +164,44 @@ def is_wide(source: Source, sample: pa.Table, told: bool) -> bool:
     return not few and (min(widths) < max(widths) or (letters and common >= 0.2 and len(rest) >= 3))
 
 
-def wide_source(source: Source) -> Source:
-    """One row per filled cell behind the first: user_id, item_id, in the order of the columns."""
+def wide_pairs(source: Source, sample: pa.Table, told: str | None) -> Pairs | None:
+    """How the cells behind the first are pairs of an item and a number; None where they are items."""
+    cells = [[cell.strip() for cell in cells_of(sample, c).to_pylist()] for c in source.columns[1:]]
+    return find_pairs([[cell for cell in row if cell] for row in zip(*cells, strict=True)], told)
+
+
+def wide_source(source: Source, pairs: Pairs | None) -> Source:
+    """One row per filled cell behind the first: user_id, item_id, what pairs tell, in the order of the columns."""
     columns = list(source.columns)
-    return adapted(source, ("user_id", "item_id"), lambda: _Melt(columns[0], columns[1:]))
+    roles = [role for role in pairs.roles if role] if pairs else []
+    return adapted(source, ("user_id", "item_id", *roles), lambda: _Melt(columns[0], columns[1:], pairs))
 
 
 class _Melt(Converter):
-    def __init__(self, user: str, items: Sequence[str]) -> None:
-        self._user, self._items = user, items
+    def __init__(self, user: str, items: Sequence[str], pairs: Pairs | None) -> None:
+        self._user, self._items, self._pairs = user, items, pairs
 
     def __call__(self, table: pa.Table, lines: Rows) -> Long:
         n_rows, n_items = len(table), len(self._items)
+        roles = self._pairs.roles if self._pairs else ()
         if not n_rows:
-            return Long(text_table({"user_id": [], "item_id": []}), np.empty(0, np.int64))
+            names = ["user_id", "item_id", *(role for role in roles if role)]
+            return Long(text_table({name: [] for name in names}), np.empty(0, np.int64))
         cells = pc.utf8_trim_whitespace(pa.concat_arrays([cells_of(table, c) for c in self._items]))
         order = np.arange(n_items * n_rows, dtype=np.int64).reshape(n_items, n_rows).T.ravel()
         filled = np.asarray(pc.not_equal(cells, "").to_numpy(zero_copy_only=False), bool)
         order = order[filled[order]]
         rows = order % n_rows
+        found = pc.take(cells, pa.array(order))
+        further: dict[str, pa.Array] = {}
+        faults: list[tuple[int, str]] = []
+        if self._pairs is not None:
+            parts = [self._pairs.part(value) for value in found.to_pylist()]
+            told = np.array([part is not None for part in parts], bool)
+            fault = f"a value has not what the others have ({self._pairs.words})"
+            faults = [(row, fault) for row in dict.fromkeys(rows[~told].tolist())]
+            rows, good = rows[told], [part for part in parts if part is not None]
+            found = pa.array([part[0] for part in good], TEXT)
+            further = {role: pa.array([p[n] for p in good], TEXT) for n, role in enumerate(roles, 1) if role}
         users = pc.take(pc.utf8_trim_whitespace(cells_of(table, self._user)).cast(TEXT), pa.array(rows))
-        return Long(text_table({"user_id": users, "item_id": pc.take(cells, pa.array(order))}), rows)
+        return Long(text_table({"user_id": users, "item_id": found, **further}), rows, faults)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec_core.data._layouts.pairs import JOINT, Pairs, find_pairs
 from llmrec_core.data._role_names import rank_of
 
 TEXT = pa.large_string()
@@ -26,16 +27,27 @@ _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 class ListForm:
     """How the cells of a column hold several values.
 
-    ``keys``: role -> key, for lists of objects; ``unused``: their further keys, which no role has a use for.
+    ``keys``: role -> key, for lists of objects; ``unused``: their further keys, which no role has a use for. ``pairs``:
+    how each value is taken apart.
     """
 
     style: Literal["array", "objects", "split"]
     separator: str = ""
     keys: tuple[tuple[str, str], ...] = ()
     unused: tuple[str, ...] = ()
+    pairs: Pairs | None = None
+
+    @property
+    def roles(self) -> set[str]:
+        """What the values tell: item_id, rating, timestamp, title; empty where they are nothing but values."""
+        return {role for role, _ in self.keys} | {role for role in (self.pairs.roles if self.pairs else ()) if role}
 
     @property
     def words(self) -> str:
+        return self._list_words + (f"; {self.pairs.words}" if self.pairs else "")
+
+    @property
+    def _list_words(self) -> str:
         if self.style == "split":
             names = {" ": "spaces", "\t": "tabs", ",": "commas", ";": "semicolons"}
             return f"lists separated by {names.get(self.separator, self.separator)}"
@@ -104,6 +116,31 @@ def find_form(cells: Sequence[str], *, named: bool) -> ListForm | None:
     return best[1] if named or best[0] >= 0.5 else None
 
 
+def find_paired(cells: Sequence[str], told: str | None = None) -> ListForm | None:
+    """The form of cells whose values are pairs ("p1:4|p2:5"); None where there are none, or they hold single values.
+
+    Args:
+        told: as for :func:`find_pairs`.
+    """
+    filled = [cell.strip() for cell in cells if cell.strip()][:500]
+    if not filled or told == "no":
+        return None
+    if sum(cell[0] + cell[-1] in ("[]", "{}") for cell in filled) >= 0.9 * len(filled):
+        lists = [_entries(cell) or [] for cell in filled]
+        pairs = find_pairs([[_text(value) for value in values] for values in lists], told)
+        # Other objects than those of items and numbers are for :func:`find_form`.
+        plain = not any(isinstance(value, dict) for values in lists for value in values)
+        return ListForm("array", pairs=pairs) if pairs and plain else None
+    for separator in _SEPARATORS:
+        parts = [_split(cell, separator) for cell in filled]
+        if max(map(len, parts)) < 2:
+            continue
+        pairs = find_pairs(parts, told)
+        if pairs is not None and pairs.mark != separator:
+            return ListForm("split", separator, pairs=pairs)
+    return None
+
+
 def _decimal(cell: str) -> bool:
     return re.fullmatch(r"[+-]?\d+(,\d+)?", cell) is not None
 
@@ -127,8 +164,17 @@ def _object_keys(objects: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ..
 
 def unfold(cells: pa.Array, form: ListForm | None) -> Unfolded:
     """The values of every cell in order. Without a form a filled cell is one value."""
-    if form is None or form.style == "split":
-        return _unfold_split(pc.utf8_trim_whitespace(cells), "" if form is None else form.separator)
+    if form is None:
+        return _unfold_split(pc.utf8_trim_whitespace(cells), "")
+    if form.style == "split":
+        found = _unfold_split(pc.utf8_trim_whitespace(cells), form.separator)
+    else:
+        found = _unfold_json(cells, form)
+    return found if form.pairs is None else _parted(found, form.pairs)
+
+
+def _unfold_json(cells: pa.Array, form: ListForm) -> Unfolded:
+    read = _array if form.pairs is None else _entries
     counts = np.zeros(len(cells), np.int64)
     values: list[str] = []
     faults: dict[int, str] = {}
@@ -139,7 +185,7 @@ def unfold(cells: pa.Array, form: ListForm | None) -> Unfolded:
         cell = cell.strip()
         if not cell:
             continue
-        found = _array(cell)
+        found = read(cell)
         if found is None:
             faults[position] = f"{cell[:60]!r} is not a list"
             continue
@@ -159,6 +205,23 @@ def unfold(cells: pa.Array, form: ListForm | None) -> Unfolded:
     return Unfolded(
         counts, pa.array(values, TEXT), faults, {role: pa.array(cells, TEXT) for role, cells in further.items()}
     )
+
+
+def _parted(block: Unfolded, pairs: Pairs) -> Unfolded:
+    """The values taken apart; a cell with one that is no pair is a fault as a whole."""
+    found = [pairs.part(value) for value in block.values.to_pylist()]
+    faults = dict(block.faults)
+    parents = block.parents
+    for place in [place for place, parts in enumerate(found) if parts is None]:
+        value = str(block.values[place]).replace(JOINT, ", ")
+        faults.setdefault(int(parents[place]), f"{value[:60]!r} has not what the other values have ({pairs.words})")
+    counts = block.counts.copy()
+    counts[list(faults)] = 0
+    good = [parts for parts, parent in zip(found, parents.tolist(), strict=True) if parts and parent not in faults]
+    further = {
+        role: pa.array([parts[place] for parts in good], TEXT) for place, role in enumerate(pairs.roles, 1) if role
+    }
+    return Unfolded(counts, pa.array([parts[0] for parts in good], TEXT), faults, further)
 
 
 def _unfold_split(cells: pa.Array, separator: str) -> Unfolded:
@@ -189,6 +252,25 @@ def _array(cell: str) -> list[Any] | None:
     if not (cell.startswith("[") and cell.endswith("]")) or "{" in cell or "[" in cell[1:]:
         return None
     return [a or b or c for a, b, c in _QUOTED.findall(cell[1:-1])]
+
+
+def _entries(cell: str) -> list[Any] | None:
+    """The values of a list; those that are lists, and the fields of one object, as text with a joint between parts."""
+    found = _array(cell)
+    if found is None:
+        return None
+    if cell.startswith("{") and len(found) == 1 and isinstance(found[0], dict):
+        found = list(found[0].items())
+        return [_joined(pair) for pair in found] if all(_is_plain(value) for _, value in found) else None
+    return [_joined(v) if isinstance(v, list) and v and all(map(_is_plain, v)) else v for v in found]
+
+
+def _is_plain(value: object) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _joined(values: Sequence[object]) -> str:
+    return JOINT.join(map(_text, values))
 
 
 def read_array(cell: str) -> list[Any] | None:

@@ -119,6 +119,11 @@ def find_matrix(source: Source, sample: pa.Table, told: bool, missing: str | Non
     if not source.header and not header_row:
         ids = [str(number) for number in range(1, len(items) + 1)]
         notes.append("no header: items are called by the number of their column, from 1")
+    # {"user": "u1", "ratings": {"i1": 4}}: what stood in one field of an object is called "ratings.i1".
+    field = ids[0].partition(".")[0] + "." if ids else ""
+    if len(field) > 1 and len(ids) > 1 and all(name.startswith(field) and name != field for name in ids):
+        ids = [name.removeprefix(field) for name in ids]
+        notes.append(f"items are the names inside of {field.removesuffix('.')!r}")
     transposed = source.header and rank_of("item_id", first) is not None
     if transposed:
         notes.append(f"{first!r} names items: rows are taken as items, columns as users")

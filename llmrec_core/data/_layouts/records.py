@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from llmrec_core.data._layouts.adapters import Rows, cells_of
-from llmrec_core.data._layouts.lists import ListForm, find_form, unfold
+from llmrec_core.data._layouts.lists import ListForm, find_form, find_paired, unfold
 from llmrec_core.data._layouts.streams import Record, StreamForm, is_number, is_yes
 from llmrec_core.data._role_names import plain, rank_of
 from llmrec_core.data._sources import Source
@@ -42,7 +42,12 @@ class RecordForm:
 
 
 def find_records(
-    source: Source, sample: pa.Table, said: Mapping[str, str], roles: Mapping[str, str], told: str | None
+    source: Source,
+    sample: pa.Table,
+    said: Mapping[str, str],
+    roles: Mapping[str, str],
+    told: str | None,
+    pairs: str | None = None,
 ) -> RecordForm | None:
     """How a file tells histories or impressions; None where it does not.
 
@@ -50,6 +55,7 @@ def find_records(
         said: role -> column, as a person told.
         roles: what the columns are as a table of rows.
         told: the layout that somebody told, or None.
+        pairs: whether values of histories are pairs, as somebody told: "no", "rating", "rating:time" and the like.
     """
     cells = _Cells(sample)
     columns: dict[str, str] = {}
@@ -63,8 +69,11 @@ def find_records(
             found = next(iter(sorted(names, key=lambda c: rank_of(part, c) or 0)), None)
             if found is not None:
                 columns[part], reasons[part] = found, f"the column is called {found!r}"
+        for part in ("history_ratings", "history_labels", "history_times"):
+            if "history" not in columns and part in columns and find_paired(cells[columns[part]], pairs):
+                columns["history"], reasons["history"] = columns.pop(part), "its cells are lists of items and numbers"
         if "history" not in columns and "candidates" not in columns:
-            listed = _listed_ids(source, cells, roles, told)
+            listed = _listed_ids(source, cells, roles, told, pairs, columns.values())
             if listed is not None:
                 columns["history"], reasons["history"] = listed, "its cells are lists of ids"
         for part in ("user_id", "timestamp", "impression_id"):
@@ -95,6 +104,8 @@ def find_records(
         for part, column in columns.items()
         if part not in ("user_id", "timestamp", "impression_id")
     }
+    if "history" in columns:
+        lists["history"] = find_paired(cells[columns["history"]], pairs) or lists["history"]
     if labelled:
         lists["candidates"] = ListForm("split", " ")
     if following is not None:
@@ -104,9 +115,31 @@ def find_records(
     titles = _are_titles(cells, columns, lists)
     merged, repeat_note = _overlap(cells, columns, lists)
     notes = [f"{columns[p]!r} holds {form.words}" for p, form in lists.items() if form is not None]
+    notes += _pair_notes(cells, columns, lists, pairs)
     notes += [repeat_note] if repeat_note else []
     notes += _notes(columns, titles, labelled, target, merged)
     return RecordForm(columns, lists, titles, merged, labelled, target, tuple(notes), reasons)
+
+
+def _pair_notes(
+    cells: Mapping[str, Sequence[str]],
+    columns: Mapping[str, str],
+    lists: Mapping[str, ListForm | None],
+    told: str | None,
+) -> list[str]:
+    """How pairs are read otherwise, and what could be some."""
+    form = lists.get("history")
+    if form is None or told is not None:
+        return []
+    if form.pairs is not None:
+        return [f"values in {columns['history']!r} are taken apart; pairs:FILE=no takes them whole"]
+    values = unfold(pa.array(cells[columns["history"]][:200], pa.large_string()), form).values.to_pylist()
+    if values and all(_NUMBERED.fullmatch(value) for value in values):
+        return [f"items are called {values[0]!r} as a whole; pairs:FILE=rating takes the number for a rating"]
+    return []
+
+
+_NUMBERED = re.compile(r".+[:=]\d+")
 
 
 class _Cells(dict[str, list[str]]):
@@ -136,7 +169,12 @@ def _all_match(cells: Sequence[str], shape: re.Pattern[str]) -> bool:
 
 
 def _listed_ids(
-    source: Source, cells: Mapping[str, Sequence[str]], roles: Mapping[str, str], told: str | None
+    source: Source,
+    cells: Mapping[str, Sequence[str]],
+    roles: Mapping[str, str],
+    told: str | None,
+    pairs: str | None,
+    taken: Collection[str],
 ) -> str | None:
     """A column whose name is that of items ("movie_ids") or says nothing, and whose cells are lists of ids."""
     users = roles.get("user_id")
@@ -146,13 +184,17 @@ def _listed_ids(
         key = plain(column)
         plural = any(key.endswith(end) and (rank_of("item_id", key.removesuffix(end)) is not None) for end in _PLURALS)
         named = plural or roles.get("item_id") == column
-        form = find_form(cells[column], named=False)
-        if form is None or (form.style == "array" and not named and not _id_values(cells[column], form)):
+        form = find_paired(cells[column], pairs) or find_form(cells[column], named=False)
+        if form is None or column in taken:
+            continue
+        if form.style == "array" and form.pairs is None and not named and not _id_values(cells[column], form):
             continue
         if not source.header and list(source.columns)[1:] == [column] and _once(cells[source.columns[0]]):
             return column
         alone = users is not None and "item_id" not in roles
-        things = form.style == "objects" and any(rank_of("item_id", key) is not None for _, key in form.keys)
+        things = form.pairs is not None or (
+            form.style == "objects" and any(rank_of("item_id", key) is not None for _, key in form.keys)
+        )
         if named or told == "histories" or (alone and (things or _once(cells[users or ""]))):
             return column
     if told == "histories" and len(source.columns) == 2:
@@ -347,7 +389,7 @@ def _is_label(word: str) -> bool:
 
 def _keys(lists: Mapping[str, ListForm | None]) -> set[str]:
     form = lists.get("history")
-    return set() if form is None else {role for role, _ in form.keys}
+    return set() if form is None else form.roles
 
 
 class _Lists:
