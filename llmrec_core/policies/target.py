@@ -15,7 +15,7 @@ import numpy as np
 from llmrec_core.contracts import FloatArray, IntArray, Recommender
 from llmrec_core.data.item_features import ItemFeatures
 from llmrec_core.policies.chain import PolicyChain
-from llmrec_core.specs import NoveltySpec, PolicySpec
+from llmrec_core.specs import DiversitySpec, NoveltySpec, PolicySpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Split
@@ -47,7 +47,7 @@ def build_chain(
     Raises:
         InputError: see :class:`PolicyChain`.
     """
-    notes = []
+    notes: list[str] = []
     n_ranked = getattr(recommender.spec, "n_candidates", None)
     if n_ranked is not None and max(n_ranked, k) < depth:
         # What stands behind them was never compared with them: its scores say nothing but an order.
@@ -55,7 +55,7 @@ def build_chain(
         notes.append(f"policies choose from {depth} items of each user: the recommender compares no more.")
     wanted = next((p for p in policies if isinstance(p, NoveltySpec) and p.strength is None), None)
     known = [p.model_copy(update={"strength": 0.0}) if p is wanted else p for p in policies]
-    chain = PolicyChain(known, depth, split.dataset, ItemFeatures.of(split), item_vectors(recommender), notes)
+    chain = PolicyChain(known, depth, split.dataset, ItemFeatures.of(split), _vectors(policies, recommender), notes)
     return chain if wanted is None else _raised(chain, wanted, recommender, split, k, seed)
 
 
@@ -106,10 +106,13 @@ def smallest(enough: Callable[[float], bool], most: float) -> float | None:
     return high
 
 
-def item_vectors(recommender: Recommender) -> FloatArray | None:
-    """[n_items, size] where the recommender places items in a space; None where it does not."""
-    found = getattr(recommender, "item_vectors", None)
-    return None if found is None else np.asarray(found(), np.float32)
+def _vectors(policies: Sequence[PolicySpec], recommender: Recommender) -> FloatArray | None:
+    """Item vectors of the recommender, asked for only where a policy compares items; None where it has none."""
+    offered = getattr(recommender, "item_vectors", None)
+    if offered is None or not any(isinstance(policy, DiversitySpec) for policy in policies):
+        return None
+    found = offered()
+    return None if found is None else np.asarray(found, np.float32)
 
 
 def _mean_surprise(items: IntArray, features: ItemFeatures) -> float:
