@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from llmrec_core.errors import SpecError
 from llmrec_core.specs import RunSpec, parse_run_spec
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -140,15 +143,37 @@ def find_preset(name: str) -> Preset:
         ) from None
 
 
-def preset_spec(name: str, dataset: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+def preset_spec(name: str, dataset: str | Dataset, overrides: Mapping[str, Any] | None = None) -> RunSpec:
     """The preset's spec on ``dataset``, with ``overrides`` (dotted path -> value) laid over it.
+
+    Given a :class:`Dataset` instead of its name, the preset first takes over what suits that data (filters that leave
+    something, the split of instruction records); :func:`preset_reasons` says what and why. Overrides always win.
 
     Raises:
         SpecError: unknown preset, or a field that does not exist or does not accept the value.
     """
+    spec = _plain_preset(name, dataset if isinstance(dataset, str) else dataset.name)
+    if not isinstance(dataset, str):
+        from llmrec_core.data.suiting import suited
+
+        for choice in suited(spec, dataset):
+            spec = override_spec(spec, choice.fields)
+    return override_spec(spec, overrides or {})
+
+
+def preset_reasons(spec: RunSpec, dataset: Dataset) -> list[str]:
+    """Why the preset of ``spec`` is another on this data than elsewhere; only what ``spec`` still holds is told."""
+    from llmrec_core.data.suiting import suited
+
+    if spec.preset not in PRESETS:
+        return []
+    plain = _plain_preset(spec.preset, dataset.name)
+    return [choice.why for choice in suited(plain, dataset) if override_spec(spec, choice.fields) == spec]
+
+
+def _plain_preset(name: str, dataset: str) -> RunSpec:
     preset = find_preset(name)
-    base = parse_run_spec({**preset.fields, "preset": name, "dataset": {"name": dataset}}, where=f"preset {name}")
-    return override_spec(base, overrides or {})
+    return parse_run_spec({**preset.fields, "preset": name, "dataset": {"name": dataset}}, where=f"preset {name}")
 
 
 def override_spec(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:

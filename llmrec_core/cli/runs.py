@@ -64,7 +64,9 @@ def train(
     if preset is not None:
         if dataset is None:
             raise SpecError("--preset needs --dataset.", where="--dataset", fix="See `llmrec data list`.")
-        spec = preset_spec(preset, dataset, overrides)
+        from llmrec_core.data import DatasetStore
+
+        spec = preset_spec(preset, DatasetStore(place).load(dataset), overrides)
     else:
         assert spec_file is not None
         raw = _read_spec(spec_file)

@@ -16,6 +16,7 @@ from llmrec_core.errors import DataError, RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
 from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
 from llmrec_core.models.device import resolve_device
+from llmrec_core.presets import preset_reasons
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.leakage import leakage_report
 from llmrec_core.runs.store import RunStore
@@ -43,6 +44,9 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
     run.set_device(device)
     run.emit("stage", stage="data")
     dataset = DatasetStore(run.workspace).load(spec.dataset.name, spec.dataset.version)
+    if spec.kind == "train":
+        for reason in preset_reasons(spec, dataset):
+            run.emit("log", level="info", message=f"Preset {spec.preset}: {reason}")
     split = make_split(dataset, spec.split)
     run.emit("log", level="info", message=split.describe())
     _check_leakage(split, spec, run)

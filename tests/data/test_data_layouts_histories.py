@@ -215,7 +215,7 @@ def test_histories_without_users(tmp_path: Path) -> None:
     (planned,) = plan(
         put(tmp_path, "h.csv", "prev_items,locale,next_item\ni1 i2,DE,i3\ni4 i5,FR,i6\n"), "history=prev_items"
     )
-    assert rows(planned)[:3] == [("record-2", "i1"), ("record-2", "i2"), ("record-2", "i3")]
+    assert rows(planned)[:3] == [("h.csv:2", "i1"), ("h.csv:2", "i2"), ("h.csv:2", "i3")]
     assert any("user of its own" in note for note in planned.notes)
 
 

@@ -145,8 +145,9 @@ def test_json_lines_with_titles_and_no_users(tmp_path: Path) -> None:
     titles = dict(zip(dataset.items["item_id"], dataset.items["title"], strict=True))
     assert set(titles.values()) == {"The Long Road", "Blue, Again", "Red Hour"}
     assert [(u, titles[i], r) for u, i, r in zip(table["user_id"], table["item_id"], table["rating"], strict=True)] == [
-        ("record-1", "The Long Road", 1.0), ("record-1", "Blue, Again", 0.0), ("record-1", "Red Hour", 1.0),
-        ("record-2", "Blue, Again", 1.0), ("record-2", "The Long Road", 0.0),
+        ("clicks.jsonl:1", "The Long Road", 1.0), ("clicks.jsonl:1", "Blue, Again", 0.0),
+        ("clicks.jsonl:1", "Red Hour", 1.0),
+        ("clicks.jsonl:2", "Blue, Again", 1.0), ("clicks.jsonl:2", "The Long Road", 0.0),
     ]  # fmt: skip
     assert any("user of its own" in warning for warning in report.warnings)
     assert any("made from these" in warning for warning in report.warnings)
@@ -221,7 +222,21 @@ def test_liked_and_disliked_titles_become_interactions(tmp_path: Path) -> None:
 def test_records_in_one_line_are_users_of_their_own(tmp_path: Path) -> None:
     records = [instruction(["North"], [], "South", "Yes."), instruction(["South"], [], "North", "No.")]
     tables = plan(put(tmp_path, "train.json", json.dumps(records)))
-    assert [row[0] for row in rows(tables["interactions"])] == ["record-1", "record-1", "record-1.2", "record-1.2"]
+    assert [row[0] for row in rows(tables["interactions"])] == [
+        "train.json:1",
+        "train.json:1",
+        "train.json:1.2",
+        "train.json:1.2",
+    ]
+
+
+def test_records_of_two_files_are_never_one_user(tmp_path: Path) -> None:
+    records = [instruction(["North"], [], "South", "Yes."), instruction(["South"], [], "North", "No.")]
+    _, dataset = imported(
+        tmp_path, put(tmp_path, "train.jsonl", jsonl(*records)), put(tmp_path, "test.jsonl", jsonl(*records))
+    )
+    assert dataset.user_ids.tolist() == ["test.jsonl:1", "test.jsonl:2", "train.jsonl:1", "train.jsonl:2"]
+    assert dataset.interactions["user_id"].value_counts().tolist() == [2] * 4
 
 
 def test_a_record_that_asks_about_nothing_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def instruction_stream(form: InstructionForm) -> StreamForm:
 
 def record_tables(source: Source, form: InstructionForm) -> tuple[Source, Source]:
     """(interactions, items) of records of which only the answer can be read."""
-    interactions = adapted(source, ("user_id", "item_id", "rating"), lambda: _Answers(form))
+    interactions = adapted(source, ("user_id", "item_id", "rating"), lambda: _Answers(source.name, form))
     fields = [part for part in ("instruction", "input") if form.roles.get(part)]
     items = adapted(source, ("item_id", "title", *fields), lambda: _Texts(form, fields), tells_rejects=False)
     return interactions, items
@@ -180,8 +180,8 @@ def _prompts(form: InstructionForm, table: pa.Table) -> list[tuple[str, ...]]:
 
 
 class _Answers(Converter):
-    def __init__(self, form: InstructionForm) -> None:
-        self._form, self._names = form, Names()
+    def __init__(self, file: str, form: InstructionForm) -> None:
+        self._form, self._names = form, Names(file)
 
     def __call__(self, table: pa.Table, lines: Rows) -> Long:
         names = [self._names.of(line) for line in lines.tolist()]
@@ -189,7 +189,7 @@ class _Answers(Converter):
         rows = [row for row, answer in enumerate(answers) if answer is not None]
         keys = [_key(texts) for texts in _prompts(self._form, table)]
         columns = {
-            "user_id": [f"record-{names[row]}" for row in rows],
+            "user_id": [names[row] for row in rows],
             "item_id": [keys[row] for row in rows],
             "rating": [str(int(bool(answers[row]))) for row in rows],
         }

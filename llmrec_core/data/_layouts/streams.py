@@ -45,16 +45,20 @@ class Record:
 
 
 class Names:
-    """Names of records in one pass: of their users, or of the line where they begin and their place in it."""
+    """Names of records that have none, in one pass: their file, the line where they begin and their place in it.
 
-    def __init__(self) -> None:
+    The file is part of it: line 1 of a training file and line 1 of a test file are two records.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
         self._line = self._place = 0
 
     def of(self, line: int) -> str:
-        """ "17" for the first record of line 17, then "17.2", "17.3". To be asked once for every record, in order."""
+        """ "a.json:17" for the first record of line 17, then "a.json:17.2". To be asked once a record, in order."""
         self._place = self._place + 1 if line == self._line else 1
         self._line = line
-        return str(line) if self._place == 1 else f"{line}.{self._place}"
+        return f"{self._file}:{line}" if self._place == 1 else f"{self._file}:{line}.{self._place}"
 
 
 #: Reads a block: one record per row of the table, in order.
@@ -112,7 +116,7 @@ def interactions_of(source: Source, form: StreamForm, notes: Sequence[str] = ())
         ready = form
         if form.timed and not form.timed_history and form.merged and form.user_column:
             ready = replace(form, earliest=_earliest(source, form))
-        return _Events(ready)
+        return _Events(source.name, ready)
 
     return adapted(source, columns, make, notes=notes)
 
@@ -120,7 +124,7 @@ def interactions_of(source: Source, form: StreamForm, notes: Sequence[str] = ())
 def impressions_of(source: Source, form: StreamForm) -> Source:
     """One row per shown candidate: impression_id, user_id, time, item_id, label, position (from 1)."""
     columns = [c for c in _SHOWN if c != "time" or form.timed or form.timed_history]
-    return adapted(source, columns, lambda: _Shown(form), tells_rejects=False)
+    return adapted(source, columns, lambda: _Shown(source.name, form), tells_rejects=False)
 
 
 def titles_of(source: Source, form: StreamForm) -> Source:
@@ -151,8 +155,8 @@ def _earliest(source: Source, form: StreamForm) -> dict[str, str]:
 
 
 class _Events(Converter):
-    def __init__(self, form: StreamForm) -> None:
-        self._form, self._names = form, Names()
+    def __init__(self, file: str, form: StreamForm) -> None:
+        self._form, self._names = form, Names(file)
         self._told: dict[str, array[int]] = {}
         self._last: dict[str, int] = {}
 
@@ -170,7 +174,7 @@ class _Events(Converter):
                 faults.append((row, record.fault))
                 continue
             name = title_id if form.titles else str
-            user = record.user or f"record-{own}"
+            user = record.user or own
             skip = self._known(user, record.history) if form.merged and record.user else 0
             before = form.earliest.get(record.user, record.time)
             for place in range(skip, len(record.history)):
@@ -239,8 +243,8 @@ _SHOWN = ("impression_id", "user_id", "time", "item_id", "label", "position")
 
 
 class _Shown(Converter):
-    def __init__(self, form: StreamForm) -> None:
-        self._form, self._names = form, Names()
+    def __init__(self, file: str, form: StreamForm) -> None:
+        self._form, self._names = form, Names(file)
 
     def __call__(self, table: pa.Table, lines: Rows) -> Long:
         cells: dict[str, list[str]] = {name: [] for name in _SHOWN}
@@ -252,7 +256,7 @@ class _Shown(Converter):
             n_shown = len(record.candidates)
             liked = [is_yes(label) for label in record.labels]
             cells["impression_id"] += [record.number or own] * n_shown
-            cells["user_id"] += [record.user or f"record-{own}"] * n_shown
+            cells["user_id"] += [record.user or own] * n_shown
             cells["time"] += [record.time] * n_shown
             cells["item_id"] += [title_id(c) for c in record.candidates] if self._form.titles else record.candidates
             cells["label"] += [

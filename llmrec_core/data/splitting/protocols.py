@@ -251,7 +251,9 @@ def _users_held_out(rows: Rows, spec: SplitSpec, n_known: IntArray) -> Cut:
 
 
 def _records(rows: Rows, spec: SplitSpec) -> Cut:
-    """The last row of each user is learned or asked, by lot; all rows before it are known and nothing else.
+    """The last row of each user is learned or asked; all rows before it are known and nothing else.
+
+    Which are asked, the parts that came with the data say; without them, or without validation, it is drawn.
 
     An instruction record becomes a user whose last row is the judged item. What the record tells before it is no
     question that anybody answered: its order is that of the text (first all likes, then all dislikes), so a model
@@ -260,11 +262,22 @@ def _records(rows: Rows, spec: SplitSpec) -> Cut:
     part = rows.no_part()
     part[rows.order] = KNOWN
     last = rows.order[rows.starts[1:][rows.counts > 0] - 1]
-    n_test, n_valid = _share(len(last), spec.test_fraction), _share(len(last), spec.valid_fraction)
     drawn = np.random.default_rng(spec.seed).permutation(last)
     part[last] = TRAIN
-    part[drawn[:n_test]], part[drawn[n_test : n_test + n_valid]] = TEST, VALID
-    return Cut(part)
+    notes: tuple[str, ...] = ()
+    given = given_parts(rows.dataset)
+    if given is not None and (given[last] == TEST).any():
+        part[last] = given[last]
+        missing = " Validation records are drawn from the training, since none came." * bool(
+            (given[last] != VALID).all()
+        )
+        notes = (f"The parts that came with the data are kept.{missing}",)
+    else:
+        part[drawn[: _share(len(last), spec.test_fraction)]] = TEST
+    if (part[last] != VALID).all():
+        drawn = drawn[part[drawn] == TRAIN]
+        part[drawn[: _share(len(last), spec.valid_fraction)]] = VALID
+    return Cut(part, notes=notes)
 
 
 def _cold_item(rows: Rows, spec: SplitSpec) -> Cut:

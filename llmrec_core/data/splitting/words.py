@@ -90,7 +90,7 @@ PROTOCOLS: dict[str, ProtocolGuide] = {
         "One question a record",
         "The last row of each user is the question, for training or held out; what stands before it is known.",
         "For instruction records: each is a user of its own, who is asked about the item that the record judges. What "
-        "a record tells before that is never trained on.",
+        "a record tells before that is never trained on. Data that came split stays in its parts.",
         (*_SHARES, "seed"),
     ),
 }
@@ -183,8 +183,9 @@ def _cut(split: Split) -> str:
             )
         case "records":
             return (
-                f"One question a record: the last row of each user is trained on or asked, "
-                f"{shares.format('of users')}; all rows before it are known and never trained on."
+                "One question a record: the last row of each user is trained on or asked, "
+                f"{'as the data came split' if split.notes else shares.format('of users')}; all rows before it are "
+                "known and never trained on."
             )
     return ""
 
