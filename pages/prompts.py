@@ -40,6 +40,7 @@ _HELP = {
     "profile": "what is known of the user: `profile.items()`",
     "context": "the situation: `context.items()`",
     "candidate": "the item asked about: `title`, `fields`, `named`",
+    "candidates": "a list of items, where a list is ranked; each has `letter` too",
     "n_history": "how many past items are offered",
 }
 

@@ -165,7 +165,7 @@ def load_backbone(
         weights: dict[str, Tensor] = {}
         for name in facts.weight_files:
             weights.update(load_file(facts.folder / name))
-        with _quiet():
+        with quiet():
             # No path is handed over: with the state given, transformers reads no file and asks no hub.
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=weights, dtype=dtype, attn_implementation=chosen,
@@ -297,7 +297,7 @@ def _model_class(config: PreTrainedConfig) -> Any:
 
 def _check_skeleton(facts: ModelFacts, config: PreTrainedConfig, model_class: Any) -> None:
     """Refuses a configuration that asks for more weights than the files hold, before memory is taken for them."""
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         skeleton: nn.Module = model_class(config)
     needed = sum(p.numel() for name, p in skeleton.named_parameters() if not name.startswith("pooler."))
     if needed > facts.n_parameters:
@@ -309,7 +309,7 @@ def _check_skeleton(facts: ModelFacts, config: PreTrainedConfig, model_class: An
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no advice about unused heads: what matters is checked and raised as an error."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

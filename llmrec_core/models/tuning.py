@@ -1,4 +1,4 @@
-"""Which weights of a backbone are trained: all, the last layers, or low-rank adapters (LoRA).
+"""Which weights of a backbone are trained: all, the last layers, low-rank adapters (LoRA), or none.
 
 The model is changed in place and keeps its class and its forward, so nothing downstream knows how it is tuned.
 """
@@ -35,6 +35,7 @@ def apply_tuning(model: PreTrainedModel, spec: TuningSpec, *, seed: int = 0) -> 
     - top-layers: the last ``n_top_layers`` layers and the norm behind them; everything below is frozen.
     - lora: adapters on every linear layer of the stack, starting at no change; the embedding tables too, in full,
       unless ``freeze_embeddings``.
+    - none: nothing; the model answers as it came (zero-shot).
 
     Args:
         seed: of the adapters' initial weights; the global generator is left as it was.
@@ -48,6 +49,8 @@ def apply_tuning(model: PreTrainedModel, spec: TuningSpec, *, seed: int = 0) -> 
             _embeddings_require_grad(model, False)
     elif spec.method == "top-layers":
         _tune_top_layers(model, spec.n_top_layers)
+    elif spec.method == "none":
+        model.requires_grad_(False)
     else:
         _add_lora(model, spec, seed)
         if not spec.freeze_embeddings:

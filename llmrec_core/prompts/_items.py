@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 #: Shown in the place of a candidate field that the query hides.
 UNKNOWN = "unknown"
+#: What candidates of a list are called; also the most that a list may hold.
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#: Origin of texts of candidates that are not asked about: they are clipped like the others, and are no players.
+OTHER = "other candidate"
 #: Items whose texts are kept ready.
 _MAX_CACHED_ITEMS = 100_000
 
@@ -164,15 +168,27 @@ class Candidate(Record):
         item: its texts.
         hidden: columns shown as "unknown".
         limits: column -> most characters, where the budget asks for less than the usual clip.
+        letter: what it is called in a list of candidates.
+        asked: False for one that stands in a list beside the one that is asked about.
     """
 
-    __slots__ = ("_fields", "_hidden", "_item", "_limits", "_named")
+    __slots__ = ("_fields", "_hidden", "_item", "_kind", "_letter", "_limits", "_named")
 
-    def __init__(self, item: ItemTexts, hidden: frozenset[str], limits: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        item: ItemTexts,
+        hidden: frozenset[str],
+        limits: Mapping[str, int] | None = None,
+        *,
+        letter: str = LETTERS[0],
+        asked: bool = True,
+    ) -> None:
         super().__init__()
         self._item = item
         self._hidden = hidden
         self._limits = limits or {}
+        self._letter = letter
+        self._kind = "candidate" if asked else OTHER
         shown = [(column, self._text(column)) for column in item._shelf.fields]
         self._named = [(column, text) for column, text in shown if text]
         parts: list[str] = []
@@ -186,17 +202,19 @@ class Candidate(Record):
             # Marked like the value it stands for: models cut a prompt where its candidate begins, and hiding a field
             # must not move that place.
             value = UNKNOWN
-        return Text.of(clip(value, self._limits.get(column, len(value))), ("candidate", column))
+        return Text.of(clip(value, self._limits.get(column, len(value))), (self._kind, column))
 
     def lookup(self, name: str) -> Any:
         if name == "fields":
             return self._fields
         if name == "named":
             return self._named
+        if name == "letter":
+            return self._letter
         return self._text(name) if name in self._item._shelf.columns else MISSING
 
     def known_fields(self) -> Iterable[str]:
-        return dict.fromkeys(["title", "fields", "named", *self._item._shelf.columns])
+        return dict.fromkeys(["title", "fields", "named", "letter", *self._item._shelf.columns])
 
 
 def usable(value: float | None) -> float | None:

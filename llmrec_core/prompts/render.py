@@ -10,13 +10,14 @@ import gc
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmrec_core.contracts import TITLE, Query, RenderedPrompt, Span, SpanKind
 from llmrec_core.errors import InputError, SpecError, TemplateError
 from llmrec_core.prompts._items import (
+    LETTERS,
+    OTHER,
     Candidate,
     Cleaner,
     HistoryEntry,
@@ -27,6 +28,7 @@ from llmrec_core.prompts._items import (
     show_day,
 )
 from llmrec_core.prompts._operations import Fields
+from llmrec_core.prompts._search import Around, Job, Known
 from llmrec_core.prompts._text import Origin, Text
 from llmrec_core.prompts.sandbox import Program
 from llmrec_core.prompts.templates import prompt_sandbox, template_source
@@ -41,10 +43,14 @@ _MAX_CACHED = 100_000
 _MIN_TITLE_CHARS = 8
 #: (kind, ref) -> most characters of that value.
 Limits = Mapping[Origin, int]
+#: (query, items, position of the item that is asked about or None for all).
+CandidateList = tuple[Query, Sequence[int], int | None]
 
 
 #: Prompts worked on at a time.
 _BLOCK = 2_048
+#: Tokens that a line of a list takes besides its texts; it only steers the search.
+_LINE = 4
 #: More tokens than any budget.
 _NEVER = 1_000_000
 
@@ -59,83 +65,6 @@ def _collector_at_rest() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-@dataclass(frozen=True)
-class _Around:
-    """Tokens that a template spends besides titles and fields; they only steer the search for the longest history.
-
-    Attributes:
-        prompt: around the candidate, without history.
-        entry: around one ordinary history entry.
-        least: around an entry of which nothing but the title is known.
-        fields: whether entries show their fields.
-    """
-
-    prompt: int
-    entry: int
-    least: int
-    fields: bool
-
-
-class _Known:
-    """What one query offers, prepared once for all its candidates."""
-
-    __slots__ = ("context", "costs", "entries", "extra", "least", "profile", "query")
-
-    def __init__(self, query: Query, entries: list[HistoryEntry], profile: Fields, context: Fields, extra: int) -> None:
-        self.query = query
-        self.entries = entries
-        self.profile = profile
-        self.context = context
-        #: Estimated tokens of profile and context.
-        self.extra = extra
-        #: Estimated tokens of the newest 0, 1, 2 ... entries.
-        self.costs: list[int] = [0]
-        #: The least that the newest, second-newest ... entry can take.
-        self.least: list[int] = []
-
-
-class _Job:
-    """The search for one prompt: the newest ``fits`` entries fit (-1: not known), ``too_many`` do not."""
-
-    __slots__ = ("candidate", "fits", "idx", "known", "n_tokens", "pieces", "probe", "text", "too_many")
-
-    def __init__(self, known: _Known, idx: int, candidate: Candidate, probe: int) -> None:
-        self.known = known
-        self.idx = idx
-        self.candidate = candidate
-        self.fits = -1
-        self.too_many = len(known.entries) + 1
-        self.probe = probe
-        self.pieces: list[str] = []
-        self.text = ""
-        self.n_tokens = 0
-
-    def learn(self, fits: bool, room: int) -> bool:
-        """Takes in how the probe went and chooses the next; True when the search is over.
-
-        The first steps go one by one from the estimate, which is seldom far off; then the range is halved.
-
-        Args:
-            fits: whether the probe was inside the budget.
-            room: tokens that it left; when one entry more takes at least as many, that one need not be tried.
-        """
-        probed = self.probe
-        near = self.fits < 0 and self.too_many > len(self.known.entries)
-        if fits:
-            self.fits = probed
-            if probed < len(self.known.least) and self.known.least[probed] > room:
-                self.too_many = probed + 1
-        else:
-            self.too_many = probed
-        if self.too_many - self.fits <= 1:
-            return True
-        if near:
-            self.probe = probed + 1 if fits else probed - 1
-        else:
-            self.probe = (self.fits + self.too_many) // 2
-        return False
 
 
 class PromptRenderer:
@@ -190,26 +119,50 @@ class PromptRenderer:
             return [
                 prompt
                 for start in range(0, len(pairs), _BLOCK)
-                for prompt in self._render_block(pairs[start : start + _BLOCK])
+                for prompt in self._render_block([(q, (item,), 0) for q, item in pairs[start : start + _BLOCK]])
             ]
 
-    def _render_block(self, pairs: Sequence[tuple[Query, int]]) -> list[RenderedPrompt]:
+    def render_lists(self, lists: Sequence[CandidateList]) -> list[RenderedPrompt]:
+        """Prompts of (query, items, asked), the items lettered in their order: for templates that read ``candidates``.
+
+        ``asked`` is the position of the one item that is asked about: only its fields are spans and only its fields
+        can be hidden. None: all of them are.
+
+        Raises:
+            InputError: an item outside the catalogue, or no item or more than there are letters.
+            TemplateError: as :meth:`render`.
+        """
+        with _collector_at_rest():
+            return [
+                prompt
+                for start in range(0, len(lists), _BLOCK)
+                for prompt in self._render_block(lists[start : start + _BLOCK])
+            ]
+
+    @property
+    def reads_lists(self) -> bool:
+        """Whether the template shows a list of candidates."""
+        return "candidates" in self._program.reads
+
+    def clean(self, value: str) -> str:
+        """``value`` as prompts show it, in whole: one line, without control characters and control tokens."""
+        return self._cleaner.clean(value)
+
+    def _render_block(self, lists: Sequence[CandidateList]) -> list[RenderedPrompt]:
         budget = self.spec.max_tokens
-        known: dict[int, _Known] = {}
+        known: dict[int, Known] = {}
         jobs = []
-        for query, item_idx in pairs:
-            idx = int(item_idx)
-            if not 0 <= idx < len(self._shelf.ids):
-                raise InputError(
-                    f"item number {idx} is outside the catalogue of {len(self._shelf.ids)} items.", where="item_idx"
-                )
+        for query, items, asked in lists:
+            shown = [int(item) for item in items]
+            self._check_items(shown)
             prepared = known.get(id(query))
             if prepared is None:
                 prepared = known[id(query)] = self._prepare(query)
-            jobs.append(_Job(prepared, idx, self._candidate(idx, query.hidden_fields), self._estimate(prepared, idx)))
+            candidates = self._candidates_of(shown, asked, query.hidden_fields)
+            jobs.append(Job(prepared, shown, asked, candidates, self._estimate(prepared, shown)))
         searching = jobs
         while searching:
-            drawn = [self._draw(job.known, job.candidate, job.probe) for job in searching]
+            drawn = [self._draw(job.known, job.candidates, job.probe) for job in searching]
             texts = ["".join(pieces).strip() for pieces in drawn]
             still = []
             for job, pieces, text, n_tokens in zip(searching, drawn, texts, self.counter.count(texts), strict=True):
@@ -223,7 +176,7 @@ class PromptRenderer:
 
     # ---- preparing ---------------------------------------------------------------------------------------------------
 
-    def _prepare(self, query: Query) -> _Known:
+    def _prepare(self, query: Query) -> Known:
         history = query.history
         first = max(0, len(history) - self.spec.max_history)
         entries = history_entries(
@@ -236,7 +189,7 @@ class PromptRenderer:
         )
         profile, context = self._person(query, {})
         shown = [*profile.mapping().values(), *context.mapping().values()]
-        known = _Known(query, entries, profile, context, sum(self._cost_of(value) + 3 for value in shown))
+        known = Known(query, entries, profile, context, sum(self._cost_of(value) + 3 for value in shown))
         total = 0
         for event in reversed(history[first:]):
             title, fields = self._costs(self._shelf.of_id(event.item_id))
@@ -268,6 +221,31 @@ class PromptRenderer:
         value = clip(value, limits.get((kind, ref), len(value)))
         return Text.of(value, (kind, ref)) if value else None
 
+    def _check_items(self, items: Sequence[int]) -> None:
+        for idx in items:
+            if not 0 <= idx < len(self._shelf.ids):
+                raise InputError(
+                    f"item number {idx} is outside the catalogue of {len(self._shelf.ids)} items.", where="item_idx"
+                )
+        if not 1 <= len(items) <= len(LETTERS):
+            raise InputError(f"a list of {len(items)} candidates; it may hold 1 to {len(LETTERS)}.", where="item_idx")
+
+    def _candidates_of(self, items: Sequence[int], asked: int | None, hidden: frozenset[str]) -> Sequence[Candidate]:
+        if len(items) == 1:
+            return (self._candidate(items[0], hidden),)
+        return self._lettered(items, asked, hidden, {})
+
+    def _lettered(
+        self, items: Sequence[int], asked: int | None, hidden: frozenset[str], limits: Mapping[str, int]
+    ) -> Sequence[Candidate]:
+        return [
+            Candidate(
+                self._shelf.of_idx(idx), hidden if asked in (None, n) else frozenset(), limits, letter=LETTERS[n],
+                asked=asked in (None, n),
+            )
+            for n, idx in enumerate(items)
+        ]  # fmt: skip
+
     def _candidate(self, idx: int, hidden: frozenset[str]) -> Candidate:
         key = (idx, hidden)
         found = self._candidates.get(key)
@@ -279,7 +257,7 @@ class PromptRenderer:
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
-    def _draw(self, known: _Known, candidate: Candidate, n_history: int) -> list[str]:
+    def _draw(self, known: Known, candidates: Sequence[Candidate], n_history: int) -> list[str]:
         """The output with the newest ``n_history`` entries."""
         entries = known.entries[len(known.entries) - n_history :]
         reads = self._program.reads
@@ -287,7 +265,8 @@ class PromptRenderer:
             "history": entries,
             "profile": known.profile,
             "context": known.context,
-            "candidate": candidate,
+            "candidate": candidates[0],
+            "candidates": list(candidates),
             "n_history": len(known.query.history),
         }
         if "liked" in reads:
@@ -298,7 +277,7 @@ class PromptRenderer:
             variables["neutral"] = [entry for entry in entries if entry.liked is None]
         return self._program.pieces(variables)
 
-    def _finish(self, job: _Job, clipped: Sequence[str] = ()) -> RenderedPrompt:
+    def _finish(self, job: Job, clipped: Sequence[str] = ()) -> RenderedPrompt:
         text, whole = job.text, "".join(job.pieces)
         position = -(len(whole) - len(whole.lstrip()))
         end = len(text)
@@ -307,37 +286,42 @@ class PromptRenderer:
         for piece in job.pieces:
             if type(piece) is Text:
                 for a, b, (kind, ref) in piece.marks:
+                    if kind == OTHER:
+                        continue
                     start, stop = max(0, a + position), min(b + position, end)
                     if start < stop:
                         spans.append(Span(start, stop, _KINDS[kind], ref))
                         if kind == "candidate":
                             shown.add(ref)
             position += len(piece)
-        item = self._shelf.of_idx(job.idx)
-        cut = [column for column in sorted(shown) if item.is_clipped(column) and column not in clipped]
+        items = [self._shelf.of_idx(idx) for n, idx in enumerate(job.shown) if job.asked in (None, n)]
+        cut = [c for c in sorted(shown) if any(item.is_clipped(c) for item in items) and c not in clipped]
         dropped = len(job.known.entries) - job.fits
         return RenderedPrompt(text, tuple(spans), job.n_tokens, dropped, (*clipped, *cut))
 
-    def _squeeze(self, job: _Job) -> RenderedPrompt:
+    def _squeeze(self, job: Job) -> RenderedPrompt:
         """Too long even without history: clips the profile, then the candidate's longest fields, until it fits.
 
         Raises:
             TemplateError: the template's own words are longer than the budget.
         """
-        budget, query, item = self.spec.max_tokens, job.known.query, self._shelf.of_idx(job.idx)
+        budget, query = self.spec.max_tokens, job.known.query
         limits: dict[Origin, int] = {}
         known, job.fits = job.known, 0
         while True:
             profile, context = self._person(query, limits)
-            candidate = Candidate(item, query.hidden_fields, {r: n for (k, r), n in limits.items() if k == "candidate"})
-            job.pieces = self._draw(_Known(query, [], profile, context, 0), candidate, 0)
+            columns = {ref: n for (kind, ref), n in limits.items() if kind == "candidate"}
+            candidates = self._lettered(job.shown, job.asked, query.hidden_fields, columns)
+            job.pieces = self._draw(Known(query, [], profile, context, 0), candidates, 0)
             job.text = "".join(job.pieces).strip()
             job.n_tokens = self.counter.count([job.text])[0]
             if job.n_tokens <= budget:
                 job.known = known
                 return self._finish(job, [ref if kind == "candidate" else f"{kind}.{ref}" for kind, ref in limits])
             shown: dict[Origin, str] = {}
-            for origin, stretch in _stretches(job.pieces):
+            for (kind, ref), stretch in _stretches(job.pieces):
+                # A limit holds for a column of all candidates alike, whoever is asked about.
+                origin = ("candidate" if kind == OTHER else kind, ref)
                 shown[origin] = max(shown.get(origin, ""), stretch, key=len)
             clipped = _next_to_clip(shown, limits)
             if clipped is None:
@@ -348,15 +332,17 @@ class PromptRenderer:
                 )
             value = shown[clipped]
             cost = max(1, self._cost_of(value))
-            keep = len(value) * max(0, cost - (job.n_tokens - budget)) // cost
+            excess = -(-(job.n_tokens - budget) // len(job.shown))
+            keep = len(value) * max(0, cost - excess) // cost
             floor = _MIN_TITLE_CHARS if clipped == ("candidate", TITLE) else 0
             limits[clipped] = max(floor, min(keep, len(value) - 1))
 
     # ---- where to start the search -----------------------------------------------------------------------------------
 
-    def _estimate(self, known: _Known, idx: int) -> int:
+    def _estimate(self, known: Known, shown: Sequence[int]) -> int:
         """Entries that should fit; it only decides where the search begins."""
-        room = self.spec.max_tokens - self._around.prompt - known.extra - sum(self._costs(self._shelf.of_idx(idx)))
+        room = self.spec.max_tokens - self._around.prompt - known.extra + _LINE
+        room -= sum(sum(self._costs(self._shelf.of_idx(idx))) + _LINE for idx in shown)
         return max(0, bisect_right(known.costs, room) - 1)
 
     def _costs(self, item: ItemTexts) -> tuple[int, int]:
@@ -374,7 +360,7 @@ class PromptRenderer:
             found = self._value_costs[value] = self.counter.count([value])[0] - self._n_special
         return found
 
-    def _calibrate(self) -> _Around:
+    def _calibrate(self) -> Around:
         """Measures the template on made-up entries of one-letter titles."""
         bare, full = (ItemTexts(self._shelf, "x", None) for _ in range(2))
         full.fields = "y" if self._shelf.fields else ""
@@ -388,13 +374,13 @@ class PromptRenderer:
             shown_bare, least = self._measure(bare_entry)
         except TemplateError:
             # The template may need what only real queries have (a context, a rating); then the search only guesses.
-            return _Around(prompt=10, entry=4, least=-_NEVER, fields=True)
+            return Around(prompt=10, entry=4, least=-_NEVER, fields=True)
         uses_fields = "y" in shown
         entry = counts[3] - counts[2]
         least_entry = min(least[2] - least[1], least[3] - least[2], entry)
         # A template that leaves out some entries, or some titles, has no least.
         steady = "x" in shown and "x" in shown_bare and least_entry >= letter
-        return _Around(
+        return Around(
             prompt=counts[2] - 2 * entry - sum(self._costs(self._shelf.of_idx(0))),
             entry=entry - letter - (fields if uses_fields else 0),
             least=least_entry - letter if steady else -_NEVER,
@@ -404,8 +390,8 @@ class PromptRenderer:
     def _measure(self, entry: HistoryEntry) -> tuple[set[str], list[int]]:
         """What is shown of ``entry``, and the tokens of prompts with 0, 1, 2 and 3 of it."""
         empty = Fields({}, self.spec.profile_fields)
-        known = _Known(Query(""), [entry] * 3, empty, Fields({}), 0)
-        drawn = [self._draw(known, self._candidate(0, frozenset()), n) for n in range(4)]
+        known = Known(Query(""), [entry] * 3, empty, Fields({}), 0)
+        drawn = [self._draw(known, (self._candidate(0, frozenset()),), n) for n in range(4)]
         return {stretch for _, stretch in _stretches(drawn[3])}, self.counter.count(["".join(p).strip() for p in drawn])
 
 

@@ -20,7 +20,7 @@ from llmrec_core.specs import PromptSpec
 from llmrec_core.workspace import Workspace, check_name, write_json_atomic
 
 #: What every prompt template may read.
-VARIABLES = ("history", "liked", "disliked", "neutral", "profile", "context", "candidate", "n_history")
+VARIABLES = ("history", "liked", "disliked", "neutral", "profile", "context", "candidate", "candidates", "n_history")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SavedTemplate:
     starter: bool = False
 
 
-_QUESTION = """\
+_KNOWN = """\
 {% for name, value in profile.items() %}
 {{ "User:" if loop.first else "," }} {{ name }} {{ value }}{{ ".\\n" if loop.last else "" }}
 {%- endfor %}
@@ -60,8 +60,24 @@ _QUESTION = """\
 {% if item.time %} on {{ item.time }}{% endif %}
 {{ ".\\n" if loop.last else "" }}
 {%- endfor %}
-Would this user like {{ candidate.title }}{% if candidate.fields %} ({{ candidate.fields }}){% endif %}?
 """
+
+_ITEM = "{{ candidate.title }}{% if candidate.fields %} ({{ candidate.fields }}){% endif %}"
+
+_QUESTION = f"{_KNOWN}Would this user like {_ITEM}?\n"
+
+_YES_NO = f"{_KNOWN}Would this user like {_ITEM}? Answer Yes or No.\nAnswer:\n"
+
+_STARS = f"{_KNOWN}How would this user rate {_ITEM}, as a whole number on the same scale?\nAnswer:\n"
+
+_CANDIDATES = """\
+{% for item in candidates %}
+{{ item.letter }}. {{ item.title }}{% if item.fields %} ({{ item.fields }}){% endif %}
+{{ "\\n" }}
+{%- endfor %}
+"""
+
+_CHOICE = f"{_KNOWN}Which of these would this user choose next?\n{_CANDIDATES}Answer with the letter of one.\nAnswer:\n"
 
 _TEXT = """\
 {% for item in history %}
@@ -129,6 +145,11 @@ STARTERS: dict[str, StarterTemplate] = {
             "Multi-level",
             "Who the user is, what they liked and disliked, then the candidate field by field.",
             _MULTI_LEVEL,
+        ),
+        StarterTemplate("yes-no", "Yes or no", "A question that a language model answers with Yes or No.", _YES_NO),
+        StarterTemplate("stars", "Stars", "A question that a language model answers with a rating.", _STARS),
+        StarterTemplate(
+            "choice", "Choice of letters", "A lettered list of candidates, answered with one letter.", _CHOICE
         ),
     )
 }

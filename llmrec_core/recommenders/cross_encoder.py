@@ -1,7 +1,8 @@
 """A language model that reads one prompt a candidate and scores it: fine-tuned on click, rating or rank, or on all.
 
-Score = raw output of one head (rank before click before rating unless a task is named). History shared by many
-candidates is read once (``training.packing``); equal prompts are scored once.
+Score = raw output of one head (rank before click before rating unless a task is named): a trained linear layer, or the
+model's own answer in words (``models.label_words``), which needs no training. History shared by many candidates is read
+once (``training.packing``); equal prompts are scored once.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from llmrec_core.errors import InputError, ModelError
 from llmrec_core.models.catalogue import require_model
 from llmrec_core.models.device import resolve_device, resolve_precision
 from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.label_words import AnswerHeads, answer_heads, mask_token
 from llmrec_core.models.loading import Backbone, load_backbone, save_backbone
 from llmrec_core.models.tuning import (
     apply_tuning,
@@ -38,14 +40,13 @@ from llmrec_core.models.tuning import (
     parameter_counts,
     trainable_state,
 )
-from llmrec_core.prompts import PromptRenderer, TokenCounter
+from llmrec_core.prompts import PromptRenderer, TokenCounter, template_source
 from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, RunSpec, Task
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import Pooling, PromptNetwork, can_share
-from llmrec_core.training.packing import pack, tokenise
-from llmrec_core.training.packing import pooling_weights as weights_of
+from llmrec_core.training.packing import TokenisedPrompts, pack, tokenise
 from llmrec_core.training.samples import (
     Pool,
     SampleLists,
@@ -108,39 +109,43 @@ class CrossEncoderRecommender(Recommender):
     def fit(self, split: Split, ctx: FitContext) -> None:
         dataset = split.dataset
         folder = _model_folder(ctx, self.spec.model)
-        self._renderer = self._make_renderer(dataset, folder)
+        zero_shot = self.spec.tuning.method == "none"
         self._dataset = dataset
         ctx.emit("stage", stage="tokenizing")
-        lists = training_lists(split, self.run, ctx.seed, self.negative_pool)
-        held_out = validation_lists(split, self.run, ctx.seed)
-        backbone = self._load_base(folder, ctx, trainable=True)
+        backbone = self._load_base(folder, ctx, trainable=not zero_shot)
         self._base = _fingerprint(self.spec.model, backbone)
-        network = self._network = self._make_network(backbone, ctx, self._head_biases(lists))
-        tokens = tokenise(backbone, self._renderer.render_many(lists.pairs()), shared=network.shared)
+        self._renderer = self._make_renderer(dataset, backbone)
+        lists = None if zero_shot else training_lists(split, self.run, ctx.seed, self.negative_pool)
+        held_out = validation_lists(split, self.run, ctx.seed)
+        network = self._network = self._make_network(backbone, ctx, self._head_biases(lists) if lists else {})
         weights = {o.task: o.weight for o in self.run.objectives}
         low, high = dataset.rating_scale or (0.0, 1.0)
         threshold = like_threshold(dataset, self.run)
         validation = Validation(
             self.run.training.validation_metric,
             held_out,
-            tokenise(backbone, self._renderer.render_many(held_out.pairs()), shared=network.shared),
+            self._tokenise(held_out),
             cast(dict[str, float], weights),
             rating_scale=(low, high),
             liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),
         )
         for name, floor in ctx.floors.items():
             ctx.emit("baseline", name=name, metrics=validation.measure_floor(floor))
-        plan = BatchPlan(lists, tokens, self.run.training, ctx.seed, backbone.pad_id)
-        counts = parameter_counts(network)
-        ctx.emit(
-            "log",
-            level="info",
-            message=f"{len(lists):,} prompts in {len(lists.queries):,} lists, "
-            f"{tokens.n_tokens.mean():.0f} tokens each; {counts.trainable:,} of {counts.total:,} weights are trained "
-            f"on {backbone.device} ({_precision(self.run, backbone.device)[2]}).",
-        )
-        ctx.emit("stage", stage="training")
-        self.outcome = train(network, plan, validation, cast(dict[str, float], weights), self.run.training, ctx)
+        if lists is None:
+            self.outcome = _without_training(network, validation, ctx)
+        else:
+            tokens = self._tokenise(lists)
+            plan = self._plan(lists, tokens, ctx.seed)
+            counts = parameter_counts(network)
+            ctx.emit(
+                "log",
+                level="info",
+                message=f"{len(tokens):,} prompts in {len(lists.queries):,} lists, "
+                f"{tokens.n_tokens.mean():.0f} tokens each; {counts.trainable:,} of {counts.total:,} weights are "
+                f"trained on {backbone.device} ({_precision(self.run, backbone.device)[2]}).",
+            )
+            ctx.emit("stage", stage="training")
+            self.outcome = train(network, plan, validation, cast(dict[str, float], weights), self.run.training, ctx)
         self._freeze(network)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
@@ -204,7 +209,7 @@ class CrossEncoderRecommender(Recommender):
         tokens = tokenise(network.backbone, [prompt], shared=network.shared)
         one = np.zeros(1, np.int64)
         packed = pack(tokens, one, [one], network.backbone.pad_id)
-        pooling = weights_of(packed, network.pooling)[0, 0, : len(offsets)].numpy().astype(np.float32)
+        pooling = network.pooling_weights(packed)[0, 0, : len(offsets)].numpy().astype(np.float32)
         return prompt, offsets, network.attention(packed), pooling
 
     # -- parts -----------------------------------------------------------------------------------------------------
@@ -214,8 +219,25 @@ class CrossEncoderRecommender(Recommender):
             raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
         return self._network, self._renderer, self._dataset
 
-    def _make_renderer(self, dataset: Dataset, folder: Path) -> PromptRenderer:
-        return PromptRenderer(self.run.prompt, dataset, TokenCounter.from_folder(folder))
+    def _make_renderer(self, dataset: Dataset, backbone: Backbone) -> PromptRenderer:
+        source = template_source(self.run.prompt)
+        if self._answers_at_mask(backbone):
+            mask, _ = mask_token(backbone)
+            # An encoder fills in a blank; a decoder just goes on.
+            source = source if mask in source else f"{source.rstrip()} {mask}"
+        return PromptRenderer(self.run.prompt, dataset, TokenCounter.from_folder(backbone.facts.folder), source)
+
+    def _answers_at_mask(self, backbone: Backbone) -> bool:
+        return self.spec.head == "label-words" and backbone.kind == "encoder"
+
+    def _tokenise(self, lists: SampleLists) -> TokenisedPrompts:
+        """The prompts of all samples, list by list."""
+        network, renderer, _ = self._fitted()
+        return tokenise(network.backbone, renderer.render_many(lists.pairs()), shared=network.shared)
+
+    def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
+        network, _, _ = self._fitted()
+        return BatchPlan(lists, tokens, self.run.training, seed, network.backbone.pad_id)
 
     def _load_base(self, folder: Path, ctx: FitContext, *, trainable: bool) -> Backbone:
         device = resolve_device(ctx.device)
@@ -235,20 +257,40 @@ class CrossEncoderRecommender(Recommender):
         return backbone
 
     def _make_network(
-        self, backbone: Backbone, ctx: FitContext, biases: dict[Task, float], *, tuned: bool = False
+        self,
+        backbone: Backbone,
+        ctx: FitContext,
+        biases: dict[Task, float],
+        *,
+        tuned: bool = False,
+        filled: bool = True,
     ) -> PromptNetwork:
+        """``tuned``: the backbone's weights are the trained ones; ``filled`` False: the heads' are loaded later."""
         if not tuned:
             apply_tuning(backbone.model, self.spec.tuning, seed=ctx.seed)
-        heads = TaskHeads(
-            backbone.hidden_size, self.tasks, dropout=self.run.training.dropout, seed=ctx.seed, biases=biases
-        )
         pooling: Pooling = backbone.default_pooling if self.spec.pooling == "auto" else self.spec.pooling
+        heads: TaskHeads | AnswerHeads
+        mask_id = -1
+        shared = self.spec.share_history
+        if self.spec.head == "label-words":
+            yes, no = self.spec.label_words
+            scale = self._dataset.rating_scale if self._dataset is not None else None
+            heads = answer_heads(backbone, self.tasks, (yes, no), scale, filled=filled)
+            if self._answers_at_mask(backbone):
+                pooling, mask_id = "mask", mask_token(backbone)[1]
+                # Cut prompts are new to an encoder (its history no longer sees the candidate): it must get used to it.
+                shared &= self.spec.tuning.method != "none"
+        else:
+            heads = TaskHeads(
+                backbone.hidden_size, self.tasks, dropout=self.run.training.dropout, seed=ctx.seed, biases=biases
+            )
         return PromptNetwork(
             backbone,
             heads,
             pooling=pooling,
-            shared=self.spec.share_history and can_share(backbone, pooling),
+            shared=shared and can_share(backbone, pooling),
             autocast=_precision(self.run, backbone.device)[1],
+            mask_id=mask_id,
         )
 
     def _head_biases(self, lists: SampleLists) -> dict[Task, float]:
@@ -308,7 +350,8 @@ class CrossEncoderRecommender(Recommender):
         base = folder / _MODEL if head.get("whole_model") else _model_folder(ctx, run.recommender.model)
         backbone = loaded._load_base(base, ctx, trainable=False)
         loaded._base = dict(head.get("base") or {})
-        network = loaded._make_network(backbone, ctx, {}, tuned=bool(head.get("whole_model")))
+        loaded._dataset = dataset
+        network = loaded._make_network(backbone, ctx, {}, tuned=bool(head.get("whole_model")), filled=False)
         if not head.get("whole_model"):
             if _fingerprint(run.recommender.model, backbone) != loaded._base:
                 raise ModelError(
@@ -322,9 +365,17 @@ class CrossEncoderRecommender(Recommender):
         except RuntimeError as error:
             raise ModelError(f"the heads do not fit: {error}.", where=str(folder), fix="Train it again.") from None
         loaded._freeze(network)
-        loaded._network, loaded._dataset = network, dataset
-        loaded._renderer = loaded._make_renderer(dataset, base)
+        loaded._network = network
+        loaded._renderer = loaded._make_renderer(dataset, backbone)
         return loaded
+
+
+def _without_training(network: PromptNetwork, validation: Validation, ctx: FitContext) -> TrainingOutcome:
+    """Zero-shot: the validation metric of the model as it came, and nothing else."""
+    metrics = validation.measure(network)
+    ctx.emit("log", level="info", message="Zero-shot: no weight is trained, the model answers as it came.")
+    ctx.emit("validation", step=0, metrics=metrics)
+    return TrainingOutcome([], 0, None, metrics.get(validation.metric), None)
 
 
 def _model_folder(ctx: FitContext, name: str) -> Path:

@@ -100,7 +100,22 @@ class CrossEncoderSpec(Spec):
         description="read a history once for all its candidates (its words then do not look at the candidate); off: "
         "each prompt alone, several times slower",
     )
+    head: Literal["linear", "label-words"] = Field(
+        "linear",
+        description="linear: a trained layer a task; label-words: what the model itself would write next, yes or no",
+    )
+    label_words: tuple[str, ...] = Field(
+        ("Yes", "No"), min_length=2, max_length=2, description="answers of label-words: for, against; one token each"
+    )
     tuning: TuningSpec = Field(default_factory=lambda: TuningSpec(), description="which weights are trained")
+
+    @model_validator(mode="after")
+    def _heads_can_answer(self) -> CrossEncoderSpec:
+        if self.head == "linear" and self.tuning.method == "none":
+            raise ValueError("tuning.method: untrained linear heads would guess; set head to label-words, or train")
+        if self.head == "label-words" and self.pooling != "auto":
+            raise ValueError("pooling: label words are read at the last or the mask token; leave it on auto")
+        return self
 
 
 class SequentialSpec(Spec):

@@ -26,8 +26,10 @@ class PromptSpec(Spec):
 
 
 class TuningSpec(Spec):
-    method: Literal["full", "top-layers", "lora"] = Field(
-        "full", description="full: all layers; top-layers: only the last ones; lora: low-rank adapters (peft)"
+    method: Literal["full", "top-layers", "lora", "none"] = Field(
+        "full",
+        description="full: all layers; top-layers: only the last ones; lora: low-rank adapters (peft); none: "
+        "zero-shot, the model answers as it came",
     )
     n_top_layers: int = Field(2, ge=1, description="layers trained by top-layers")
     freeze_embeddings: bool = Field(True, description="keep the word embeddings as they are (faster, rarely worse)")

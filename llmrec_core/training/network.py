@@ -1,4 +1,4 @@
-"""The network that is trained: a language model without a head, pooling, and one linear head a task."""
+"""The network that is trained: a language model without its head, pooling, and heads that give a score a task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from llmrec_core.contracts import IntArray
 from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.label_words import AnswerHeads
 from llmrec_core.models.loading import Backbone
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, pooling_weights, row_lengths
 from llmrec_core.training.packing import tree_mask as tree_mask_of
 
-Pooling = Literal["mean", "cls", "last"]
+Pooling = Literal["mean", "cls", "last", "mask"]
 
 #: Model types whose attention takes a ready mask and whose positions are given from outside, counted from 0.
 #: Others (relative position biases, sliding windows, positions counted from the mask) read each prompt alone.
@@ -39,10 +40,11 @@ class PromptNetwork(nn.Module):
 
     Args:
         backbone: its model is used as it is; tuning was applied before.
-        heads: float32 heads.
+        heads: float32 heads: linear ones, or answers in words.
         pooling: how the tokens that have read the candidate become one vector.
         shared: whether prompts are cut into head and tail (see ``packing``).
         autocast: dtype of matrix products under autocast; None: as the weights are.
+        mask_id: the token whose state is pooled by "mask".
     """
 
     #: Told to transformers' Trainer: the loss is a mean over the batch and is divided by accumulation steps there.
@@ -51,17 +53,19 @@ class PromptNetwork(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        heads: TaskHeads,
+        heads: TaskHeads | AnswerHeads,
         *,
         pooling: Pooling,
         shared: bool,
         autocast: torch.dtype | None = None,
+        mask_id: int = -1,
     ) -> None:
         super().__init__()
         self.encoder = backbone.model
         self.heads = heads.to(backbone.device)
         self.backbone = backbone
         self.pooling: Pooling = pooling
+        self.mask_id = mask_id
         self.shared = shared
         self.autocast = autocast
         self.causal = backbone.kind == "decoder"
@@ -70,14 +74,22 @@ class PromptNetwork(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
+    def pooling_weights(self, packed: Packed) -> Tensor:
+        """How token states become one vector a prompt; see :func:`llmrec_core.training.packing.pooling_weights`."""
+        return pooling_weights(packed, self.pooling, self.mask_id)
+
     def forward(self, packed: Packed) -> dict[str, Tensor]:
         """Raw outputs of every head, float32 [n_prompts]."""
+        return self.heads(self.vectors(packed))
+
+    def vectors(self, packed: Packed) -> Tensor:
+        """What the heads read of each prompt, float32 [n_prompts, hidden_size]."""
         packed = packed.to(self.device)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             hidden = self._hidden(packed)
         # Summed in float32: in bf16 a mean over twenty tokens already loses a digit.
-        vectors = torch.bmm(pooling_weights(packed, self.pooling), hidden.float())
-        return self.heads(vectors[packed.row, packed.slot])
+        vectors = torch.bmm(self.pooling_weights(packed), hidden.float())
+        return vectors[packed.row, packed.slot]
 
     def _hidden(self, packed: Packed) -> Tensor:
         # The mask is made in the dtype of the embeddings, which is what attention adds it to.

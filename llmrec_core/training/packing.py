@@ -215,20 +215,23 @@ def tree_mask(segment: Tensor, position_ids: Tensor, dtype: torch.dtype, *, caus
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min / 4).unsqueeze(1)
 
 
-def pooling_weights(packed: Packed, how: str) -> Tensor:
+def pooling_weights(packed: Packed, how: str, mask_id: int = -1) -> Tensor:
     """How token states become one vector a tail: float32 [n_rows, n_slots, width], each used row summing to 1.
 
     "mean": over the tail, that is over the tokens that have read the candidate; "last": its last token; "cls": its
-    first one, which is the prompt's first where heads are empty.
+    first one, which is the prompt's first where heads are empty; "mask": its last token with the id ``mask_id``.
     """
     slots = torch.arange(1, packed.n_slots + 1, device=packed.segment.device, dtype=packed.segment.dtype)
     own = packed.segment[:, None, :] == slots[None, :, None]
     weights = own.float()
     if how == "mean":
         return weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
+    if how == "mask":
+        own = own & (packed.input_ids == mask_id)[:, None, :]
+    last = how != "cls"
     place = packed.position_ids[:, None, :].float()
-    far = torch.full_like(weights, -1.0 if how == "last" else 1e9)
+    far = torch.full_like(weights, -1.0 if last else 1e9)
     place = torch.where(own, place.expand_as(weights), far)
-    chosen = place.argmax(-1) if how == "last" else place.argmin(-1)
+    chosen = place.argmax(-1) if last else place.argmin(-1)
     one = torch.zeros_like(weights).scatter_(-1, chosen[..., None], 1.0)
     return one * own.any(-1, keepdim=True)

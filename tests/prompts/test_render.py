@@ -108,7 +108,7 @@ def test_ratings_and_times_can_be_withheld() -> None:
 def test_missing_fields_name_the_known_ones() -> None:
     query = query_of(DATA, "u1")
     for source, known in (
-        ("{{ candidate.year }}", "title, fields, named, item_id, category, maker, blurb"),
+        ("{{ candidate.year }}", "title, fields, named, letter, item_id, category, maker, blurb"),
         ("{{ history[0].year }}", "title, fields, rating, time, liked, item_id, category"),
         ("{{ profile.year }}", "known fields are: age"),
         ("{{ context.year }}", "known fields are: none"),

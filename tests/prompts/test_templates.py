@@ -18,8 +18,8 @@ def store(tmp_path: Path) -> TemplateStore:
     return TemplateStore(Workspace.open(tmp_path / "ws"))
 
 
-def test_the_four_starters_compile() -> None:
-    assert list(STARTERS) == ["question", "text", "list", "multi-level"]
+def test_the_starters_compile() -> None:
+    assert list(STARTERS) == ["question", "text", "list", "multi-level", "yes-no", "stars", "choice"]
     for starter in STARTERS.values():
         check_template(starter.source)
         assert starter.title
@@ -110,5 +110,5 @@ def test_where_a_spec_finds_its_text(store: TemplateStore) -> None:
     assert template_source(PromptSpec(template="mine"), store) == "saved"
     with pytest.raises(TemplateError, match="'mine'; known are question"):
         template_source(PromptSpec(template="mine"))
-    with pytest.raises(TemplateError, match="multi-level, mine"):
+    with pytest.raises(TemplateError, match="choice, mine"):
         template_source(PromptSpec(template="other"), store)
