@@ -1,14 +1,13 @@
 """JSON in its several coats -> columns of text: lines of objects, one list of them, a list inside an object.
 
-Everything is streamed: no more than one block of rows is held. Numbers stay the text they are, so that ids keep every
+Everything is streamed: no more than one block of rows is held, but for a table by columns, which has no rows before its
+end and may therefore not be large. Numbers stay the text they are, so that ids keep every
 digit. A row that is no object, or not valid, is refused with its line.
 """
 
 from __future__ import annotations
 
 import ast
-import codecs
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec_core.data._encodings import MAX_LINE_BYTES, detect_encoding, utf8_blocks, utf8_chunks
-from llmrec_core.data._json_shapes import refuse_columns
+from llmrec_core.data._json_shapes import Shape, rows_of, shape_of
+from llmrec_core.data._json_window import Broken, Refused, Twice, Window, decoded
 from llmrec_core.data._raw import MAX_RAW_CHARS, RawTable, Rejects, text_schema
 from llmrec_core.data._roles import check_headers
 from llmrec_core.errors import DataError
@@ -31,7 +31,10 @@ _MAX_COLUMNS = 2000
 #: An object with more different fields than this is a mapping, not a part of the table.
 _MAX_INNER = 32
 _MAX_DEPTH = 64
-_SPACE = re.compile(r"[\s,]*")
+#: One object that is a whole table is held in memory, as ten times as much.
+_MAX_WHOLE_BYTES = 64 << 20
+#: An object whose first field holds many values.
+_LONG_FIELD = re.compile(r'\{\s*"[^"]*"\s*:\s*[\[{]')
 #: (line, object) or (line, why it is refused).
 Elements = Iterator[tuple[int, Any]]
 
@@ -42,7 +45,8 @@ class JsonFile:
 
     Attributes:
         form: "lines" (one object a line), "python" (one Python dict a line), "list", "inside" (a list that is a field
-            of one object, named by ``inside``) or "stream" (objects over several lines, one after another).
+            of one object, named by ``inside``), "stream" (objects over several lines, one after another) or "whole"
+            (one object that is a table by ``shape``; the line of a row is its number then).
         columns: all fields of all objects, in order of appearance; ``a.b`` is field b of the object in field a.
     """
 
@@ -54,6 +58,7 @@ class JsonFile:
     columns: tuple[str, ...] = ()
     #: For each column: the field, and the field inside that one or None.
     places: tuple[tuple[str, str | None], ...] = ()
+    shape: Shape | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -69,7 +74,11 @@ def sniff_json(path: Path, encoding: str | None = None, *, name: str = "") -> li
     name = name or path.name
     codec, notes = detect_encoding(path, encoding, name)
     lists = _inner_lists(path, codec, name)
-    if lists:
+    shape = None if lists else _whole_shape(path, codec, name)
+    if shape is not None:
+        notes = [*notes, f"{shape.note}; refused rows are told by their number, not by their line"]
+        tables = [JsonFile(path, name, codec, "whole", shape=shape)]
+    elif lists:
         notes = [*notes, f"one object: its lists {', '.join(key[:40] for key in lists)} are taken as tables"]
         alone = len(lists) == 1
         tables = [JsonFile(path, name if alone else f"{name}/{key}", codec, "inside", key) for key in lists]
@@ -81,7 +90,6 @@ def sniff_json(path: Path, encoding: str | None = None, *, name: str = "") -> li
 
 
 def _with_columns(table: JsonFile, notes: Sequence[str]) -> JsonFile:
-    refuse_columns(_elements(table), table.name)
     places = _places(table)
     check_headers(list(places), table.name)
     return replace(table, columns=tuple(places), places=tuple(places.values()), notes=tuple(notes))
@@ -91,16 +99,50 @@ def _inner_lists(path: Path, codec: str, name: str) -> list[str]:
     """Fields of the one object in the file that hold lists of objects; [] where the file is anything else."""
     head = _start_of(path, codec, name)
     first = re.split(r"\r\n?|\n", head, maxsplit=1)[0]
-    if not head.startswith("{") or (len(head) > len(first) and not isinstance(_decoded(first), _Refused)):
+    if not head.startswith("{") or (len(head) > len(first) and not isinstance(decoded(first), Refused)):
         return []
-    window = _Window(path, codec, name)
+    window = Window(path, codec, name)
     try:
         keys = list(window.lists())
         window.skip_space()
         # More objects behind the first one: rows, not one object around them.
         return keys if window.ahead() == "" else []
-    except _Broken:
+    except Broken:
         return []
+
+
+def _whole_shape(path: Path, codec: str, name: str) -> Shape | None:
+    """How the one object in the file is a table; None where it is a row, or there are more of them.
+
+    Raises:
+        DataError: it is neither, or larger than can be held.
+    """
+    head = _start_of(path, codec, name)
+    if not head.startswith("{"):
+        return None
+    window = Window(path, codec, name)
+    window.skip_space()
+    try:
+        value = window.value()
+        window.skip_space()
+    except (Broken, Twice):
+        if not window.too_long or not _LONG_FIELD.match(head):
+            return None
+        whole = _whole(path, codec, name)
+        # Anything else begins with a row that is too long, and is refused alone.
+        return shape_of(whole, name) if isinstance(whole, dict) else None
+    return shape_of(value, name) if isinstance(value, dict) and window.ahead() == "" else None
+
+
+def _whole(path: Path, codec: str, name: str) -> Any:
+    if path.stat().st_size > _MAX_WHOLE_BYTES:
+        raise DataError(
+            f"one JSON value of {path.stat().st_size >> 20:,} MB: of a table that is no list of rows, at most "
+            f"{_MAX_WHOLE_BYTES >> 20} MB are read.",
+            where=name,
+            fix="Write one object a row: in pandas, to_json(path, orient='records', lines=True).",
+        )
+    return decoded(b"".join(utf8_blocks(path, codec, name)).decode("utf-8", "replace"))
 
 
 def _start_of(path: Path, codec: str, name: str) -> str:
@@ -113,58 +155,20 @@ def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
     if start == "[":
         return "list", []
     first = next((line for line in re.split(r"\r\n?|\n", head) if line.strip()), "")
-    if start == "{" and isinstance(_python_dict(first), dict) and isinstance(_decoded(first), _Refused):
+    if start == "{" and isinstance(_python_dict(first), dict) and isinstance(decoded(first), Refused):
         return "python", ["the lines are Python dicts, not JSON; they were read as such"]
-    window = _Window(path, codec, name)
+    window = Window(path, codec, name)
     try:
         window.skip_space()
         value = window.value()
         window.skip_space()
-    except _Broken:
+    except Broken:
         return "lines", []
-    over_lines = isinstance(value, dict) and isinstance(_decoded(first), _Refused)
+    over_lines = isinstance(value, dict) and isinstance(decoded(first), Refused)
     return ("stream" if over_lines and window.ahead() in ("{", "") else "lines"), []
 
 
 # ------------------------------------------------------------------------------------------------ elements
-
-
-class _Refused(str):
-    """Why a row is refused, where a value stood that may be text itself; ``text``: what stood there, clipped."""
-
-    text = ""
-
-
-class _Twice(ValueError):
-    """An object that says two things about one field."""
-
-
-def _decoder() -> json.JSONDecoder:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a JSON number")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            raise _Twice("a field stands there twice")
-        return fields
-
-    return json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=refuse, object_pairs_hook=once)
-
-
-_DECODER = _decoder()
-_LOOSE = json.JSONDecoder()
-
-
-def _decoded(line: str) -> Any:
-    try:
-        return _DECODER.decode(line)
-    except (ValueError, RecursionError) as error:
-        return _Refused(f"not valid JSON ({_short(error)})")
-
-
-def _short(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
 
 
 def _python_dict(line: str) -> Any:
@@ -174,12 +178,12 @@ def _python_dict(line: str) -> Any:
         depth += 1 if mark in "[({" else -1
         deepest = max(deepest, depth)
     if deepest > _MAX_DEPTH or len(line) > MAX_LINE_BYTES // 4:
-        return _Refused("nested too deeply, or too long")
+        return Refused("nested too deeply, or too long")
     try:
         value = _plain(ast.literal_eval(line.strip()))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        return _Refused(f"not a Python dict ({str(error)[:80]})")
-    return value if isinstance(value, dict) else _Refused("not an object with fields")
+        return Refused(f"not a Python dict ({str(error)[:80]})")
+    return value if isinstance(value, dict) else Refused("not an object with fields")
 
 
 def _plain(value: Any) -> Any:
@@ -199,7 +203,10 @@ def _elements(file: JsonFile) -> Elements:
     if file.form in ("lines", "python"):
         yield from _lines(file)
         return
-    window = _Window(file.path, file.encoding, file.name)
+    if file.shape is not None:
+        yield from enumerate(rows_of(_whole(file.path, file.encoding, file.name), file.shape), start=1)
+        return
+    window = Window(file.path, file.encoding, file.name)
     if file.form == "inside":
         next(key for key in window.lists() if key == file.inside)
     window.skip_space()
@@ -214,10 +221,10 @@ def _elements(file: JsonFile) -> Elements:
             return
         try:
             value = window.value()
-        except _Broken as error:
+        except Broken as error:
             yield line, f"not valid JSON from here on ({error})"
             return
-        except _Twice as error:
+        except Twice as error:
             value = f"not valid JSON ({error})"
             yield line, value
             continue
@@ -226,7 +233,7 @@ def _elements(file: JsonFile) -> Elements:
 
 def _lines(file: JsonFile) -> Elements:
     number = 0
-    parse = _python_dict if file.form == "python" else _decoded
+    parse = _python_dict if file.form == "python" else decoded
     for chunk in utf8_chunks(file.path, file.encoding, file.name):
         for raw in chunk.splitlines():
             number += 1
@@ -242,111 +249,9 @@ def _lines(file: JsonFile) -> Elements:
                 continue
             value = parse(line)
             if not isinstance(value, dict):
-                value = value if isinstance(value, _Refused) else _Refused("not an object with fields")
+                value = value if isinstance(value, Refused) else Refused("not an object with fields")
                 value.text = line[:MAX_RAW_CHARS]
             yield number, value
-
-
-class _Broken(ValueError):
-    """No value can be read from here on."""
-
-
-class _Window:
-    """Text that is read as far as needed, and the values in it one after another."""
-
-    def __init__(self, path: Path, codec: str, name: str) -> None:
-        self._texts = _texts(path, codec, name)
-        self.text, self.position = "", 0
-        self._line, self._counted = 1, 0
-
-    def _more(self) -> bool:
-        following = next(self._texts, None)
-        if following is None:
-            return False
-        self.line()
-        self.text = self.text[self.position :] + following
-        self.position = self._counted = 0
-        return True
-
-    def line(self) -> int:
-        """The line on which the position stands."""
-        self._line += self.text.count("\n", self._counted, self.position)
-        self._counted = self.position
-        return self._line
-
-    def ahead(self) -> str:
-        """The character at the position; "" at the end of the file."""
-        return self.text[self.position : self.position + 1]
-
-    def skip_space(self) -> None:
-        while True:
-            self.position = _SPACE.match(self.text, self.position).end()  # type: ignore[union-attr]
-            if self.position < len(self.text) or not self._more():
-                return
-
-    def value(self) -> Any:
-        """The value at the position.
-
-        Raises:
-            _Twice: an object has a field twice; the next value can be read.
-            _Broken: it is not valid JSON, or longer than any row.
-        """
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.text, self.position)
-            except _Twice:
-                self.position = _LOOSE.raw_decode(self.text, self.position)[1]
-                raise
-            except (ValueError, RecursionError) as error:
-                too_long = len(self.text) - self.position > MAX_LINE_BYTES
-                if isinstance(error, RecursionError) or too_long or not self._more():
-                    raise _Broken(_short(error)) from None
-                continue
-            # A number at the end of what was read may go on.
-            if end == len(self.text) and not isinstance(value, dict | list) and self._more():
-                continue
-            self.position = end
-            return value
-
-    def lists(self) -> Iterator[str]:
-        """Fields of the object at the start that hold lists of objects, with the position at each list."""
-        self.skip_space()
-        self.position += 1
-        while True:
-            self.skip_space()
-            if self.ahead() == "}":
-                self.position += 1
-                return
-            key = self.value()
-            self.skip_space()
-            if not isinstance(key, str) or self.ahead() != ":":
-                raise _Broken("a field without a name")
-            self.position += 1
-            self.skip_space()
-            if self.ahead() != "[":
-                self.value()
-                continue
-            line, start = self.line(), self.position
-            self.position += 1
-            self.skip_space()
-            if self.ahead() == "{" and self.position - start < 1000 and self.text[start : start + 1] == "[":
-                self.position, self._line, self._counted = start, line, start
-                yield key
-                self.position += 1
-                self.skip_space()
-            while self.ahead() != "]":
-                self.value()
-                self.skip_space()
-            self.position += 1
-
-
-def _texts(path: Path, codec: str, name: str) -> Iterator[str]:
-    """The file in blocks of text with "\\n" for every line end."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    ends = io.IncrementalNewlineDecoder(None, translate=True)
-    for block in utf8_blocks(path, codec, name):
-        yield ends.decode(decoder.decode(block))
-    yield ends.decode(decoder.decode(b"", final=True), final=True)
 
 
 # ------------------------------------------------------------------------------------------------ columns

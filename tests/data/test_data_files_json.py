@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmrec_core.data import _json_files, _json_window
 from llmrec_core.data._raw import RawTable, whole
 from llmrec_core.data._roles import parse_mapping
 from llmrec_core.data._sources import Source, open_sources
@@ -289,14 +290,75 @@ def test_random_tables_come_back_equal(
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    "value",
     [
-        ({"u1": {"a": 5, "b": 3}, "u2": {"a": 1}}, "are objects: no rows"),
-        ({"user": {"0": "u1", "1": "u2"}, "item": {"0": "a", "1": "b"}}, "are objects: no rows"),
-        ({"user": ["u1", "u2", "u3"], "item": ["a", "b", "c"]}, "are columns of 3 values: no rows"),
+        {"user_id": ["u1", "u2"], "item_id": [7, 8], "rating": [4.5, 3]},
+        {"user_id": {"0": "u1", "1": "u2"}, "item_id": {"0": 7, "1": 8}, "rating": {"0": 4.5, "1": 3}},
+        {"columns": ["user_id", "item_id", "rating"], "index": [0, 1], "data": [["u1", 7, 4.5], ["u2", 8, 3]]},
+        {"u1": {"7": 4.5}, "u2": {"8": 3}},
+        {"schema": {"fields": [{"name": "user_id"}]}, "data": ROWS},
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_table_by_columns_or_by_keys_is_no_row(tmp_path: Path, value: Any, words: str, indent: int | None) -> None:
+def test_one_object_that_is_a_table(tmp_path: Path, value: Any, indent: int | None) -> None:
+    source = opened(put(tmp_path, "t.json", json.dumps(value, indent=indent)))
+    assert source.columns == ("user_id", "item_id", "rating")
+    rows, lines, refused = everything(source)
+    assert (rows, refused) == (CELLS, [])
+    assert "schema" in value or lines == [1, 2]
+    assert any("one object" in note for note in source.notes)
+
+
+def test_rows_by_keys_keep_their_keys(tmp_path: Path) -> None:
+    source = opened(put(tmp_path, "t.json", json.dumps({"a": ROWS[0], "b": ROWS[1]})))
+    assert source.columns == ("key", "user_id", "item_id", "rating")
+    assert everything(source)[0] == [["a", *CELLS[0]], ["b", *CELLS[1]]]
+
+
+def test_a_row_of_a_split_table_with_too_few_cells_is_refused(tmp_path: Path) -> None:
+    value = {"columns": ["user_id", "item_id"], "data": [["u1", "a"], ["u2"], ["u3", "c"]]}
+    rows, lines, refused = everything(opened(put(tmp_path, "t.json", json.dumps(value))))
+    assert (rows, lines) == ([["u1", "a"], ["u3", "c"]], [1, 3])
+    assert refused == [(2, "1 cells for 2 columns")]
+
+
+@pytest.mark.parametrize(
+    ("value", "columns"),
+    [
+        ({"user_id": "u1", "history": ["a", "b"], "labels": [1, 0]}, ("user_id", "history", "labels")),
+        ({"user": {"id": 1}, "item": {"id": 2}, "rating": 4}, ("user.id", "item.id", "rating")),
+    ],
+)
+def test_one_row_stays_a_row(tmp_path: Path, value: Any, columns: tuple[str, ...]) -> None:
+    source = opened(put(tmp_path, "t.json", json.dumps(value)))
+    assert source.columns == columns
+    assert len(everything(source)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"user": {"id": 1, "name": "Ann"}, "item": {"id": 2, "name": "Alien"}}, "are objects: no rows"),
+        ({"a": {"x": "soon", "y": "late"}, "b": {"x": "never"}}, "are objects: no rows"),
+        ({"history": ["a", "b"], "history_labels": [1, 0]}, "a single record or a table by columns"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_object_that_can_be_several_things_is_refused(
+    tmp_path: Path, value: Any, words: str, indent: int | None
+) -> None:
     with pytest.raises(DataError, match=words):
         opened(put(tmp_path, "t.json", json.dumps(value, indent=indent)))
+
+
+def test_a_table_by_columns_is_held_up_to_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_json_window, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(_json_files, "MAX_LINE_BYTES", 1000)
+    numbers = [str(n) for n in range(1, 2001)]
+    path = put(tmp_path, "t.json", json.dumps({"user_id": numbers, "item_id": numbers}))
+    assert everything(opened(path))[0] == [[n, n] for n in numbers]
+    long_row = put(tmp_path, "rows.json", json.dumps({"user_id": ["x" * 2000]}) + "\n" + json.dumps(ROWS[0]))
+    assert everything(opened(long_row))[2] == [(1, "the line is longer than 1,000 bytes")]
+    monkeypatch.setattr(_json_files, "_MAX_WHOLE_BYTES", 10_000)
+    with pytest.raises(DataError, match=r"at most 0 MB are read.*orient='records'"):
+        opened(path)
