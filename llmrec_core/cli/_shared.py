@@ -65,6 +65,17 @@ SetOption = Annotated[
     typer.Option("--set", help="Change a field of the spec: a.b=value. May be repeated.", metavar="FIELD=VALUE"),
 ]
 
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help="A ranking policy: name, then fields, as in novelty:raise_by=0.15, diversity:strength=0.3, calibration, "
+        "exposure:max_share=0.1, category-cap:max_items=3 or blocklist:items=[a, b],rules=[category=Horror],"
+        "reason=taste. May be repeated.",
+        metavar="NAME[:FIELD=VALUE,...]",
+    ),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _root(

@@ -9,6 +9,7 @@ import typer
 
 from llmrec_core.cli._shared import (
     JsonOption,
+    PolicyOption,
     WorkspaceOption,
     app,
     err,
@@ -18,6 +19,7 @@ from llmrec_core.cli._shared import (
     table,
     workspace_of,
 )
+from llmrec_core.errors import InputError
 
 
 @app.command()
@@ -26,11 +28,20 @@ def recommend(
     user: Annotated[str, typer.Option("--user", help="User to rank for.")],
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Length of the list.")] = 10,
     model: Annotated[str, typer.Option("--model", help='"model", or a baseline of the run.')] = "model",
+    policies: PolicyOption = None,
+    no_policies: Annotated[
+        bool, typer.Option("--no-policies", help="The list without the run's own policies.")
+    ] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the items a user has not seen."""
-    answer = _server(workspace).recommend(run, user, k=k, model=model)
+    """Rank the items a user has not seen; with policies, what they took out and let in, and why."""
+    if policies and no_policies:
+        raise InputError(
+            "--policy and --no-policies exclude each other.", where="--no-policies", fix="Give one of them."
+        )
+    chosen = [] if no_policies else policies
+    answer = _server(workspace).recommend(run, user, k=k, model=model, policies=chosen)
     if as_json:
         print_json(answer)
         return
@@ -46,6 +57,7 @@ def recommend(
             note,
         )
     out.print(shown)
+    _print_changes(answer)
     _print_warnings(answer)
 
 
@@ -74,6 +86,25 @@ def explain(
         f"additivity gap {answer['additivity_gap']:.1e}"
     )
     _print_warnings(answer)
+
+
+def _print_changes(answer: dict[str, Any]) -> None:
+    """What policies took out and let in, with reasons."""
+    if "policies" not in answer:
+        return
+    shown = table("", "item", "title", "rank without", "why")
+    came = [item for item in answer["items"] if item["reason"]]
+    for word, items in (("out", answer["removed"]), ("in", came)):
+        for item in items:
+            reason = item["reason"] or {"text": ""}
+            cells = (item["item_id"], item["title"], item["rank_without"], reason["text"])
+            shown.add_row(word, *map(plain, cells))
+    if shown.row_count:
+        out.print(shown)
+    else:
+        out.print("The policies change nothing in this list.")
+    for note in answer["policies"]["notes"]:
+        err.print(plain(note), soft_wrap=True)
 
 
 def _print_warnings(answer: dict[str, Any]) -> None:

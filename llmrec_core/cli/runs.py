@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from llmrec_core.cli._shared import (
     JsonOption,
+    PolicyOption,
     SetOption,
     WorkspaceOption,
     app,
@@ -24,8 +25,11 @@ from llmrec_core.cli._shared import (
 )
 from llmrec_core.errors import InputError, NotFoundError, RunCancelledError, RunFailedError, SpecError
 from llmrec_core.presets import PRESETS, override_spec, parse_assignment, preset_spec
-from llmrec_core.specs import RunSpec, parse_run_spec
+from llmrec_core.specs import RunSpec, parse_policies, parse_run_spec
 from llmrec_core.workspace import Workspace
+
+#: What a policy is shown to change, step by step.
+_POLICY_METRICS = ("ndcg", "novelty", "diversity", "miscalibration", "gini")
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
@@ -52,13 +56,14 @@ def train(
     preset: Annotated[str | None, typer.Option("--preset", help=f"One of: {', '.join(PRESETS)}.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Dataset to train on.")] = None,
     assignments: SetOption = None,
+    policies: PolicyOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start in the background and return the run id.")] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune and measure: a spec file, or a preset on a dataset."""
     place = workspace_of(workspace)
-    overrides = dict(parse_assignment(a) for a in assignments or [])
+    overrides = _overrides(assignments, policies)
     if (spec_file is None) == (preset is None):
         raise SpecError("give either a spec file or --preset.", fix=f"Presets: {', '.join(PRESETS)}.")
     if preset is not None:
@@ -80,16 +85,25 @@ def train(
 def evaluate(
     run: str,
     assignments: SetOption = None,
+    policies: PolicyOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a finished run again, for example with --set evaluation.max_users=null."""
+    """Measure a finished run again, for example with --set evaluation.max_users=null or --policy diversity."""
     from llmrec_core.runs import RunStore
 
     place = workspace_of(workspace)
     base = RunStore(place).get(run).spec
-    overrides = dict(parse_assignment(a) for a in assignments or [])
+    overrides = _overrides(assignments, policies)
     _run(place, override_spec(base, {"kind": "evaluate", "parent_run": run, **overrides}), as_json=as_json)
+
+
+def _overrides(assignments: list[str] | None, policies: list[str] | None) -> dict[str, Any]:
+    """Dotted paths and their values from ``--set`` and ``--policy``."""
+    found = dict(parse_assignment(a) for a in assignments or [])
+    if policies:
+        found["policies"] = [policy.model_dump(mode="json") for policy in parse_policies(policies)]
+    return found
 
 
 def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False) -> None:
@@ -175,8 +189,25 @@ def _print_result(result: dict[str, Any]) -> None:
         shown.add_row(name, cell(value), *(cell(floor.get(name)) for floor in result["baselines"].values()))
     out.print(shown)
     out.print(plain(result["verdict"]), soft_wrap=True)
+    _print_policies(result.get("policies"))
     err.print(f"Protocol: {plain(result['protocol'])}", soft_wrap=True)
     out.print(f"{result['run_id']} done in {result['elapsed_s']:.0f} s")
+
+
+def _print_policies(found: dict[str, Any] | None) -> None:
+    """What policies cost, one by one, and what they gained."""
+    if found is None:
+        return
+    k = found["k"]
+    shown = table("policy", *(f"{name}@{k}" for name in _POLICY_METRICS))
+    for step in found["steps"]:
+        cost = step["cost"]
+        cells = [cost.get(f"{name}@{k}") for name in _POLICY_METRICS]
+        shown.add_row(step["policy"]["policy"], *("-" if c is None else f"{c['mean']:+.4f}" for c in cells))
+    out.print(shown)
+    out.print(plain(found["sentence"]), soft_wrap=True)
+    for note in found["notes"]:
+        err.print(plain(note), soft_wrap=True)
 
 
 @runs_app.command("list")

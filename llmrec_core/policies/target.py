@@ -33,6 +33,7 @@ def build_chain(
     split: Split,
     k: int,
     seed: int = 0,
+    features: ItemFeatures | None = None,
 ) -> PolicyChain:
     """The chain for a fitted recommender; ``raise_by`` is turned into a strength.
 
@@ -43,6 +44,7 @@ def build_chain(
         split: its training rows say how known items are.
         k: length of the lists on which ``raise_by`` is to hold.
         seed: draws the validation users.
+        features: of ``split``, where they are known already.
 
     Raises:
         InputError: see :class:`PolicyChain`.
@@ -55,7 +57,8 @@ def build_chain(
         notes.append(f"policies choose from {depth} items of each user: the recommender compares no more.")
     wanted = next((p for p in policies if isinstance(p, NoveltySpec) and p.strength is None), None)
     known = [p.model_copy(update={"strength": 0.0}) if p is wanted else p for p in policies]
-    chain = PolicyChain(known, depth, split.dataset, ItemFeatures.of(split), _vectors(policies, recommender), notes)
+    facts = ItemFeatures.of(split) if features is None else features
+    chain = PolicyChain(known, depth, split.dataset, facts, _vectors(policies, recommender), notes)
     return chain if wanted is None else _raised(chain, wanted, recommender, split, k, seed)
 
 

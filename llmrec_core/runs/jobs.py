@@ -16,6 +16,7 @@ from llmrec_core.errors import DataError, RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
 from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
 from llmrec_core.models.device import resolve_device
+from llmrec_core.policies import PolicyChain, build_chain
 from llmrec_core.presets import preset_reasons
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.leakage import leakage_report
@@ -65,6 +66,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         _ensure_models(spec, run)
         recommenders = _fit_all(spec, run, split, context)
     _check_cancel(run)
+    chain = _policies(spec, recommenders[MODEL], split, run)
     run.emit("stage", stage="evaluating")
     result = evaluate(
         recommenders,
@@ -74,6 +76,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         emit=run.emit,
         model_name=MODEL,
         like_threshold=spec.training.like_threshold,
+        policies=chain,
     )
     _save_metrics(result, run)
     # A run that got here is never resumed; optimizer states are twice the size of the model.
@@ -184,6 +187,18 @@ def _load_all(spec: RunSpec, run: RunHandle, dataset: Dataset, context: FitConte
     for folder in sorted((artifacts / "baselines").iterdir()):
         loaded[folder.name] = registry.load(folder, dataset, context)
     return loaded
+
+
+def _policies(spec: RunSpec, model: Recommender, split: Split, run: RunHandle) -> PolicyChain | None:
+    """What is done to the model's rankings, every strength found; None where nothing is."""
+    if not spec.policies:
+        return None
+    run.emit("stage", stage="fusion")
+    chain = build_chain(spec.policies, spec.policy_depth, model, split, max(spec.evaluation.ks), spec.seed)
+    for note in chain.notes:
+        run.emit("log", level="info", message=f"Policies: {note}")
+    _check_cancel(run)
+    return chain
 
 
 def _save_metrics(result: EvaluationResult, run: RunHandle) -> None:

@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llmrec_core.explanation.explain import explain as explain_item
 from llmrec_core.explanation.explain import explanation_json
 from llmrec_core.recommenders import registry
 from llmrec_core.runs import Run, RunStore
+from llmrec_core.serving.policies import PolicyDesk, answer_with_policies, policies_of
 from llmrec_core.workspace import Workspace
 
 MODEL = "model"
@@ -37,6 +39,11 @@ class LoadedRun:
     split: Split
     context: FitContext
     _recommenders: dict[str, Recommender] = field(default_factory=dict)
+
+    @cached_property
+    def desk(self) -> PolicyDesk:
+        """Where policies are tried on this run's lists."""
+        return PolicyDesk(self.split)
 
     @property
     def warnings(self) -> list[str]:
@@ -117,6 +124,7 @@ class Server:
         model: str = MODEL,
         history: Sequence[Mapping[str, Any]] | None = None,
         context: Mapping[str, str] | None = None,
+        policies: Sequence[Any] | None = None,
     ) -> dict[str, Any]:
         """The k best unseen items for a user.
 
@@ -127,13 +135,18 @@ class Server:
             model: "model" or the name of one of the run's baselines.
             history: replaces what is known of the user: ``[{"item_id", "rating"?}]``, oldest first.
             context: replaces the context of the query.
+            policies: what is done to the list: mappings, or lines such as "novelty:strength=0.3". None: what the run
+                was given, on its own model; []: nothing.
 
         Returns:
             ``user_id, model, history[], items[{rank, item_id, title, score, popularity, cold, hit}], held_out[],
-            warnings[]``; ``popularity`` counts training interactions, ``hit`` marks an item held out for the test.
+            warnings[]``; ``popularity`` counts training interactions, ``hit`` marks an item held out for the test. With
+            policies also ``policies{settings, depth, notes}, without[], removed[]``, and items have ``rank_without``
+            and ``reason``; see :mod:`llmrec_core.serving.policies`.
 
         Raises:
-            InputError: unknown user, item or recommender, or an impossible k.
+            InputError: unknown user, item or recommender, an impossible k, or a policy that this data does not allow.
+            SpecError: a policy is wrong.
         """
         if k < 1:
             raise InputError(f"k must be at least 1, not {k}.", where="k")
@@ -141,25 +154,34 @@ class Server:
         dataset = loaded.dataset
         query, held_out = self._query(loaded, user_id, history, context)
         seen = np.array(sorted({dataset.item_idx(h.item_id) for h in query.history}), dtype=np.int64)
-        ranking = loaded.recommender(model).top_k([query], k, [seen])[0]
         counts = loaded.split.train_item_counts
-        items = [
-            {
-                "rank": rank,
+
+        def line(idx: int, score: float) -> dict[str, Any]:
+            return {
                 "item_id": str(dataset.item_ids[idx]),
-                "title": dataset.item_text(int(idx), "title"),
-                "score": float(score),
+                "title": dataset.item_text(idx, "title"),
+                "score": score,
                 "popularity": int(counts[idx]),
                 "cold": bool(counts[idx] == 0),
-                "hit": int(idx) in held_out,
+                "hit": idx in held_out,
             }
-            for rank, (idx, score) in enumerate(zip(ranking.items, ranking.scores, strict=True), start=1)
-        ]
+
+        recommender = loaded.recommender(model)
+        run = loaded.run if run_id == loaded.run.run_id else RunStore(self.workspace).get(run_id)
+        result = RunStore(self.workspace).result(run_id) if run.spec.policies and policies is None else None
+        chosen = policies_of(run.spec, result, policies, model == MODEL)
+        if chosen:
+            chain = loaded.desk.chain(chosen, model, recommender, run.spec)
+            lists = answer_with_policies(chain, recommender, query, k, seen, line)
+        else:
+            ranking = recommender.top_k([query], k, [seen])[0]
+            pairs = zip(ranking.items, ranking.scores, strict=True)
+            lists = {"items": [{"rank": rank, **line(int(i), float(s))} for rank, (i, s) in enumerate(pairs, start=1)]}
         return {
             "user_id": user_id,
             "model": model,
             "history": [self._history_json(dataset, h) for h in query.history],
-            "items": items,
+            **lists,
             "held_out": [
                 {"item_id": str(dataset.item_ids[i]), "title": dataset.item_text(i, "title")} for i in sorted(held_out)
             ],
