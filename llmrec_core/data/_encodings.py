@@ -174,13 +174,36 @@ def _legacy_codec(sample: bytes) -> str:
         sample, cp_isolation=["cp1252", "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr", "euc_jp"]
     ).best()
     lone = sum(len(run) == 1 for run in high)
-    if best is None or lone >= 0.6 * len(high):
-        try:
-            sample.decode("cp1252")
-            return "cp1252"
-        except UnicodeDecodeError:
-            return "latin-1"
+    if best is None or lone >= 0.6 * len(high) or best.encoding in ("cp1250", "cp1252"):
+        return _latin_codec(sample)
     return best.encoding
+
+
+#: Letters beyond ASCII of the languages of the Western code pages, and of those of the Central European ones.
+_WESTERN = (
+    "äöüß", "àâæçéèêëîïôœùûüÿ", "áéíóúüñ", "àèéìòù", "áâãàçéêíóôõú", "æøåé", "åäöé", "éëïóöüè", "áéíóúýþæöð",
+)  # fmt: skip
+_CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "čćđšž", "ăâîşţ")
+#: Letters beyond ASCII, and signs in the middle of a word: "Ma³y" is no word.
+_ODD_SIGNS = re.compile(r"[^\W\d_a-z]|(?<=[a-z])[^\sa-z0-9\u2010-\u2027'.,:;/&+-](?=[a-z])")
+
+
+def _latin_codec(sample: bytes) -> str:
+    """Western or Central European: the code page in which one language has nearly all letters, and no other one has.
+
+    General detectors take both for the same: French decoded as Polish is all letters. No language has them all, though.
+    """
+    central = {codec: _best_share(sample, codec, _CENTRAL) for codec in ("cp1250", "iso8859_2")}
+    codec = max(central, key=lambda name: central[name])
+    if central[codec] >= 0.97 and central[codec] > _best_share(sample, "cp1252", _WESTERN) + 0.1:
+        return codec
+    return "cp1252" if _is_valid(sample, "cp1252") else "latin-1"
+
+
+def _best_share(sample: bytes, codec: str, alphabets: tuple[str, ...]) -> float:
+    """The share of odd signs that the language has which has most of them."""
+    signs = _ODD_SIGNS.findall(sample.decode(codec, "replace").lower())
+    return max(sum(sign in alphabet for sign in signs) for alphabet in alphabets) / max(1, len(signs))
 
 
 def _is_valid(line: bytes, codec: str) -> bool:
@@ -215,7 +238,7 @@ def utf8_chunks(path: Path, codec: str, where: str, first_bytes: int | None = No
 
 def _unmarked(lines: bytes) -> bytes:
     """Without byte order marks: files that were put one behind the other have them at the start of later lines too."""
-    if codecs.BOM_UTF8 not in lines:
+    if lines.isascii() or codecs.BOM_UTF8 not in lines:
         return lines
     return re.sub(rb"(\A|[\r\n])\xef\xbb\xbf", rb"\1", lines)
 

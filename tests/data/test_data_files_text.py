@@ -263,6 +263,8 @@ TITLES = {
     "cp949": ["기생충", "올드보이", "살인의 추억", "부산행", "괴물"],
     "latin-1": ["Amélie à la crème", "Das weiße Band", "Señora Müller", "Être et avoir", "Ça va"],
     "cp1252": ["Amélie – crème", "L’été “brûlé”", "Señora Müller", "Être et avoir", "Ça va"],
+    "cp1250": ["Mały Książę", "Dziewczyna z łąki", "Źródło", "Krzyżacy", "Zażółć gęślą jaźń"],
+    "iso8859_2": ["Mały Książę", "Dziewczyna z łąki", "Źródło", "Krzyżacy", "Zażółć gęślą jaźń"],
     "cp1251": ["Ирония судьбы", "Сталкер", "Солярис", "Москва слезам не верит", "Брат"],
 }
 
@@ -279,6 +281,28 @@ def test_encodings_are_guessed_and_can_be_told(tmp_path: Path, encoding: str) ->
     if encoding in TITLES or encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):
         assert any("guessed" in note or "taken as" in note for note in source.notes)
     assert everything(opened(path, f"encoding:items.csv={encoding}"))[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("encoding", "titles"),
+    [
+        ("cp1250", ["Osudy dobrého vojáka Švejka", "Příliš žluťoučký kůň", "Válka s mloky", "Žert"]),
+        ("cp1250", ["Árvíztűrő tükörfúrógép", "A Pál utcai fiúk", "Hős utca", "Édes Anna"]),
+        ("cp1250", ["Na Drini ćuprija", "Šuma čempresa", "Đavolja varoš", "Kuća na međi"]),
+        ("cp1252", ["À la recherche du temps perdu", "Où est la maison", "L'Étranger", "Être et le néant"]),
+        ("cp1252", ["Caffè", "Perché è così", "La città", "Più in là"]),
+        ("cp1252", ["Kærlighed", "Sørøver", "Den grå kat", "Rødgrød med fløde"]),
+        ("cp1252", ["Memórias póstumas", "São Paulo", "Coração", "Lições"]),
+        ("cp1252", ["Pumpe 5 m³/h", "Größe 3", "Kärcher 90°", "Café", "El niño", "Être"]),
+        ("cp1252", ["Café", "Citroën", "Übermut", "Señor", "Smörgås", "Ça va"]),
+    ],
+)
+def test_code_pages_of_latin_letters_are_told_apart_by_the_language(
+    tmp_path: Path, encoding: str, titles: list[str]
+) -> None:
+    path = put(tmp_path, "items.csv", lined(",", [["item_id", "title"], *([f"i{n}", t] for n, t in enumerate(titles))]))
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert [row[1] for row in everything(opened(path))[0]] == titles
 
 
 @pytest.mark.parametrize("told", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])

@@ -312,3 +312,28 @@ def test_blocks_of_any_size_give_the_same_times(first: list[str], rest: list[str
     assert found == expected
     assert cut == whole
     assert [q.id for q in cut.questions] == [q.id for q in whole.questions]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("Reviewed in the United States on March 5, 2024", "Reviewed in the United Kingdom 🇬🇧 on 5 March 2024"),
+        *("Rezension aus Deutschland vom 5. März 2024", "Bewertet in Deutschland am 5. März 2024"),
+        *("Commenté en France le 5 mars 2024", "Reseñado en España el 5 de marzo de 2024"),
+        *("Recensito in Italia il 5 marzo 2024", "Avaliado no Brasil em 5 de março de 2024"),
+        *("Beoordeeld in Nederland op 5 maart 2024", "2024年3月5日に日本でレビュー済み", "Posted on Mar 5, 2024"),
+    ],
+)
+def test_dates_as_shops_write_them(cell: str) -> None:
+    assert read([cell]) == [MARCH_5]
+
+
+@pytest.mark.parametrize("cell", ["Reviewed in the United States", "sold on 5", "on and on", "in March on 5"])
+def test_words_that_only_begin_so_are_no_dates(cell: str) -> None:
+    assert read([cell, "2024-03-05"]) == [BAD, MARCH_5]
+
+
+def test_reviews_of_many_countries_are_one_column() -> None:
+    places = ["the United States", "Canada", "Australia", "India"]
+    cells = [f"Reviewed in {places[n % 4]} on March {n % 28 + 1}, 2024" for n in range(200)]
+    assert read(cells) == [utc("2024-03-01") + n % 28 * 86400 for n in range(200)]

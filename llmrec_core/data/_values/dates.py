@@ -25,16 +25,19 @@ Ints = npt.NDArray[np.int64]
 _LETTER = r"[^\W\d_]"
 _REST = r"(?P<tail>(?:\D.*)?)"
 _NAME = rf"(?P<name>{_LETTER}{{3,}})"
+#: Words before a date, as shops write them: "Reviewed in the United States on", "Rezension aus Deutschland vom".
+_ON = "on|vom|am|le|el|il|em|op"
+_LEAD = rf"(?:\D{{1,80}} (?:{_ON}) +)?"
 #: Patterns of templates, most common first.
 _SHAPES: dict[str, str] = {
     "year_first": rf"(?P<y>\d{{4}})(?P<s>[-/.])(?P<m>\d{{1,2}})(?P=s)(?P<d>\d{{1,2}}){_REST}",
     "compact": r"(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})(?P<tail>(?:[t ]?\d{4}(?:\d{2})?z?)?)",
     "numeric": rf"(?P<a>\d{{1,2}})(?P<s>[-/.])(?P<b>\d{{1,2}})(?P=s)(?P<y>\d{{4}}|\d{{2}}){_REST}",
     "cjk": r"(?P<era>令和|平成|昭和|民国|民國)? *(?P<y>\d{1,4}|元) *[年년] *(?P<m>\d{1,2}) *[月월]"
-    r"(?: *(?P<d>\d{1,2}) *[日号號일])?(?P<tail>.*)",
-    "day_name": rf"(?:{_LETTER}+\.?,? +){{0,2}}(?P<d>\d{{1,2}})(?:st|nd|rd|th|er|o|º|\.)?[ \-./]*(?:de |of )?"
+    r"(?: *(?P<d>\d{1,2}) *[日号號일](?:に\D*)?)?(?P<tail>.*)",
+    "day_name": rf"{_LEAD}(?:{_LETTER}+\.?,? +){{0,2}}(?P<d>\d{{1,2}})(?:st|nd|rd|th|er|o|º|\.)?[ \-./]*(?:de |of )?"
     rf"{_NAME}\.?[ \-./,]*(?:de |del )?'?(?P<y>\d{{4}}|\d{{2}}){_REST}",
-    "name_day": rf"(?:{_LETTER}+\.?,? +)?{_NAME}\.?[ \-./]*(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?[ \-./]+"
+    "name_day": rf"{_LEAD}(?:{_LETTER}+\.?,? +)?{_NAME}\.?[ \-./]*(?P<d>\d{{1,2}})(?:st|nd|rd|th)?,?[ \-./]+"
     rf"(?P<y>\d{{4}}){_REST}",
     "ctime": rf"(?:{_LETTER}{{2,9}}\.?,? +)?{_NAME} +(?P<d>\d{{1,2}}) +"
     r"(?P<tail>\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?(?: +(?:[+-]\d{4}|[a-z]{1,5}))?) +(?P<y>\d{4})",
@@ -49,7 +52,7 @@ SHAPES = tuple(_SHAPES)
 NUMERIC, CLOCK = SHAPES.index("numeric"), len(SHAPES)
 MONTH_ONLY = (SHAPES.index("month"), SHAPES.index("name_year"))
 #: What every template looks like from afar: a few words, then a digit. Spares looking closely at whole paragraphs.
-_PLAUSIBLE = r"(?:\pL+[.,]* *){0,3}0.*"
+_PLAUSIBLE = rf"(?:.{{1,80}} (?:{_ON}) +)?(?:\pL+[.,]* *){{0,3}}0.*"
 _MAX_TEMPLATE_BYTES = 160
 _ERAS = {"令和": 2018, "平成": 1988, "昭和": 1925, "民国": 1911, "民國": 1911}
 
@@ -73,18 +76,18 @@ _HOURS = {
     "edt": -4.0, "cdt": -5.0, "mst": -7.0, "mdt": -6.0, "pst": -8.0, "pdt": -7.0,
 }  # fmt: skip
 _MONTHS = (
-    "january jan januar jänner janvier janv enero ene",
-    "february feb februar febr februari février févr fév febrero",
-    "march mar märz mrz maerz mär mars marzo",
-    "april apr avril avr abril abr",
-    "may mai mayo",
-    "june jun juni juin junio",
-    "july jul juli juillet juil julio",
-    "august aug août aout agosto ago",
-    "september sep sept septembre septiembre setiembre",
-    "october oct oktober okt octobre octubre",
-    "november nov novembre noviembre",
-    "december dec dezember dez décembre déc diciembre dic",
+    "january jan januar jänner janvier janv enero ene januari gennaio gen janeiro",
+    "february feb februar febr februari février févr fév febrero febbraio fevereiro fev",
+    "march mar märz mrz maerz mär mars marzo maart mrt março",
+    "april apr avril avr abril abr aprile",
+    "may mai mayo mei maggio mag maio",
+    "june jun juni juin junio giugno giu junho",
+    "july jul juli juillet juil julio luglio lug julho",
+    "august aug août aout agosto ago augustus",
+    "september sep sept septembre septiembre setiembre settembre set setembro",
+    "october oct oktober okt octobre octubre ottobre ott outubro out",
+    "november nov novembre noviembre novembro",
+    "december dec dezember dez décembre déc diciembre dic dicembre dezembro",
 )
 _MONTH_OF = {name: number for number, names in enumerate(_MONTHS, start=1) for name in names.split()}
 _DAY_US = 86_400_000_000
