@@ -24,7 +24,14 @@ from llmrec_core.data.dataset import ITEM_IDX, TABLES, USER_IDX, Dataset, Datase
 from llmrec_core.errors import DataError, InputError, NotFoundError
 from llmrec_core.workspace import Workspace, check_name, write_json_atomic
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: what was left over waits until it is old.
+    fcntl = None  # type: ignore[assignment]
+
 _STALE_BUILD_S = 3600.0
+#: A file in the folder of a build that its builder keeps locked; the system opens the lock when the process is gone.
+_BUILDER = ".builder"
 REJECTS = "rejects"
 
 
@@ -47,6 +54,7 @@ class Build:
             write_json_atomic(self.folder / "meta.json", numbered.model_dump(mode="json"))
             _sync(self.folder)
             target = self.place / f"v{version}"
+            (self.folder / _BUILDER).unlink(missing_ok=True)
             try:
                 # Fails on a folder that is not empty: an import beside ours took this number, so take the next.
                 os.rename(self.folder, target)
@@ -160,7 +168,8 @@ class DatasetStore:
         build = Build(place, place / f".build-{secrets.token_hex(8)}")
         build.folder.mkdir(parents=True)
         try:
-            yield build
+            with _at_work(build.folder):
+                yield build
         finally:
             shutil.rmtree(build.folder, ignore_errors=True)
             if not any(place.iterdir()):
@@ -254,10 +263,49 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sweep(place: Path) -> None:
-    """Removes what killed imports left, once it is old enough to belong to nobody."""
+    """Removes what killed imports left: at once where that is sure, else when it is old enough to belong to nobody."""
     for path in place.glob(".build-*"):
-        if time.time() - path.stat().st_mtime > _STALE_BUILD_S:
+        if is_abandoned(path) or time.time() - path.stat().st_mtime > _STALE_BUILD_S:
             shutil.rmtree(path, ignore_errors=True)
 
 
-__all__ = ["REJECTS", "Build", "DatasetStore", "parquet_options"]
+@contextmanager
+def _at_work(folder: Path) -> Iterator[None]:
+    """Says, for as long as this process lives, that somebody builds here; nothing where files cannot be locked.
+
+    A lock tells more than the number of a process: that is another one in every container that shares the workspace.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder / f"{_BUILDER}.new", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        with suppress(OSError):
+            # Locked before it has its name: nobody may find it open in between.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(folder / f"{_BUILDER}.new", folder / _BUILDER)
+        (folder / f"{_BUILDER}.new").unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether the process that built in this folder is gone for sure; False where nobody can tell."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(folder / _BUILDER, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(handle)
+
+
+__all__ = ["REJECTS", "Build", "DatasetStore", "is_abandoned", "parquet_options"]

@@ -26,6 +26,7 @@ from llmrec_core.data.privacy.removals import (
     new_removal,
     pending_removals,
 )
+from llmrec_core.data.store import is_abandoned
 from llmrec_core.errors import InputError, LLMRecError, NotFoundError
 from llmrec_core.feedback import FeedbackStore
 from llmrec_core.forgetting.files import TEXT_ENDINGS, clean_file
@@ -276,10 +277,10 @@ def _sweep_builds(place: Path) -> None:
     """Removes what killed imports left of this dataset; whom that names, nobody can tell.
 
     Raises:
-        InputError: an import is at work, or was until just now.
+        InputError: an import is at work, or may be.
     """
     for build in place.glob(".build-*"):
-        if time.time() - build.stat().st_mtime < _BUILD_QUIET_S:
+        if not is_abandoned(build) and time.time() - build.stat().st_mtime < _BUILD_QUIET_S:
             raise InputError(
                 "an import of this dataset is at work, or was killed just now.",
                 where=str(place),
