@@ -10,10 +10,11 @@ from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import ModelError
 from llmrec_core.recommenders.blend import BlendRecommender, make_retriever
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.saved import HEAD_FILE, read_head
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RecommenderSpec, RunSpec
+from llmrec_core.specs import CrossEncoderSpec, GenerativeSpec, PipelineSpec, RecommenderSpec, RunSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset
@@ -22,6 +23,7 @@ FAMILIES: dict[str, type[Recommender]] = {
     **BASELINES,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
     SequentialRecommender.family: SequentialRecommender,
+    GenerativeRecommender.family: GenerativeRecommender,
     BlendRecommender.family: BlendRecommender,
     PipelineRecommender.family: PipelineRecommender,
 }
@@ -38,6 +40,8 @@ def build(run: RunSpec, part: RecommenderSpec) -> Recommender:
         return PipelineRecommender(run, part)
     if isinstance(part, CrossEncoderSpec):
         return CrossEncoderRecommender(run, part)
+    if isinstance(part, GenerativeSpec):
+        return GenerativeRecommender(run, part)
     return make_retriever(part)
 
 

@@ -180,6 +180,42 @@ class BlendSpec(Spec):
         return self
 
 
+class GenerativeSpec(Spec):
+    family: Literal["generative"] = "generative"
+    model: str = Field(
+        "smollm2-135m",
+        min_length=1,
+        max_length=1024,
+        description="decoder: catalogue name, local folder, hub:owner/name",
+    )
+    loss: Literal["titles", "words"] = Field(
+        "titles",
+        description="titles: softmax over the words that may follow in some title of the catalogue; words: over all "
+        "words, as in pretraining",
+    )
+    prior: Literal["popularity", "model"] = Field(
+        "popularity",
+        description="how probable titles are before any history is known: as often as they were chosen in training, or "
+        "as the model finds them",
+    )
+    max_title_tokens: int = Field(
+        32, ge=8, le=512, description="longer titles are cut in their middle, so that beginning and end tell them apart"
+    )
+    beams: int = Field(32, ge=1, le=4096, description="open branches kept while a ranking is searched; at least k")
+    text_field: str | None = Field(
+        None,
+        max_length=200,
+        description="column whose texts the model learns to write: of the items (a description) or of the interactions "
+        "(a review); empty: texts are written as the model came",
+    )
+    text_tokens: int = Field(64, ge=16, le=512, description="longest written text, in tokens")
+    text_attempts: int = Field(3, ge=1, le=10, description="texts tried before a plain sentence of facts takes over")
+    tuning: TuningSpec = Field(
+        default_factory=lambda: TuningSpec(method="lora"),
+        description="which weights are trained; word embeddings always stay as they are",
+    )
+
+
 _Retriever = _Baseline | SequentialSpec | BlendSpec
 RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
 
@@ -195,7 +231,7 @@ class PipelineSpec(Spec):
     fusion_users: int = Field(200, ge=10, description="validation users on which the weight is chosen")
 
 
-_Recommender = _Retriever | CrossEncoderSpec | PipelineSpec
+_Recommender = _Retriever | CrossEncoderSpec | GenerativeSpec | PipelineSpec
 RecommenderSpec = Annotated[_Recommender, Field(discriminator="family")]
 #: Names of all families.
 FAMILIES: tuple[str, ...] = tuple(part.model_fields["family"].default for part in get_args(_Recommender))

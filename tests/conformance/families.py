@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tiny_models import write_tiny_bert
+from tiny_models import write_tiny_bert, write_tiny_llama
 
 from llmrec_core.baselines import ItemKNNRecommender, PopularityRecommender
 from llmrec_core.contracts import FitContext, Recommender
@@ -126,6 +126,18 @@ def _sequential(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _generative(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    folder = ctx.workspace_models / "tiny-llama"
+    if not folder.exists():
+        write_tiny_llama(folder)
+    spec = {"family": "generative", "model": str(folder), "tuning": {"method": "lora", "lora_rank": 2}}
+    run = _tiny_run(ctx.workspace_models, recommender=spec)
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
 def _blend(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     members = [{"family": "item-knn"}, {"family": "ease"}, {"family": "sequential", "model": None, "epochs": 2}]
@@ -156,6 +168,7 @@ FAMILIES: dict[str, Factory] = {
     "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
     "cross-encoder": _cross_encoder,
     "sequential": _sequential,
+    "generative": _generative,
     "blend": _blend,
     "pipeline": _pipeline,
 }

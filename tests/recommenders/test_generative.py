@@ -1,0 +1,374 @@
+"""The generative family: titles, parity of search and scoring, what it learns, texts, resume, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conformance.families import tiny_items, tiny_split
+from conformance.test_protocols import tiny
+from tiny_models import VOCABULARY, WORDS, write_tiny_bert, write_tiny_llama
+from training.training_cases import Events
+
+from llmrec_core.contracts import FitContext, HistoryItem, Query, rank_row
+from llmrec_core.data import Dataset, Split, make_split
+from llmrec_core.errors import InputError, ModelError, RunCancelledError, SpecError
+from llmrec_core.models.label_words import language_head
+from llmrec_core.recommenders import registry
+from llmrec_core.recommenders.generative import GenerativeRecommender
+from llmrec_core.specs import RunSpec, SplitSpec
+from llmrec_core.training.objectives import weighted_loss
+
+NEXT = "{% for item in history %}{{ item.title }}. {% endfor %}next: {{ candidate.title }}"
+TRAINING = {"max_samples": 32, "batch_size": 16, "validation_every": 4, "validation_samples": 32, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_llama(folder / "tiny-llama")
+    return folder
+
+
+def run_of(models: Path, training: dict[str, Any] | None = None, **spec: Any) -> RunSpec:
+    family = {"family": "generative", "model": str(models / "tiny-llama"), "tuning": {"method": "none"}, **spec}
+    return RunSpec.model_validate(
+        {
+            "dataset": {"name": "tiny"},
+            "recommender": family,
+            "prompt": {"source": NEXT, "max_tokens": 96, "max_history": 4},
+            "training": {**TRAINING, **(training or {})},
+        }
+    )
+
+
+def fitted(
+    split: Split, models: Path, training: dict[str, Any] | None = None, ctx: dict[str, Any] | None = None, **spec: Any
+) -> GenerativeRecommender:
+    run = run_of(models, training, **spec)
+    built = registry.build(run, run.recommender)
+    assert isinstance(built, GenerativeRecommender)
+    built.fit(split, FitContext(workspace_models=models, device="cpu", **(ctx or {})))
+    return built
+
+
+def renamed(titles: dict[int, str]) -> Split:
+    items = tiny_items()
+    for row, title in titles.items():
+        items.loc[row, "title"] = title
+    return tiny_split(items=items)
+
+
+# ---- titles and scores -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", ["model", "popularity"])
+def test_a_beam_as_wide_as_the_catalogue_ranks_as_scoring_everything_does(models, prior):
+    split = renamed({5: "film 6 of the night", 7: "film 6", 8: "film 6 of the night"})
+    model = fitted(split, models, prior=prior, beams=split.dataset.n_items)
+    asked = split.queries("test")
+    everything = np.arange(split.dataset.n_items)
+    scores = model.score(asked.queries, everything)
+    assert np.allclose(np.exp(scores.astype(np.float64)).sum(1), 1.0, atol=1e-5), "one distribution over all items"
+    for row, seen, ranking in zip(scores, asked.exclude, model.top_k(asked.queries, 14, asked.exclude), strict=True):
+        wanted = rank_row(row, 14, seen)
+        np.testing.assert_allclose(ranking.scores, wanted.scores, atol=1e-4)
+        np.testing.assert_allclose(row[ranking.items], wanted.scores, atol=1e-4)
+
+
+def test_equal_titles_share_by_popularity_then_by_id(models):
+    split = renamed(dict.fromkeys((5, 6, 12, 13), "film 6 of the night"))
+    model = fitted(split, models)
+    twins = np.array([5, 6, 12, 13])
+    scores = model.score([Query("a")], twins)[0]
+    weight = split.train_item_counts[twins] + 1.0
+    np.testing.assert_allclose(np.exp(scores - np.logaddexp.reduce(scores)), weight / weight.sum(), rtol=1e-5)
+    order = [item for item in model.top_k([Query("a")], 14)[0].items.tolist() if item in twins]
+    assert order == sorted(twins.tolist(), key=lambda item: (-split.train_item_counts[item], item))
+
+
+def test_without_history_and_training_popularity_orders(models):
+    """The model is calibrated: before it has read anything it has no opinion of its own."""
+    split = tiny_split()
+    scores = fitted(split, models).score([Query("a")], np.arange(14))[0]
+    weight = split.train_item_counts + 1.0
+    np.testing.assert_allclose(np.exp(scores), weight / weight.sum(), rtol=1e-4)
+    own = fitted(split, models, prior="model").score([Query("a")], np.arange(14))[0]
+    assert np.abs(own - scores).max() > 0.1
+
+
+def test_titles_as_tokens(models):
+    long = " ".join(WORDS[:40])
+    split = renamed({1: f"{long} three", 2: f"{long} four", 6: "star [SEP] wars", 7: "star\nwars"})
+    prompts = fitted(split, models, max_title_tokens=12).renderer
+    words = [[VOCABULARY[token] for token in title] for title in prompts.titles]
+    assert len(words[1]) == len(words[2]) == 12
+    assert (words[1][-1], words[2][-1]) == ("three", "four"), "what tells long titles apart stands at their end"
+    assert words[1][:7] == words[2][:7] == WORDS[:7]
+    assert prompts.title(3) == "i03", "an item without title is called by its id"
+    assert "".join(words[4]) == "我喜欢的电影"
+    assert prompts.end not in prompts.titles[6], "a control token in a title is text"
+    assert words[7] == ["star", "wars"]
+    assert prompts.titles[0] == [VOCABULARY.index(word) for word in ("film", "0", "of", "the", "night")]
+
+
+def test_what_is_read_never_depends_on_what_is_written(models):
+    split = tiny_split()
+    prompts = fitted(split, models).renderer
+    query = split.queries("test").queries[0]
+    shown = [prompts.render(query, item) for item in (0, 4)]
+    starts = [prompt.spans[-1].start for prompt in shown]
+    assert shown[0].text[: starts[0]] == shown[1].text[: starts[1]]
+    assert shown[1].text.endswith("next: 我喜欢的电影")
+    assert [(span.kind, span.ref) for span in shown[1].spans][-1] == ("candidate", "title")
+    head = prompts.heads([query])[0]
+    assert [VOCABULARY[token] for token in head][-2:] == ["next", ":"]
+    assert prompts.heads([Query("a"), Query("b")])[0] == prompts.heads([Query("b")])[0]
+
+
+def test_a_hidden_title_says_nothing(models):
+    model = fitted(tiny_split(), models)
+    query = Query("a", (HistoryItem("i01"),), hidden_fields=frozenset({"title"}))
+    assert np.allclose(model.score([query], np.arange(14)), -np.log(14))
+
+
+# ---- learning --------------------------------------------------------------------------------------------------------
+
+
+def ring(shuffled: bool = False, n_users: int = 24) -> Split:
+    """Everybody walks around a ring of ten titles; ``shuffled`` destroys the order."""
+    rng = np.random.default_rng(0)
+    titles = [
+        "red star",
+        "red toy",
+        "blue star",
+        "blue city",
+        "green man",
+        "dark city",
+        "dark man",
+        "old war",
+        "new",
+        "life",
+    ]
+    rows = []
+    for user in range(n_users):
+        walk = [(user + step) % 10 for step in range(8)]
+        walk = rng.permutation(walk).tolist() if shuffled else walk
+        rows += [(f"u{user:02d}", f"i{item}", 10.0 * step) for step, item in enumerate(walk)]
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(10)], "title": titles})
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    return make_split(Dataset.from_frames("ring", frame, items), SplitSpec())
+
+
+LONG = {
+    "max_samples": None,
+    "epochs": 14,
+    "learning_rate": 5e-3,
+    "validation_every": 1000,
+    "early_stopping_patience": 0,
+}
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_planted_order_is_learnt_and_a_shuffled_one_is_not(models, shuffled):
+    split = ring(shuffled)
+    model = fitted(split, models, LONG, tuning={"method": "full"})
+    asked = split.queries("test")
+    first = [ranking.items[0] for ranking in model.top_k(asked.queries, 1, asked.exclude)]
+    hits = np.mean([item in targets for item, targets in zip(first, asked.targets, strict=True)])
+    # Three of ten titles are left: a guess hits a third.
+    assert hits < 0.65 if shuffled else hits > 0.9
+
+
+@pytest.mark.parametrize("loss", ["titles", "words"])
+def test_the_loss_is_minus_the_log_probability_of_what_is_written(models, loss):
+    split = tiny_split()
+    model = fitted(split, models, loss=loss)
+    parts = model._fitted()
+    plan = model._plan(split, FitContext(workspace_models=models), parts)
+    batch = plan[0]
+    values = parts.network(batch.packed)
+    found = float(weighted_loss(values, batch.labels, {"rank": 1.0})) * batch.labels.n_lists
+    total = 0.0
+    for sample in batch.lists.tolist():
+        head, tail = plan.tokens.heads[sample].tolist(), plan.tokens.tails[sample].tolist()
+        if loss == "titles":
+            beginning = parts.network.read(head)
+            leaf = np.array([plan._samples.leaves[sample]])
+            total -= parts.decoder.log_probs(beginning, leaf)[0]
+        else:
+            assert tail[-1] == parts.prompts.end
+            with torch.inference_mode():
+                hidden = parts.backbone.model(input_ids=torch.tensor([head + tail])).last_hidden_state[0]
+                logits = language_head(parts.backbone, range(len(VOCABULARY)))(hidden).log_softmax(-1)
+            total -= sum(float(logits[len(head) - 1 + place, token]) for place, token in enumerate(tail))
+    assert found == pytest.approx(total, abs=1e-2)
+
+
+def test_withheld_titles_are_no_continuations_while_training(models):
+    split = tiny("cold-item")
+    model = fitted(split, models)
+    plan = model._plan(split, FitContext(workspace_models=models), model._fitted())
+    offered = split.offered("train")
+    assert len(plan._trie.leaf_of) == len(offered) < split.dataset.n_items
+    # Columns and biases are those of the same place among all titles.
+    decoder = model._fitted().decoder
+    for title, item in enumerate(offered.tolist()):
+        own, whole = plan._trie.path(int(plan._trie.leaf_of[title])), decoder.trie.path(int(decoder.trie.leaf_of[item]))
+        assert (plan._column[own] == decoder.trie.column[whole]).all()
+        assert np.allclose(plan._bias[own], decoder.bias.numpy()[whole])
+
+
+def test_resume_equals_uninterrupted_training(models, tmp_path):
+    split = ring(n_users=12)
+    training = {"max_samples": 32, "batch_size": 8, "epochs": 2, "learning_rate": 1e-3, "validation_samples": 16}
+    tuning = {"method": "lora", "lora_rank": 2}
+    whole = fitted(split, models, training, tuning=tuning)
+    steps = [0]
+
+    def stop() -> str | None:
+        steps[0] += 1
+        return "cancel" if steps[0] > 5 else None
+
+    with pytest.raises(RunCancelledError):
+        fitted(split, models, training, {"checkpoint_dir": tmp_path, "should_stop": stop}, tuning=tuning)
+    events = Events()
+    resumed = fitted(split, models, training, {"resume_from": tmp_path, "emit": events.emit}, tuning=tuning)
+    assert "Going on from checkpoint-4" in events.messages
+    asked = split.queries("test").queries[:4]
+    everything = np.arange(10)
+    np.testing.assert_allclose(resumed.score(asked, everything), whole.score(asked, everything), atol=1e-5)
+    with pytest.raises(ModelError, match="other data"):
+        fitted(ring(True, 12), models, training, {"resume_from": tmp_path}, tuning=tuning)
+
+
+def test_zero_shot_trains_nothing_and_tells_the_floors(models):
+    from llmrec_core.baselines import PopularityRecommender
+
+    split = tiny_split()
+    floor = PopularityRecommender()
+    floor.fit(split, FitContext())
+    events = Events()
+    model = fitted(split, models, ctx={"emit": events.emit, "floors": {"popularity": floor}})
+    assert not events.of("train")
+    assert model.outcome is None
+    assert [event["name"] for event in events.of("baseline")] == ["popularity"]
+    assert [event["step"] for event in events.of("validation")] == [0]
+    assert set(events.of("validation")[0]["metrics"]) == {"loss", "auc"}
+
+
+@pytest.mark.parametrize("method", ["none", "full", "top-layers"])
+def test_what_was_trained_is_saved_and_loaded(models, tmp_path, method):
+    split = tiny_split()
+    tuning = {"method": method, "n_top_layers": 1}
+    model = fitted(split, models, {"max_samples": 16}, tuning=tuning)
+    model.save(tmp_path)
+    assert (tmp_path / "trained.safetensors").exists() == (method != "none")
+    ctx = FitContext(workspace_models=models, device="cpu")
+    loaded = registry.load(tmp_path, split.dataset, ctx)
+    asked, everything = split.queries("test").queries, np.arange(14)
+    np.testing.assert_allclose(loaded.score(asked, everything), model.score(asked, everything), atol=1e-5)
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_checked_and_falls_back_to_a_plain_sentence(models, monkeypatch):
+    from llmrec_core.recommenders import _texts
+
+    split = tiny_split()
+    model = fitted(split, models, text_attempts=2)
+    query = Query("u0", (HistoryItem("i01", 5.0), HistoryItem("i02", 1.0)))
+    said = ["it is like film 9 of the night .", "a comedy , no drama , good for the night ."]
+    ids = {text: model._fitted().backbone.tokenizer.encode(text).ids for text in said}
+    answers = iter(said)
+    asked: list[dict[str, Any]] = []
+
+    def write(beginning: object, words: object, **options: Any) -> list[int]:
+        asked.append(options)
+        return list(ids[next(answers)])
+
+    monkeypatch.setattr(_texts, "write_text", write)
+    found = model.write(query, 5)
+    assert found.source == "fields"
+    assert found.text == "film 5 of the night: category drama. Chosen before: film 1 of the night."
+    assert [(claim.kind, claim.text) for claim in found.rejected[0][1]] == [("title", "film 9 of the night")]
+    assert [claim.text for claim in found.rejected[1][1]] == ["comedy"]
+    assert all(claim.backed_by for claim in found.claims)
+    assert [option["temperature"] > 0 for option in asked] == [False, True]
+    assert "category: drama" in found.prompt
+    assert "film 1 of the night" in found.prompt
+    assert "film 2 of the night" not in found.prompt, "what the user disliked is no reason"
+    answers = iter(["a good night, no more"])
+    ids["a good night, no more"] = model._fitted().backbone.tokenizer.encode("a good night").ids
+    good = model.write(query, 5)
+    assert (good.text, good.source, good.claims, good.rejected) == ("a good night", "model", (), ())
+
+
+def test_texts_are_drawn_by_seed(models):
+    split = tiny_split()
+    model = fitted(split, models, text_attempts=3, text_tokens=16)
+    query = split.queries("test").queries[0]
+    one, again, other = (model.write(query, 2, seed) for seed in (0, 0, 1))
+    assert one == again
+    assert other.seed == 1
+    with pytest.raises(InputError, match="outside the catalogue"):
+        model.write(query, 99)
+
+
+@pytest.mark.parametrize("field", ["blurb", "review"])
+def test_texts_are_learned_from_descriptions_and_reviews(models, field):
+    split = tiny_split()
+    items, table = (
+        split.dataset.items.copy(),
+        split.dataset.interactions[["user_id", "item_id", "rating", "timestamp"]].copy(),
+    )
+    if field == "blurb":
+        items["blurb"] = "a good story of the night ."
+    else:
+        table["review"] = "a good story of the night ."
+    table["user_id"], table["item_id"] = table["user_id"].astype(str), table["item_id"].astype(str)
+    split = make_split(Dataset.from_frames("told", table, items), SplitSpec())
+    training = {"max_samples": 16, "epochs": 14, "learning_rate": 8e-3, "validation_every": 1000}
+    events = Events()
+    model = fitted(split, models, training, {"emit": events.emit}, tuning={"method": "full"}, text_field=field)
+    assert "16 titles to write and " in events.messages
+    query = split.queries("test").queries[0]
+    found = model.write(query, 5)
+    assert found.text == "a good story of the night ."
+    assert found.source == "model"
+    assert "a good story" not in found.prompt
+    with pytest.raises(InputError, match="no column 'plot'"):
+        fitted(split, models, text_field="plot")
+
+
+def test_a_chat_template_is_used_and_a_broken_one_is_not(models, tmp_path):
+    split = tiny_split()
+    folder = write_tiny_llama(tmp_path / "chatty")
+    template = folder / "chat_template.jinja"
+    template.write_text("{% for m in messages %}user: {{ m['content'] }}{% endfor %} answer:")
+    query = Query("u0")
+    text = fitted(split, tmp_path, model=str(folder)).write(query, 5).prompt
+    assert text.startswith("user: title: film 5 of the night")
+    assert text.endswith("answer:")
+    template.write_text("{{ ''.__class__ }}")
+    assert fitted(split, tmp_path, model=str(folder)).write(query, 5).prompt.endswith("\n\nText:")
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_write_is_refused(models, tmp_path):
+    split = tiny_split()
+    write_tiny_bert(tmp_path / "bert")
+    with pytest.raises(SpecError, match="encoder"):
+        fitted(split, tmp_path, model=str(tmp_path / "bert"))
+    with pytest.raises(InputError, match="model reads 512"):
+        fitted(split, models, max_title_tokens=500)
+    run = run_of(models)
+    with pytest.raises(InputError, match="not fitted"):
+        registry.build(run, run.recommender).score([Query("a")], np.array([0]))
