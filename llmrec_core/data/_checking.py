@@ -266,14 +266,16 @@ class TableReader:
         self, raw: RawTable, role: str, column: str, faults: list[Fault], seen: _Seen
     ) -> tuple[npt.NDArray[np.int32], pa.Array]:
         """(codes [n], distinct words) of an id column, with its faults told."""
-        encoded = _one(raw.table.column(column).dictionary_encode())
+        encoded = _cells(raw, column).dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
-        words = pc.utf8_trim_whitespace(encoded.dictionary)
-        changed = _mask(pc.not_equal(words, encoded.dictionary))
-        if changed.any():
-            seen.trimmed[role] = int(changed[codes].sum())
-            again = words.dictionary_encode()
-            codes, words = again.indices.to_numpy(zero_copy_only=False)[codes], again.dictionary
+        words = encoded.dictionary
+        if not rules.is_plain(words):
+            words = pc.utf8_trim_whitespace(words)
+            changed = _mask(pc.not_equal(words, encoded.dictionary))
+            if changed.any():
+                seen.trimmed[role] = int(changed[codes].sum())
+                again = words.dictionary_encode()
+                codes, words = again.indices.to_numpy(zero_copy_only=False)[codes], again.dictionary
         for said, positions in rules.broken_ids(role, words).items():
             rows = _rows_of(positions, codes, len(words))
             faults.append(Fault(rows, column, self._shown(said), _spelled(words, codes)))
@@ -288,7 +290,7 @@ class TableReader:
         values, bad = found.numbers(cells)
         if bad.any():
             seen.odd_numbers = cells.filter(pa.array(bad))
-        seen.unrated = int((np.isnan(values) & ~bad).sum())
+        seen.unrated = int(np.count_nonzero(np.isnan(values)) - np.count_nonzero(bad))
         for positions in (np.flatnonzero(bad), *rules.broken(rules.rating_rules(), values).values()):
             if len(positions):
                 faults.append(Fault(positions, column, "rating {cell} is not a number", cells, _said("rating", found)))
@@ -306,7 +308,7 @@ class TableReader:
         if len(where):
             seen.odd_times = cells.filter(pa.array(bad))
             faults.append(Fault(where, column, "time {cell} cannot be read", cells, _said("time", found)))
-        seen.missing_times = int((np.isnan(values) & ~bad).sum())
+        seen.missing_times = int(np.count_nonzero(np.isnan(values)) - np.count_nonzero(bad))
         if self.options.missing_time == "keep-order":
             values, self._last_time = carry_times(values, self._last_time)
         needed = self.options.missing_time != "drop-all" and self.planned.kind == "interactions"

@@ -25,6 +25,7 @@ from llmrec_core.data._blocks import prefetched
 from llmrec_core.data._checking import CheckedBlock
 from llmrec_core.data._faults import RefusedRows
 from llmrec_core.data._item_columns import drop_columns, told_by_interactions
+from llmrec_core.data._repeats import Repeats
 from llmrec_core.data.dataset import ITEM_IDX, USER_IDX, Fingerprint, side_columns
 from llmrec_core.data.store import REJECTS, Build, parquet_options
 
@@ -226,13 +227,12 @@ def write_interactions(
     Raises:
         DataError: an id stands more than once among ``items`` or ``users``.
     """
-    seen_users, user_places = _joined([spill.users for spill in spills])
-    seen_items, item_places = _joined([spill.items for spill in spills])
-    if plan.rename is not None:
-        seen_users = plan.rename(seen_users)
-    item_table = side_columns(items, ITEM, seen_items, plan.name)
-    user_table = side_columns(users, USER, seen_users, plan.name)
-    user_rank, item_rank = _ranks(seen_users, user_table[USER]), _ranks(seen_items, item_table[ITEM])
+    with ThreadPoolExecutor(1) as beside:
+        of_items = beside.submit(_settled_ids, [spill.items for spill in spills], items, ITEM, plan.name)
+        user_table, user_places = _settled_ids(
+            [spill.users for spill in spills], users, USER, plan.name, plan.rename
+        )  # fmt: skip
+        item_table, item_places = of_items.result()
     texts = list(dict.fromkeys(c for s in spills for c in s.columns if c not in (USER, ITEM, RATING, TIME)))
     if any(spill.part for spill in spills):
         texts.append(PART)
@@ -241,12 +241,10 @@ def write_interactions(
     def rows() -> Iterator[dict[str, pa.Array]]:
         for spill, user_of, item_of in zip(spills, user_places, item_places, strict=True):
             for number, batch in enumerate(spill.blocks()):
-                yield _stored(
-                    batch, user_rank[user_of[number]], item_rank[item_of[number]], texts, plan.timed, spill.part
-                )
+                yield _stored(batch, user_of[number], item_of[number], texts, plan.timed, spill.part)
 
     settled = None if plan.duplicates == "keep" else _settle(rows(), plan, len(item_table[ITEM]))
-    digest, repeated = Fingerprint(), _Repeats()
+    digest, repeated = Fingerprint(), Repeats()
 
     def kept() -> Iterator[tuple[int, pa.Table]]:
         """(rows before duplicates were settled, the rows to be written) of each block."""
@@ -311,20 +309,35 @@ def clear(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ rows
 
 
-def _joined(pools: Sequence[IdPool]) -> tuple[pa.Array, list[list[Codes]]]:
-    """(ids of all tables; for each table and block, the places of its words among them)."""
+def _settled_ids(
+    pools: Sequence[IdPool],
+    known: Mapping[str, pa.Array],
+    key: str,
+    name: str,
+    rename: Callable[[pa.Array], pa.Array] | None = None,
+) -> tuple[dict[str, pa.Array], list[list[Codes]]]:
+    """(columns of the items or users; for each table and block, the index of each of its words).
+
+    Args:
+        known: what is known of them beside the interactions.
+        rename: what they are called in the dataset.
+
+    Raises:
+        DataError: an id stands more than once in ``known``.
+    """
     everyone = IdPool()
     places = []
     for pool in pools:
         ids, blocks = pool.ids()
         everyone.add(ids)
         places.append(blocks)
-    known, of_pools = everyone.ids()
-    return known, [[of_pool[block] for block in blocks] for of_pool, blocks in zip(of_pools, places, strict=True)]
-
-
-def _ranks(seen: pa.Array, ordered: pa.Array) -> Codes:
-    return pc.index_in(seen, ordered).to_numpy(zero_copy_only=False).astype(np.int32)
+    seen, of_pools = everyone.ids()
+    seen = seen if rename is None else rename(seen)
+    table = side_columns(known, key, seen, name)
+    rank = pc.index_in(seen, table[key]).to_numpy(zero_copy_only=False).astype(np.int32)
+    return table, [
+        [rank[of_pool[block]] for block in blocks] for of_pool, blocks in zip(of_pools, places, strict=True)
+    ]  # fmt: skip
 
 
 def _stored(
@@ -353,49 +366,6 @@ def _stored(
         else:
             columns[name] = pa.repeat(pa.scalar("", pa.large_string()), n_rows)
     return columns
-
-
-class _Repeats:
-    """Counts rows that equal an earlier one in user, item, rating and time."""
-
-    def __init__(self) -> None:
-        self._marks: list[npt.NDArray[np.uint64]] = []
-
-    def add(self, columns: Mapping[str, pa.Array]) -> None:
-        self._marks.append(_marks(columns))
-
-    def count(self) -> int:
-        if not self._marks:
-            return 0
-        marks = np.concatenate(self._marks)
-        self._marks = []
-        low = marks < np.uint64(1 << 63)
-        with ThreadPoolExecutor(2) as pool:
-            return sum(pool.map(_n_equal, (marks[low], marks[~low])))
-
-
-def _n_equal(marks: npt.NDArray[np.uint64]) -> int:
-    marks.sort()
-    return int((marks[1:] == marks[:-1]).sum())
-
-
-def _marks(columns: Mapping[str, pa.Array]) -> npt.NDArray[np.uint64]:
-    """64 bits that tell rows apart. Ten million rows collide by chance with a probability of three in a million."""
-    user, item = (columns[name].to_numpy(zero_copy_only=False).astype(np.uint64) for name in (USER_IDX, ITEM_IDX))
-    marks = _mixed(user << np.uint64(32) | item)
-    for name in (RATING, TIME):
-        values = columns[name].to_numpy(zero_copy_only=False).astype(np.float64)
-        values[np.isnan(values)] = np.nan
-        marks = _mixed(marks ^ (values + 0.0).view(np.uint64))
-    return marks
-
-
-def _mixed(marks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of MurmurHash3: every bit of the outcome hangs on every bit that went in."""
-    with np.errstate(over="ignore"):
-        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-            marks = (marks ^ (marks >> np.uint64(33))) * np.uint64(factor)
-    return marks ^ (marks >> np.uint64(33))
 
 
 # ------------------------------------------------------------------------------------------------ duplicates

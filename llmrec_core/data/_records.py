@@ -154,7 +154,7 @@ def _block_of(rows: list[list[str]], numbers: list[int], dialect: Dialect, rejec
 
 
 def _count_lines(chunk: bytes) -> int:
-    ends = chunk.count(b"\n")
+    ends = int(np.count_nonzero(np.frombuffer(chunk, np.uint8) == ord("\n")))
     if b"\r" in chunk:
         ends += chunk.count(b"\r") - chunk.count(b"\r\n")
     return ends + (not chunk.endswith((b"\n", b"\r")))
@@ -164,6 +164,16 @@ def _has_empty_line(chunk: bytes) -> bool:
     if chunk[:1] in b"\r\n" or b"\n\n" in chunk:
         return True
     return b"\r" in chunk and (b"\n\r" in chunk or b"\r\r" in chunk)
+
+
+def _has_blank_row(table: pa.Table) -> bool:
+    """Whether all cells of some row are empty; mostly the last column alone can tell that there is none."""
+    blank = np.ones(len(table), bool)
+    for cells in reversed(table.columns):
+        blank &= np.asarray(pc.equal(pc.binary_length(cells), 0), bool)
+        if not blank.any():
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------ pyarrow
@@ -224,7 +234,7 @@ def _fast_block(chunk: bytes, dialect: Dialect, first: int, name: str, n_lines: 
     lines = np.arange(first, first + n_lines, dtype=np.int64)
     if skipped:
         lines = np.delete(lines, skipped)
-    if _has_empty_line(chunk):
+    if _has_blank_row(table) and _has_empty_line(chunk):
         # pyarrow gives a row of empty cells for them; leaving that to it would lose count of the lines.
         empty = [first + at for at, line in enumerate(chunk.splitlines()) if not line]
         kept = ~np.isin(lines, empty)

@@ -7,6 +7,7 @@ distinct values, numbers and times once they are numbers. pandera is slow to imp
 from __future__ import annotations
 
 import os
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,25 +29,29 @@ MAX_RATING = 1e30
 EARLIEST_S, LATEST_S = -2_208_988_800.0, 7_258_118_400.0
 
 
-@lru_cache(maxsize=1)
+_LOADING = threading.Lock()
+
+
 def _pandera() -> Any:
     """The library, without what its import leaves in the environment for Spark.
 
-    ``PYARROW_IGNORE_TIMEZONE`` would make pyarrow drop the zones of Python's datetimes in the whole process.
+    ``PYARROW_IGNORE_TIMEZONE`` would make pyarrow drop the zones of Python's datetimes in the whole process. One
+    thread at a time: another one would take what the import is just setting for what was there before.
     """
-    before = {name: os.environ.get(name) for name in ("PYARROW_IGNORE_TIMEZONE", "SPARK_LOCAL_IP")}
-    import pandera.pandas as library
+    with _LOADING:
+        before = {name: os.environ.get(name) for name in ("PYARROW_IGNORE_TIMEZONE", "SPARK_LOCAL_IP")}
+        import pandera.pandas as library
 
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     return library
 
 
 Positions = npt.NDArray[np.int64]
-#: Fewer values are judged at once; of more, the extremes are looked at first.
+#: So few values are judged at once; of more, one quick pass tells whether any of them could break a rule.
 _FEW = 1000
 _CONTROL = r"[\x00-\x1f\x7f]"
 #: What a list or an object of JSON begins with; "{3F25-04E0}" and "[a]" are ids.
@@ -102,7 +107,7 @@ def broken(schema: pandera.DataFrameSchema, values: pa.Array | npt.NDArray[np.fl
         schema: one of this module, of one column.
         values: the column [n]. Words may hold ``{cell}``, where the refused cell is shown.
     """
-    if isinstance(values, np.ndarray) and len(values) > _FEW and not _broken(schema, _extremes(values)):
+    if isinstance(values, np.ndarray) and len(values) > _FEW and _surely_kept(schema, values):
         return {}
     return _broken(schema, values)
 
@@ -111,9 +116,10 @@ def broken_ids(column: str, words: pa.Array) -> dict[str, Positions]:
     """:func:`broken` for distinct ids: only those that could break a rule are judged, which one quick pass finds."""
     if len(words) <= _FEW:
         return _broken(id_rules(column), words)
-    doubtful = pc.or_(
-        pc.match_substring_regex(words, rf"^$|{_CONTROL}|^[\[{{]"), pc.greater(pc.binary_length(words), MAX_ID_CHARS)
-    )
+    lengths = pc.binary_length(words)
+    doubtful = pc.or_(pc.equal(lengths, 0), pc.greater(lengths, MAX_ID_CHARS))
+    if not is_plain(words):
+        doubtful = pc.or_(doubtful, pc.match_substring_regex(words, rf"{_CONTROL}|^[\[{{]"))
     positions = np.flatnonzero(doubtful.to_numpy(zero_copy_only=False))
     if not len(positions):
         return {}
@@ -121,12 +127,26 @@ def broken_ids(column: str, words: pa.Array) -> dict[str, Positions]:
     return {rule: positions[at] for rule, at in found.items()}
 
 
-def _extremes(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Lowest, highest and missing: a range holds for all numbers where it holds for these."""
-    blank = np.isnan(values)
-    known = values[~blank] if blank.any() else values
-    ends = [known.min(), known.max()] if len(known) else []
-    return np.array([*ends, np.nan] if blank.any() else ends, np.float64)
+def is_plain(words: pa.Array) -> bool:
+    """Whether all these words are of visible ASCII without "[" and "{": nothing to trim, no control characters."""
+    _, offsets, data = words.buffers()
+    if data is None or not len(words):
+        return True
+    start, end = np.frombuffer(offsets, np.int64)[[words.offset, words.offset + len(words)]]
+    text = np.frombuffer(data, np.uint8)[start:end]
+    return not len(text) or bool(text.min() > ord(" ") and text.max() < ord("{") and not (text == ord("[")).any())
+
+
+def _surely_kept(schema: pandera.DataFrameSchema, values: npt.NDArray[np.float64]) -> bool:
+    """Whether all rules are ranges that hold for the lowest and the highest value, and with that for all of them."""
+    (column,) = schema.columns.values()
+    if any(check.name != "in_range" for check in column.checks):
+        return False
+    if not column.nullable and np.isnan(values.min()):
+        return False
+    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+    ranges = [check.statistics for check in column.checks]
+    return all(within["min_value"] < low and high < within["max_value"] for within in ranges)
 
 
 def _broken(schema: pandera.DataFrameSchema, values: pa.Array | npt.NDArray[np.float64]) -> dict[str, Positions]:
@@ -153,5 +173,5 @@ def may_be_long(cells: pa.Array) -> bool:
 
 
 def warm() -> None:
-    """Loads pandera, which takes half a second of its own; nothing waits for it while files are looked at."""
+    """Loads pandera, which takes half a second of its own; an import begins to read while it does."""
     broken(rating_rules(), np.array([np.inf]))

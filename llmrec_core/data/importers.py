@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 
 from llmrec_core.data._databases import shown_place
@@ -59,15 +60,13 @@ def import_files(
         scratch.mkdir()
         with ThreadPoolExecutor(1) as beside:
             beside.submit(warm)
-            tables = [
-                Table(planned, part or corrections.option("part", planned.source.name))
-                for part, places in by_part
-                for planned in plan(places, corrections, scratch)
-            ]
-        _check_plan(tables, corrections)
-        work = Import(workspace, name, build, tables, corrections, options, said, progress or (lambda message: None))
-        work.notes += _mixed_parts(tables)
-        return work.run()
+            places = [place for _, place in by_part]
+            tables = list(starmap(Table, plan(places, corrections, scratch, [part for part, _ in by_part])))
+            _check_plan(tables, corrections)
+            say = progress or (lambda message: None)
+            work = Import(workspace, name, build, tables, corrections, options, said, say)
+            work.notes += _mixed_parts(tables)
+            return work.run()
 
 
 def _mixed_parts(tables: Sequence[Table]) -> list[str]:
@@ -82,21 +81,22 @@ def _mixed_parts(tables: Sequence[Table]) -> list[str]:
 
 def _checked_parts(
     files: Sequence[str | Path], parts: Mapping[str, Sequence[str | Path]] | None
-) -> list[tuple[str | None, list[str | Path]]]:
+) -> list[tuple[str | None, str | Path]]:
+    """(the part that was told, place) of every place."""
     parts = parts or {}
     for part in parts:
         if part not in _PARTS:
             raise DataError(f"unknown part {part[:40]!r}.", where="parts", fix=f"Use {', '.join(_PARTS)}.")
-    by_part: list[tuple[str | None, list[str | Path]]] = [(part, list(parts.get(part, ()))) for part in _PARTS]
-    by_part.append((None, list(files)))
-    places = [str(place) for _, chosen in by_part for place in chosen]
+    by_part: list[tuple[str | None, str | Path]] = [(part, place) for part in _PARTS for place in parts.get(part, ())]
+    by_part += [(None, place) for place in files]
+    places = [str(place) for _, place in by_part]
     if not places:
         raise DataError("no file was given.", fix="Give a file of interactions.")
     if len(set(places)) != len(places):
         raise DataError(
             "a file was given twice.", where=shown_place(max(places, key=places.count)), fix="Give it once."
         )
-    return [(part, chosen) for part, chosen in by_part if chosen]
+    return by_part
 
 
 def _check_plan(tables: Sequence[Table], corrections: Corrections) -> None:
@@ -158,7 +158,7 @@ def _check_names(tables: Sequence[Table], corrections: Corrections, names: Seque
         if paths.setdefault(source.name, source.path) != source.path:
             raise DataError(
                 f"two files have the name {source.name!r}.",
-                fix="Rename one, or give the folders that they lie in: refused rows are named by their file.",
+                fix="Rename one: refused rows are named by their file.",
             )
 
 

@@ -450,7 +450,7 @@ def test_kill_9_at_any_moment_leaves_whole_versions(
     old = import_files(workspace, [put(tmp_path, "d.csv", [HEADER, "u1,a,5,2024-01-01"])], "d")
     more = put(tmp_path, "more.csv", [HEADER, "u1,a,5,2024-01-01", "u2,b,4,2024-01-02", "u2,c,bad,2024-01-02"])
     if (owner, name) == ("engine", "write_side"):
-        owner, name = "engine", "_joined"
+        owner, name = "engine", "_settled_ids"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(workspace.root), str(more), owner, name, str(when), after],
         capture_output=True,
@@ -539,3 +539,31 @@ def test_ids_judged_by_suspicion_are_judged_as_all_are(odd: list[str], long: boo
     assert {rule: rows.tolist() for rule, rows in found.items()} == {
         rule: rows.tolist() for rule, rows in wanted.items()
     }
+
+
+ODD_NUMBERS = [np.nan, np.inf, -np.inf, 0.0, 7_258_118_400.0, 7_258_118_401.0, -2_208_988_801.0, 1e30, -2e30]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(ODD_NUMBERS), max_size=4), st.booleans())
+def test_ranges_judged_by_their_ends_are_judged_as_every_number_is(odd: list[float], needed: bool) -> None:
+    many = np.concatenate([np.arange(1e9, 1e9 + 1100), odd])
+    for schema in (rules.rating_rules(), rules.time_rules(needed=needed)):
+        wanted: dict[str, list[int]] = {}
+        for start in range(0, len(many), 500):
+            # So few are judged one by one.
+            for rule, at in rules.broken(schema, many[start : start + 500]).items():
+                wanted.setdefault(rule, []).extend((at + start).tolist())
+        assert {rule: at.tolist() for rule, at in rules.broken(schema, many).items()} == wanted
+    assert rules.broken(rules.time_rules(needed=True), np.full(1100, np.nan))["the time is empty"].tolist() == [
+        *range(1100)
+    ]
+
+
+def test_only_visible_letters_and_digits_without_brackets_are_plain():
+    words = pa.array(["a b", "user-1", "z", "", "[x", "{x", "é", "a\x7f"], pa.large_string())
+    assert [rules.is_plain(words.slice(at, 1)) for at in range(len(words))] == [
+        False, True, True, True, False, False, False, False,
+    ]  # fmt: skip
+    assert rules.is_plain(words.slice(1, 3))
+    assert rules.is_plain(words[:0])

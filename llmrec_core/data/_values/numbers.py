@@ -85,6 +85,7 @@ _BAD = (
 )  # fmt: skip
 _WORDS = {**dict.fromkeys(_GOOD, 1.0), **dict.fromkeys(_BAD, 0.0)}
 _MAX_ABS = 1e30
+_NOT_A_NUMBER = pa.scalar("nan", TEXT)
 
 Kind = Literal["number", "percent", "words"]
 
@@ -138,17 +139,18 @@ class NumberFormat:
 
     def read_words(self, words: pa.Array) -> tuple[Floats, Mask]:
         """:meth:`numbers` of words as they are, without looking for repeated ones."""
-        values, blank = np.full(len(words), np.nan), np.zeros(len(words), bool)
-        rest = np.arange(len(words))
+        blank = np.zeros(len(words), bool)
         if self.kind == "number":
             # Mostly digits and nothing else, and those need no pattern.
-            digits = mask(pc.ascii_is_decimal(words))
-            values[digits] = _floats(words if digits.all() else pc.filter(words, pa.array(digits)))
-            rest = np.flatnonzero(~digits)
+            digits = pc.ascii_is_decimal(words)
+            rest = np.flatnonzero(~mask(digits))
+            values = _floats(pc.if_else(digits, words, _NOT_A_NUMBER) if len(rest) else words)
+        else:
+            values, rest = np.full(len(words), np.nan), np.arange(len(words))
         if len(rest) and self.kind == "number":
             odd = trim(words.take(pa.array(rest)))
             values[rest] = _cast(odd, _PLAIN[self.decimal], self.decimal)
-            rest = np.flatnonzero(np.isnan(values))
+            rest = rest[np.isnan(values[rest])]
         if len(rest):
             odd = trim(words.take(pa.array(rest)))
             if self.rich:
@@ -329,7 +331,7 @@ def settle_numbers(
 def _cast(words: pa.Array, pattern: str, decimal: str) -> Floats:
     """Numbers of the words that fit the pattern, NaN elsewhere; too large ones are infinite."""
     good = matches(words, pattern)
-    tidy = pc.if_else(pa.array(good), words, pa.scalar("nan", TEXT))
+    tidy = pc.if_else(pa.array(good), words, _NOT_A_NUMBER)
     if decimal == "comma":
         tidy = pc.replace_substring(tidy, ",", ".")
     return _floats(pc.utf8_ltrim(tidy, "+"))

@@ -112,7 +112,11 @@ class TimeFormat:
         elif self.kind == "order":
             seconds = values
         else:
-            seconds = values / _DIVISORS[self.kind]
+            seconds = values if self.kind == "s" else values / _DIVISORS[self.kind]
+            least = 0.0 if self.kind == "s" else _LIKELY_S[1]
+            if len(values) and np.fmin.reduce(values) > least and np.fmax.reduce(seconds) <= LATEST_S:
+                # The lowest and the highest are sound, and so is all between them: most blocks end here.
+                return seconds, bad
             placeholder = (values == 0) | (values == -1)
             blank |= placeholder
             low, high = _LIKELY_S

@@ -34,8 +34,8 @@ def distinct(text: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64] | None]:
     Times hardly repeat, and then hashing all of them costs more than it saves.
     """
     text = _cells(text)
-    head = text.slice(0, 20_000)
-    if len(text) > 20_000 and pc.count_distinct(head).as_py() > 10_000:
+    head = text.slice(0, 4_000)
+    if len(text) > 20_000 and pc.count_distinct(head).as_py() > 2_000:
         return text, None
     encoded = text.dictionary_encode()
     return encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False)
