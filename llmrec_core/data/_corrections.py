@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmrec_core.data._role_names import ALL_ROLES, KINDS, LAYOUTS, ROLES_OF, Kind
 from llmrec_core.errors import InputError
@@ -37,6 +37,10 @@ class Corrections:
         if fitting:
             return fitting[0]
         return next((said[place] for place in _containers(file_name) if place in said), None)
+
+    def with_file(self, option: str, file_name: str, value: str) -> Corrections:
+        """The same, with one more thing said about one table."""
+        return replace(self, files={**dict(self.files), (option, file_name): value})
 
     def roles_of(self, file_name: str) -> list[tuple[str, str]]:
         """(role, column) said about this one table."""

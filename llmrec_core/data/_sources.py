@@ -80,6 +80,7 @@ def open_sources(
     corrections: Corrections,
     scratch: Path | None = None,
     *,
+    name: str = "",
     allow_private: bool = False,
 ) -> list[Source]:
     """Looks at everything that lies in one place: one Source a table.
@@ -90,6 +91,7 @@ def open_sources(
     Args:
         place: a file, a folder, an archive, ``FILE#table`` of a database, or a URL (http, https, postgresql).
         scratch: a folder for what has to be unpacked or fetched; the caller removes it when the sources are read.
+        name: what a file or a folder is called, where its own name is not enough.
         allow_private: let URLs lead to addresses of this machine and of private networks.
 
     Raises:
@@ -106,7 +108,24 @@ def open_sources(
 
         fetched = download(str(place), _needed(scratch, str(place)), allow_private=allow_private)
         return _local(fetched, corrections, scratch)
-    return _local(Path(place), corrections, scratch)
+    return _local(Path(place), corrections, scratch, name)
+
+
+def distinct_names(places: Sequence[str | Path]) -> list[str]:
+    """What places of this machine are called: by their own name, with folders above it where two would be called so.
+
+    "" for places whose name nothing has to tell apart, and for addresses.
+    """
+    paths = {place: Path(place).resolve() for place in places if not (isinstance(place, str) and _URL.match(place))}
+    depth = dict.fromkeys(paths, 1)
+    while True:
+        names = {place: "/".join(path.parts[-depth[place] :]) for place, path in paths.items()}
+        shared = [place for place, name in names.items() if list(names.values()).count(name) > 1]
+        deeper = [place for place in shared if depth[place] < len(paths[place].parts) - 1]
+        if not deeper:
+            return [names[place] if depth.get(place, 1) > 1 else "" for place in places]
+        for place in deeper:
+            depth[place] += 1
 
 
 #: Also "file:/x", which has no second slash, but not a drive letter.
@@ -122,9 +141,9 @@ def _needed(scratch: Path | None, where: str) -> Path:
 
 def _local(path: Path, corrections: Corrections, scratch: Path | None, name: str = "") -> list[Source]:
     """The tables of a file, a folder or an archive."""
-    name = name or path.name
     if path.is_dir():
-        return _folder(path, corrections, scratch)
+        return _folder(path, corrections, scratch, name)
+    name = name or path.name
     if path.exists() and not path.is_file():
         # Reading from a pipe or a device would wait, or never end.
         raise DataError("this is no plain file.", where=str(path), fix="Choose a file or a folder.")
@@ -151,8 +170,8 @@ def _local(path: Path, corrections: Corrections, scratch: Path | None, name: str
     return _several(opened, passed, corrections, name)
 
 
-def _folder(path: Path, corrections: Corrections, scratch: Path | None) -> list[Source]:
-    where = path.resolve().name
+def _folder(path: Path, corrections: Corrections, scratch: Path | None, name: str = "") -> list[Source]:
+    where = name or path.resolve().name
     found = files_below(path, str(path))
     if _one_parquet(path, found):
         from llmrec_core.data._parquet import parquet_source

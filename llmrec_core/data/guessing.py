@@ -23,7 +23,7 @@ from llmrec_core.data._corrections import Corrections, parse_mapping
 from llmrec_core.data._layouts import PlannedTable
 from llmrec_core.data._layouts.rows import whole_rows
 from llmrec_core.data._role_names import Kind
-from llmrec_core.data._sources import Source, open_sources
+from llmrec_core.data._sources import Source, distinct_names, open_sources
 from llmrec_core.data._values import Question, ValueOptions, detect_scale, settle_numbers, settle_times
 from llmrec_core.errors import LLMRecError
 
@@ -107,16 +107,23 @@ def left_out(source: Source, corrections: Corrections) -> bool:
     return (corrections.option("leave_out", source.name) or "no").lower() == "yes"
 
 
-def plan(places: Sequence[str | Path], corrections: Corrections, scratch: Path | None) -> Iterator[PlannedTable]:
-    """The long tables of all places, without those that somebody left out.
+def plan(
+    places: Sequence[str | Path], corrections: Corrections, scratch: Path | None, parts: Sequence[str | None] = ()
+) -> Iterator[tuple[PlannedTable, str | None]]:
+    """(a long table, the part of a split that it is) of all places, without those that somebody left out.
+
+    Args:
+        parts: of each place, where it was given as one of a split; else the corrections tell it, if they do.
 
     Raises:
         DataError: a place cannot be read, or holds no table.
     """
-    for place in places:
-        for source in open_sources(place, corrections, scratch):
+    for place, name, part in zip(places, distinct_names(places), parts or [None] * len(places), strict=True):
+        for source in open_sources(place, corrections, scratch, name=name):
             if not left_out(source, corrections):
-                yield from layouts.expand(source, corrections)
+                said = corrections if part is None else corrections.with_file("part", source.name, part)
+                for planned in layouts.expand(source, said):
+                    yield planned, part or corrections.option("part", planned.source.name)
 
 
 def guess_files(
@@ -137,8 +144,8 @@ def guess_files(
     corrections = parse_mapping(mapping)
     guesses: list[ImportGuess] = []
     with _scratch(scratch) as folder:
-        for place in places:
-            for source in open_sources(place, corrections, folder):
+        for place, name in zip(places, distinct_names(places), strict=True):
+            for source in open_sources(place, corrections, folder, name=name):
                 guesses += _guesses(source, corrections)
     return guesses
 

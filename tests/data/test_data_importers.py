@@ -13,7 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmrec_core.data import Dataset, DatasetStore, ImportReport, UnansweredError, guess_roles, import_files
+from llmrec_core.data import (
+    Dataset,
+    DatasetStore,
+    ImportReport,
+    UnansweredError,
+    guess_files,
+    guess_roles,
+    import_files,
+)
 from llmrec_core.data._text_files import read_careful, read_fast, sniff
 from llmrec_core.errors import DataError, InputError
 from llmrec_core.workspace import Workspace
@@ -571,3 +579,30 @@ def test_a_line_of_totals_does_not_change_what_a_column_is_taken_for(tmp_path: P
     guess = guess_roles(path)
     assert guess.questions == ()
     assert not [note for note in guess.notes if "counts" in note]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(workspace: Workspace, tmp_path: Path) -> None:
+    places = []
+    for number, folder in enumerate(("x/a", "y/a", "y/b")):
+        (tmp_path / folder).mkdir(parents=True)
+        places.append(put(tmp_path / folder, "ratings.csv", f"user_id,item_id,rating\nu{number},i{number},4\n,i,3\n"))
+    single = put(tmp_path, "more.csv", "user_id,item_id,rating\nu9,i9,1\n")
+    names = ["x/a/ratings.csv", "y/a/ratings.csv", "b/ratings.csv", "more.csv"]
+    assert [guess.file for guess in guess_files([*places, single])] == names
+    report = import_files(workspace, [*places, single], "d", ["rating:b/ratings.csv="])
+    assert [file.file for file in report.files] == names
+    assert [reject["file"] for reject in report.rejects] == names[:3]
+    ratings = load(workspace, report).interactions.set_index("user_id")["rating"]
+    assert ratings.isna().to_dict() == {"u0": False, "u1": False, "u2": True, "u9": False}
+    folders = [guess.file for guess in guess_files([tmp_path / "x" / "a", tmp_path / "y" / "a"])]
+    assert folders == names[:2], "folders of one name, too"
+
+
+def test_a_part_that_was_given_is_no_guess(workspace: Workspace, tmp_path: Path) -> None:
+    train, test = (put(tmp_path, name, f"{n}\t{n}\t4\t881250949\n{n}\t9\t3\t881250950\n")
+                   for n, name in enumerate(("u1.base", "u1.test"), start=1))  # fmt: skip
+    report = import_files(workspace, [], "d", parts={"train": [train], "test": [test]})
+    assert not [note for note in report.warnings if "by its name" in note]
+    assert load(workspace, report).interactions["part"].tolist() == ["train", "train", "test", "test"]
+    guessed = import_files(workspace, [train, test], "e")
+    assert len([note for note in guessed.warnings if "part by its name" in note]) == 2
