@@ -132,6 +132,20 @@ _MULTI_LEVEL = """\
 Candidate: {{ candidate.title }}.{% for name, value in candidate.named %} {{ name }}: {{ value }}.{% endfor %}
 """
 
+_NEXT = """\
+{% for name, value in profile.items() %}
+{{ name }}: {{ value }}
+{% endfor %}
+{% for name, value in context.items() %}
+{{ name }}: {{ value }}
+{% endfor %}
+What one person chose, one after another:
+{% for item in history %}
+- {{ item.title }}
+{% endfor %}
+- {{ candidate.title }}
+"""
+
 STARTERS: dict[str, StarterTemplate] = {
     starter.name: starter
     for starter in (
@@ -151,6 +165,7 @@ STARTERS: dict[str, StarterTemplate] = {
         StarterTemplate(
             "choice", "Choice of letters", "A lettered list of candidates, answered with one letter.", _CHOICE
         ),
+        StarterTemplate("next", "Next title", "A list of titles that a language model goes on with.", _NEXT),
     )
 }
 

@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> TemplateStore:
 
 
 def test_the_starters_compile() -> None:
-    assert list(STARTERS) == ["question", "text", "list", "multi-level", "yes-no", "stars", "choice"]
+    assert list(STARTERS) == ["question", "text", "list", "multi-level", "yes-no", "stars", "choice", "next"]
     for starter in STARTERS.values():
         check_template(starter.source)
         assert starter.title
