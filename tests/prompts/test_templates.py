@@ -110,5 +110,5 @@ def test_where_a_spec_finds_its_text(store: TemplateStore) -> None:
     assert template_source(PromptSpec(template="mine"), store) == "saved"
     with pytest.raises(TemplateError, match="'mine'; known are question"):
         template_source(PromptSpec(template="mine"))
-    with pytest.raises(TemplateError, match="choice, mine"):
+    with pytest.raises(TemplateError, match="next, mine"):
         template_source(PromptSpec(template="other"), store)
