@@ -101,6 +101,7 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
             notes += doubts
     if {"user_id", "item_id"} <= roles.keys() and "rating" not in roles:
         _take_labels(columns, sample, roles, why, notes)
+        _take_counts(columns, sample, roles, why, notes)
     present = set(columns)
     _apply(roles, said, present, why)
     kind, why["kind"] = _kind(file_name, roles, columns)
@@ -165,6 +166,31 @@ def _take_labels(
             )
             notes.append(f"rating: taken from {column!r}, which tells what was chosen and what was not")
             return
+
+
+def _take_counts(
+    columns: Sequence[str], sample: pa.Table, roles: dict[str, str], why: dict[str, str], notes: list[str]
+) -> None:
+    """A column that counts plays or clicks beside users and items: how strong a choice was, though no liking."""
+    for column in columns if not {"rating", "event"} & roles.keys() else ():
+        if column in roles.values() or plain(column) not in _COUNTS:
+            continue
+        numbers, bad = parse_numbers(pa.array(sample.column(column).to_pylist(), pa.large_string()))
+        known = numbers[~np.isnan(numbers)]
+        if bad.any() or not len(known) or known.min() < 0 or (known != np.floor(known)).any() or known.max() > 1e7:
+            continue
+        roles["rating"], why["rating"] = column, f"the column is called {column!r} and holds whole numbers"
+        notes.append(f"rating: {column!r} is taken as counts, not as liking; rating= leaves it out")
+        return
+
+
+#: Names of columns that count, in the wild. Quantities and hours count something else as often.
+_COUNT_NAMES = (
+    "playcount playcounts plays play numplays nplays timesplayed timeslistened listencount listens count counts cnt "
+    "weight times frequency freq clicks clickcount views viewcount watchcount purchasecount timesbought scrobbles hits "
+    "播放次数 次数 点击次数 浏览次数 播放量"
+)
+_COUNTS = frozenset(_COUNT_NAMES.split())
 
 
 #: Roles that are looked for by name in every table; those of other layouts are looked for by the layouts.

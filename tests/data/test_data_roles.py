@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec_core.data import DatasetStore, guess_roles, import_files
 from llmrec_core.data._role_names import rank_of
 from llmrec_core.data._roles import Corrections, Guess, is_role_name, judge, parse_mapping, plain
 from llmrec_core.errors import InputError
+from llmrec_core.workspace import Workspace
 
 
 def guess(columns: dict[str, list[str]], *mapping: str, name: str = "data.csv") -> Guess:
@@ -299,3 +301,41 @@ def test_of_two_columns_of_times_the_one_with_values_is_taken() -> None:
     blank = [""] * 60
     assert guess(columns | {"timestamp": blank}).roles["timestamp"] == "date_added"
     assert guess({**columns, "timestamp": columns["date_added"], "date_added": blank}).roles["timestamp"] == "timestamp"
+
+
+@pytest.mark.parametrize("column", ["weight", "play_count", "plays", "times", "ListenCount", "播放次数", "clicks"])
+def test_a_column_that_counts_is_taken_as_counts(tmp_path: Path, column: str) -> None:
+    lines = [f"u{n % 7},i{n % 11},{n * n % 23 + 1}" for n in range(60)]
+    path = tmp_path / "plays.csv"
+    path.write_text(f"user_id,artist_id,{column}\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    guess = guess_roles(path)
+    assert guess.roles["rating"] == column
+    assert any("taken as counts" in note for note in guess.notes)
+    assert guess.questions == ()
+    workspace = Workspace.open(tmp_path / "ws")
+    import_files(workspace, [path], "d")
+    meta = DatasetStore(workspace).meta("d")
+    assert (meta.rating_kind, meta.rating_scale) == ("counts", None)
+    assert "rating" not in guess_roles(path, ["rating="]).roles
+
+
+@pytest.mark.parametrize(
+    ("header", "cells"),
+    [
+        ("user_id,item_id,weight", "1.25 0.5 3"),
+        ("user_id,item_id,times", "10:15 11:20 12:00"),
+        ("user_id,item_id,count", "-1 2 3"),
+        ("user_id,item_id,weight", "1700000000 1700000001 1700000002"),
+        ("user_id,item_id,quantity", "1 2 3"),
+    ],
+)
+def test_a_column_that_may_count_something_else_stays_text(tmp_path: Path, header: str, cells: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text(header + "\n" + "".join(f"u{n},i{n},{cell}\n" for n, cell in enumerate(cells.split())))
+    assert "rating" not in guess_roles(path).roles
+
+
+def test_ratings_come_before_counts(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("user_id,item_id,plays,rating\nu1,i1,7,4\nu2,i2,9,5\n")
+    assert guess_roles(path).roles["rating"] == "rating"

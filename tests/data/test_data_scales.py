@@ -53,6 +53,9 @@ def test_counts_show_by_their_tail_or_their_name() -> None:
     assert detect_scale([1, 2, 3, 40], [1000, 200, 50, 1]).kind == "counts"
     assert detect_scale([1, 2, 3], column="play_count").kind == "counts"
     assert detect_scale([1, 2, 3], column="播放次数").kind == "counts"
+    assert detect_scale([1, 2, 3], column="timesPlayed").kind == "counts"
+    for column in ("review_score", "display_rating", "weighted_rating", "discount", "account", "overview", "reviews"):
+        assert detect_scale([1, 2, 3], column=column).kind == "scale"
     assert detect_scale([10, 20, 80, 90], [3, 5, 40, 9]).bounds == (0, 100)
     said = detect_scale([1, 2, 700], options=ValueOptions(scale=(0, 1000)))
     assert (said.kind, said.bounds) == ("scale", (0, 1000))

@@ -20,7 +20,7 @@ where a later cell shows that the first ones did not tell all::
 
 from llmrec_core.data._values.numbers import NumberFormat, decide_numbers, parse_numbers, settle_numbers
 from llmrec_core.data._values.options import Question, UnansweredError, ValueOptions, refuse_unanswered
-from llmrec_core.data._values.scales import RatingScale, ask_about_marker, detect_scale
+from llmrec_core.data._values.scales import RatingScale, ask_about_marker, detect_scale, is_count_name
 from llmrec_core.data._values.times import TimeFormat, carry_times, decide_times, parse_times, settle_times
 from llmrec_core.data._values.words import PROFILE_CELLS
 
@@ -40,6 +40,7 @@ __all__ = [
     "decide_numbers",
     "decide_times",
     "detect_scale",
+    "is_count_name",
     "parse_numbers",
     "parse_times",
     "refuse_unanswered",

@@ -20,10 +20,14 @@ ScaleKind = Literal["none", "constant", "binary", "thumbs", "scale", "counts"]
 #: Above it, whole numbers without a known top are taken for counts.
 _MAX_SCALE = 100.0
 _TOPS = (5.0, 10.0)
-_COUNT_NAME = re.compile(
-    r"(?i)count|plays?(?![a-z])|listen|quantity|qty|views?(?![a-z])|clicks?(?![a-z])|times(?![a-z])|weight|hours|minutes|"
-    r"播放|次数|数量|点击"
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
+_COUNT_WORDS = (
+    "count counts cnt play plays listen listens quantity qty view views click clicks times weight hours minutes freq "
+    "frequency scrobbles hits"
 )
+_COUNTED = re.compile(r"(?!(?:dis|ac)count).+counts?|.*(?:播放|次数|数量|点击).*")
+#: Whatever else stands in the name ("review_score", "display_rating"), these are no counts.
+_RATING_WORDS = "rating ratings score scores star stars grade vote overall evaluation review reviews"
 #: Of more different ratings than this a zero that says "none" would stand out as a heap ...
 _FINE = 20
 #: ... of more than this many times the rows of an ordinary step.
@@ -99,6 +103,15 @@ def detect_scale(
     return RatingScale(found.low, found.high, found.step, found.kind, found.seen, said, question)
 
 
+def is_count_name(column: str) -> bool:
+    """Whether a column's name says that its numbers count something: "play_count", "timesPlayed", "hours"."""
+    words = [word.lower() for word in _WORDS.findall(column)]
+    if set(_RATING_WORDS.split()) & set(words):
+        return False
+    counting = _COUNT_WORDS.split()
+    return any(word in counting or _COUNTED.fullmatch(word) is not None for word in words)
+
+
 def _scale(
     distinct: npt.NDArray[np.float64],
     rows: npt.NDArray[np.float64],
@@ -151,7 +164,7 @@ def _are_counts(
 ) -> bool:
     if not whole or distinct[0] < 0 or out_of is not None:
         return False
-    if _COUNT_NAME.search(column):
+    if is_count_name(column):
         return True
     high = float(distinct[-1])
     if high > _MAX_SCALE:
@@ -197,7 +210,7 @@ def _about_zero(
     positive = distinct[distinct > 0]
     if not (distinct == 0).any() or len(positive) == 0 or distinct[0] < 0 or positive[-1] <= 2:
         return None, ""
-    if positive[-1] > _MAX_SCALE or _COUNT_NAME.search(column):
+    if positive[-1] > _MAX_SCALE or is_count_name(column):
         return None, ""
     if _are_counts(positive, rows[distinct > 0], column, bool((positive == np.floor(positive)).all()), None):
         return None, ""
@@ -224,7 +237,7 @@ def ask_about_marker(values: npt.ArrayLike, counts: npt.ArrayLike | None, column
         table: its name; the answer is ``missing:TABLE=99``, or ``missing:TABLE=none`` for a rating like the others.
     """
     distinct, rows = _counted(values, counts)
-    if len(distinct) < 3 or _COUNT_NAME.search(column):
+    if len(distinct) < 3 or is_count_name(column):
         return None
     value = next((value for value in (distinct[-1], distinct[0]) if _stands_apart(value, distinct, rows)), None)
     if value is None:
