@@ -18,6 +18,7 @@ _MIN_ROWS = 4
 _MAX_FREE = 40
 _MAX_RATING_WORDS = 41
 _EPOCHS = ((5e8, 4.2e9), (5e11, 4.2e12), (5e14, 4.2e15), (5e17, 4.2e18))
+_NAMED_ID = re.compile(r"(?i)(?:^|[_\s.-])(?:id|no|nr|num|number|key|code|uuid)$|[a-z]Id$|ID$|编号$")
 _DATE = re.compile(r"\d{1,4}[-/.年]\d{1,2}[-/.月]\d{1,4}|\d{1,2}[ -][A-Za-z]{3}")
 _USER_SHAPE = re.compile(r"(?i)(u|user|usr|cust|customer|member|client)[_-]?\d+|A[0-9A-Z]{11,20}|AE[0-9A-Z]{20,30}")
 _ITEM_SHAPE = re.compile(r"(?i)(i|p|item|prod|product|movie|sku|m|book|news|n)[_-]?\d+|tt\d{6,9}|(?-i:B0[0-9A-Z]{8})")
@@ -104,7 +105,10 @@ def fill(
         if times[1:]:
             doubts.append(f"timestamp: taken from {times[0]!r}; could also be {_listed(times[1:])}")
     ids = [c for c in free if seen[c].id_like and seen[c].filled >= 0.95 * len(sample) and seen[c].distinct > 1]
-    scales = sorted((c for c in free if seen[c].rating_like), key=lambda c: seen[c].distinct)
+    # However few they are in the first rows, numbers that are called ids are no ratings.
+    scales = sorted(
+        (c for c in free if seen[c].rating_like and not _NAMED_ID.search(c.strip())), key=lambda c: seen[c].distinct
+    )
     if scales and "rating" not in roles and len([c for c in ids if c != scales[0]]) >= len(missing):
         scale = seen[scales[0]]
         found["rating"] = scales[0]

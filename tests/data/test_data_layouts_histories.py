@@ -266,3 +266,13 @@ def test_long_to_histories_and_back(tmp_path: Path, histories: list[list[str]], 
         content = "user_id\thistory\n" + "".join(f"{user}\t{join(items)}\n" for user, items in named)
     (planned,) = plan(put(tmp_path, "h.tsv", content), *mapping)
     assert rows(planned) == expected
+
+
+def test_the_most_telling_time_is_taken_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    events = [
+        {"event_date": f"2024030{n}", "event_timestamp": f"170928{n}872000000", "event_name": "view_item",
+         "user_pseudo_id": f"{n}.5", "items": [{"item_id": f"s{n}", "price": 3}]} for n in (1, 2)
+    ]  # fmt: skip
+    (planned,) = plan(put(tmp_path, "ga.jsonl", "\n".join(map(json.dumps, events))))
+    assert planned.origin == {"history": "items", "user_id": "user_pseudo_id", "timestamp": "event_timestamp"}
+    assert "columns that are left out: 'event_date', 'event_name'" in planned.notes

@@ -339,3 +339,59 @@ def test_ratings_come_before_counts(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("user_id,item_id,plays,rating\nu1,i1,7,4\nu2,i2,9,5\n")
     assert guess_roles(path).roles["rating"] == "rating"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "roles"),
+    [
+        (
+            "respondent_id;brand;NPS;submitted_at",
+            "{n};Acme{n};{n};2024-01-3{n}T10:00:00",
+            {"user_id": "respondent_id", "item_id": "brand", "rating": "NPS", "timestamp": "submitted_at"},
+        ),
+        (
+            "customer_unique_id;product_id;review_score;review_creation_date",
+            "c{n};p{n};{n};2018-01-1{n} 00:00:00",
+            {
+                "user_id": "customer_unique_id",
+                "item_id": "product_id",
+                "rating": "review_score",
+                "timestamp": "review_creation_date",
+            },
+        ),
+        (
+            "reviewer_name;product;stars;review_date",
+            "Ann{n};Mug{n};{n}.0 out of 5 stars;Reviewed in the United States on March {n}, 2021",
+            {"user_id": "reviewer_name", "item_id": "product", "rating": "stars", "timestamp": "review_date"},
+        ),
+        (
+            "ts;username;ms_played;master_metadata_track_name;spotify_track_uri",
+            "2023-01-0{n}T10:00:00Z;ann;183000;Song {n};spotify:track:{n}a",
+            {
+                "user_id": "username",
+                "item_id": "spotify_track_uri",
+                "timestamp": "ts",
+                "title": "master_metadata_track_name",
+            },
+        ),
+        (
+            "learner_id;course_slug;progress;last_activity",
+            "L{n};ml{n};yes;2024-01-0{n}",
+            {"user_id": "learner_id", "item_id": "course_slug", "timestamp": "last_activity"},
+        ),
+        (
+            "member_no;title_no;borrowed_on;returned_on",
+            "{n};7{n};2024-01-0{n};2024-02-0{n}",
+            {"user_id": "member_no", "item_id": "title_no", "timestamp": "borrowed_on"},
+        ),
+    ],
+)
+def test_exports_of_shops_surveys_and_services(tmp_path: Path, header: str, row: str, roles: dict[str, str]) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text("\n".join([header, *(row.format(n=n) for n in (1, 2, 1, 3))]) + "\n", encoding="utf-8")
+    assert guess_roles(path).roles == roles
+
+
+def test_numbers_that_are_called_ids_are_no_ratings() -> None:
+    cells = {"case_id": ["1", "2", "3", "1", "2", "3"], "what": ["a", "b", "a", "c", "b", "b"], "mark": list("545312")}
+    assert "case_id" not in (guess(cells).roles.get("rating"), guess(cells).roles.get("timestamp"))

@@ -77,7 +77,8 @@ def find_records(
             if listed is not None:
                 columns["history"], reasons["history"] = listed, "its cells are lists of ids"
         for part in ("user_id", "timestamp", "impression_id"):
-            column = roles.get(part) or next((c for c in source.columns if rank_of(part, c) is not None), None)
+            named = [c for c in source.columns if rank_of(part, c) is not None]
+            column = roles.get(part) or min(named, key=lambda c: rank_of(part, c) or 0, default=None)
             if column is not None and column not in columns.values():
                 columns[part], reasons[part] = column, f"the column is called {column!r}"
     for part, column in said.items():
@@ -118,6 +119,10 @@ def find_records(
     notes += _pair_notes(cells, columns, lists, pairs)
     notes += [repeat_note] if repeat_note else []
     notes += _notes(columns, titles, labelled, target, merged)
+    left = [column for column in source.columns if column not in columns.values()]
+    if left:
+        more = ", ..." if left[8:] else ""
+        notes.append(f"columns that are left out: {', '.join(repr(column[:40]) for column in left[:8])}{more}")
     return RecordForm(columns, lists, titles, merged, labelled, target, tuple(notes), reasons)
 
 
