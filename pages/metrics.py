@@ -11,6 +11,7 @@ import streamlit as st
 
 from llmrec_core.data import safe_csv
 from llmrec_core.evaluation.comparison import compare_users
+from llmrec_core.evaluation.policy_cost import WITH_POLICIES
 from llmrec_core.evaluation.report import METRIC_WORDS, metric_title
 from llmrec_core.figures import difference_figure, metrics_figure, training_figure
 from llmrec_core.runs import Run
@@ -18,6 +19,7 @@ from llmrec_core.specs import LOWER_IS_BETTER
 from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, label, plain
 from pages._studio.live import finished_runs, read_events, run_store, run_title, watched_metric
 from pages._studio.pickers import pick_run
+from pages._studio.policies import cost_part
 from pages._studio.slices import slices
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -35,6 +37,8 @@ def verdict(result: Mapping[str, Any]) -> None:
 def contestants(run: Run, result: Mapping[str, Any], others: list[Run]) -> dict[str, Metrics]:
     """Name -> metrics: this run, its baselines, and the other runs chosen."""
     found: dict[str, Metrics] = {"This run": result["metrics"]}
+    if "policies" in result:
+        found["This run with policies"] = result["policies"]["metrics"]
     found |= dict(result["baselines"])
     for other in others:
         found[run_title(other)] = run_store().result(other.run_id)["metrics"]
@@ -91,7 +95,7 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
     """The paired difference to a baseline or another run, user by user."""
     values = per_user(run)
     mine = values[values["model"] == result["model"]]
-    rivals = {name: values[values["model"] == name] for name in result["baselines"]}
+    rivals = {name: values[values["model"] == name] for name in (*result["baselines"], WITH_POLICIES)}
     for other in others:
         frame = per_user(other)
         rivals[run_title(other)] = frame[frame["model"] == run_store().result(other.run_id)["model"]]
@@ -209,6 +213,7 @@ def screen() -> None:
         st.plotly_chart(metrics_figure(models, shown), key="bars", config=FIGURE_TOOLS)
     st.subheader("Who gained, who lost", anchor=False)
     gained_and_lost(run, result, others)
+    cost_part(run, result)
     st.subheader("By group of users", anchor=False)
     values = per_user(run)
     slices(run, values, result["model"], list(dict.fromkeys(values["metric"])))

@@ -12,6 +12,7 @@ from llmrec_core.feedback import FeedbackStore
 from llmrec_core.runs import Run
 from pages._studio.base import faults_in_words, header, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
+from pages._studio.policies import side_by_side_part
 
 _NAMES = {
     "popularity": "Popularity",
@@ -195,6 +196,7 @@ def screen() -> None:
             with column:
                 before = {i["item_id"]: i["rank"] for i in real[name]["items"]} if history is not None else None
                 list_of(run, user, name, shown[name], before, verdicts)
+    side_by_side_part(run, user, dataset, k, history)
 
 
 header(

@@ -34,7 +34,15 @@ from llmrec_core.specs import LOWER_IS_BETTER
 Metrics = Mapping[str, Mapping[str, Any]]
 
 _PER_ROW = 3
-_UNITS = {"novelty": "novelty (bits)", "coverage": "coverage (share of the catalogue)"}
+#: Metrics of which neither end is better as such, with their units.
+_UNITS = {
+    "novelty": "novelty (bits)",
+    "coverage": "coverage (share of the catalogue)",
+    "diversity": "diversity (1 - cosine of categories)",
+    "arp": "average popularity (people)",
+    "aplt": "long tail (share of the list)",
+    "gini": "Gini of exposure (0 even, 1 a single item)",
+}
 
 
 def models_of(result: Mapping[str, Any]) -> dict[str, Metrics]:
