@@ -20,11 +20,12 @@ class Shape:
 
     Attributes:
         form: "lists" ({"user": ["u1", "u2"], ...}), "fields" ({"user": {"0": "u1", ...}, ...}), "keys" ({"0": {"user":
-            "u1", ...}, ...}), "map" ({"u1": {"i1": 4}, ...}) or "split" ({"columns": [...], "data": [[...], ...]}).
+            "u1", ...}, ...}), "map" ({"u1": {"i1": 4}, ...}), "histories" ({"u1": ["i1", "i2"], ...}) or "split"
+            ({"columns": [...], "data": [[...], ...]}).
         note: what was found, and what could be otherwise.
     """
 
-    form: Literal["lists", "fields", "keys", "map", "split"]
+    form: Literal["lists", "fields", "keys", "map", "histories", "split"]
     note: str
 
 
@@ -46,6 +47,11 @@ def shape_of(table: Mapping[str, Any], where: str) -> Shape | None:
         if shape is None:
             raise DataError(f"one object whose fields ({names} ...) are objects: no rows.", where=where, fix=_AS_ROWS)
         return shape
+    lists = all(isinstance(value, list) and not any(isinstance(v, dict | list) for v in value) for value in values)
+    if lists and len({len(v) for v in values}) > 1 and not any(is_role_name(key) for key in table):
+        return Shape(
+            "histories", "one object of lists: the names of its fields are taken as users, the lists as histories"
+        )
     if not all(isinstance(value, list) for value in values) or len({len(v) for v in values}) > 1 or len(values[0]) < 2:
         return None
     if any(rank_of("user_id", key) is not None for key in table):
@@ -95,6 +101,8 @@ def rows_of(table: Mapping[str, Any], shape: Shape) -> Iterator[dict[str, Any] |
         yield from ({name: value.get(key) for name, value in table.items()} for key in keys)
     elif shape.form == "keys":
         yield from ({"key": key, **row} for key, row in table.items())
+    elif shape.form == "histories":
+        yield from ({"user_id": user, "history": items} for user, items in table.items())
     elif shape.form == "map":
         for user, items in table.items():
             yield from ({"user_id": user, "item_id": item, "rating": rating} for item, rating in items.items())

@@ -110,7 +110,11 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
             if (
                 role in roles
                 and (role, roles[role]) not in said
-                and (doubt := _not_of_the_item(role, roles[role], columns))
+                and (
+                    doubt := _not_of_the_item(
+                        role, roles[role], columns, roles.get("user_id", ""), roles.get("item_id", "")
+                    )
+                )
             ):
                 notes += [doubt] if "review" in doubt else []
                 del roles[role]
@@ -221,8 +225,11 @@ def _means_something(column: str) -> bool:
 _TELLING = tuple(role for role in ALL_ROLES if role not in ("head", "relation", "tail", "input"))
 
 
-def _not_of_the_item(role: str, column: str, columns: Sequence[str]) -> str:
+def _not_of_the_item(role: str, column: str, columns: Sequence[str], user: str, item: str) -> str:
     """Why a column beside users does not describe the item; "" where it may."""
+    inside = column.rpartition(".")[0]
+    if inside and inside == user.rpartition(".")[0] and inside != item.rpartition(".")[0]:
+        return "it stands beside the user in one object"
     names = {plain(c) for c in columns}
     if role in ("title", "category") and plain(column) in _EVENTFUL:
         return "it says something about the event"

@@ -315,6 +315,14 @@ def test_rows_by_keys_keep_their_keys(tmp_path: Path) -> None:
     assert everything(source)[0] == [["a", *CELLS[0]], ["b", *CELLS[1]]]
 
 
+def test_lists_by_user_are_histories(tmp_path: Path) -> None:
+    source = opened(put(tmp_path, "t.json", json.dumps({"7": ["a", "b"], "8": ["c"], "9": []})))
+    assert source.columns == ("user_id", "history")
+    assert everything(source)[0] == [["7", '["a", "b"]'], ["8", '["c"]'], ["9", "[]"]]
+    one = opened(put(tmp_path, "one.json", json.dumps({"history": ["a", "b"], "candidates": ["c"]})))
+    assert one.columns == ("history", "candidates")
+
+
 def test_a_row_of_a_split_table_with_too_few_cells_is_refused(tmp_path: Path) -> None:
     value = {"columns": ["user_id", "item_id"], "data": [["u1", "a"], ["u2"], ["u3", "c"]]}
     rows, lines, refused = everything(opened(put(tmp_path, "t.json", json.dumps(value))))

@@ -395,3 +395,12 @@ def test_exports_of_shops_surveys_and_services(tmp_path: Path, header: str, row:
 def test_numbers_that_are_called_ids_are_no_ratings() -> None:
     cells = {"case_id": ["1", "2", "3", "1", "2", "3"], "what": ["a", "b", "a", "c", "b", "b"], "mark": list("545312")}
     assert "case_id" not in (guess(cells).roles.get("rating"), guess(cells).roles.get("timestamp"))
+
+
+def test_the_name_of_a_person_is_no_title() -> None:
+    cells = {"actor.mbox": ["a", "b"], "actor.name": ["Ann", "Bob"], "object.id": ["x", "y"], "object.name": ["X", "Y"]}
+    said = ("user_id=actor.mbox", "item_id=object.id")
+    found = guess(cells, *said, "rating=")
+    assert found.roles == {"user_id": "actor.mbox", "item_id": "object.id"}
+    del cells["actor.name"]
+    assert guess(cells, *said).roles["title"] == "object.name"
