@@ -67,6 +67,13 @@ _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar |", "::": 
 _ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "gb18030", "big5", "shift_jis", "euc-kr")
 _NONE = "(none)"
 _AS_FOUND = {"": "as found"}
+_PAIRS = _AS_FOUND | {
+    "no": "an item and nothing else",
+    "rating": "item and rating, as in p1:4",
+    "time": "item and time",
+    "rating:time": "item, rating and time",
+    "time:rating": "item, time and rating",
+}
 _REPAIRS: dict[str, tuple[str, dict[str, str]]] = {
     "encoding": ("Encoding", _AS_FOUND | {encoding: encoding for encoding in _ENCODINGS}),
     "separator": ("Columns are separated by", _AS_FOUND | _SEPARATORS),
@@ -207,6 +214,12 @@ def _what_it_is(guess: ImportGuess, key: str, parts: bool) -> None:
         )
     elif guess.layout == "matrix":
         _text(columns[2], "Mark of an empty cell", "missing", table, key, "Such as 99, or none; blank cells are empty")
+    elif guess.layout == "histories":
+        left = file_option("pairs", table)
+        controlled_select(
+            columns[2], "Each value of a list is", list(_PAIRS), said().get(left, ""), key=f"pairs_{key}",
+            note=_repair_note(left), format_func=partial(_in_words, _PAIRS),
+        )  # fmt: skip
 
 
 def _no_part(table: str) -> None:

@@ -141,6 +141,13 @@ def test_a_number_far_from_the_ratings_is_asked_about(screen, workspace):
     assert DatasetStore(workspace).load("stars").rating_scale == (1, 5)
 
 
+def test_pairs_in_lists_can_be_taken_whole(screen):
+    app = drop(screen(), ("h.csv", "user_id,history\nu1,p1:4|p2:5\nu2,p3:3\nu3,p2:1|p1:2\n"))
+    assert preview(app) == ["user_id", "item_id", "rating"]
+    widget(app.selectbox, "pairs").select("no").run()
+    assert preview(app) == ["user_id", "item_id"]
+
+
 def test_every_control_of_the_reading_changes_the_preview(screen):
     app = drop(screen(), ("votes.csv", VOTES))
     assert preview(app) == ["who", "what", "mark"]
