@@ -13,9 +13,10 @@ import yaml
 from llmrec_core.data import DatasetStore
 from llmrec_core.errors import LLMRecError, SpecError
 from llmrec_core.models.catalogue import list_models
-from llmrec_core.presets import PRESETS, override_spec, preset_spec
+from llmrec_core.presets import PRESETS, override_spec, preset_reasons, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
-from llmrec_core.specs import BlendSpec, CrossEncoderSpec, MemberSpec, PipelineSpec, RunSpec
+from llmrec_core.specs import BlendSpec, CrossEncoderSpec, MemberSpec, PipelineSpec, PromptSpec, RunSpec
+from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import (
     empty_state,
     faults_in_words,
@@ -76,7 +77,31 @@ def start_point() -> RunSpec | None:
         )
     preset = PRESETS[name]
     st.caption(f"{preset.when} Needs: {preset.needs}. Up to {preset.minutes:g} minutes on two processor cores.")
-    return preset_spec(name, dataset)
+    return _preset_on(name, dataset)
+
+
+@st.cache_data(max_entries=32, show_spinner="Looking at the data …")
+def _suited(root: str, name: str, version: int, preset: str) -> RunSpec:
+    return preset_spec(preset, load_dataset(name, version))
+
+
+def _preset_on(preset: str, dataset: str) -> RunSpec:
+    """The preset as this dataset needs it."""
+    return _suited(str(workspace().root), dataset, load_dataset(dataset).version, preset)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _reasons(root: str, name: str, version: int, spec_json: str) -> list[str]:
+    return preset_reasons(RunSpec.model_validate_json(spec_json), load_dataset(name, version))
+
+
+def what_was_chosen(spec: RunSpec) -> None:
+    """What the preset took over from the data, and why, as far as the form still says so."""
+    dataset = load_dataset(spec.dataset.name, spec.dataset.version)
+    reasons = _reasons(str(workspace().root), dataset.name, dataset.version, spec.model_dump_json())
+    if reasons:
+        lines = "\n".join(f"- {plain(reason, 600)}" for reason in reasons)
+        st.info(f"**Chosen for this data.** Every field can still be changed.\n\n{lines}", icon=":material/tune:")
 
 
 def ranker_path(spec: RunSpec) -> str:
@@ -119,7 +144,9 @@ def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
     if spec.prompt.template not in options:
         options.append(spec.prompt.template)
     kept = remembered("template")
-    start = kept if kept in options else spec.prompt.template
+    # A template that the preset chose for this data, or that a cloned run had, is not put aside.
+    own = spec.prompt.template != PromptSpec().template
+    start = kept if kept in options and not own else spec.prompt.template
     chosen = st.selectbox(
         "Prompt template",
         options,
@@ -210,6 +237,7 @@ def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
         families,
         selection_mode="multi",
         default=list(known),
+        format_func=lambda family: FAMILY_TITLES.get(family, family),
         key=f"{key}-members",
         help="Each is fitted; what each weighs is chosen on validation users",
         wrap=True,
@@ -299,7 +327,7 @@ def command(spec: RunSpec) -> str:
     """The command line that does the same; only fields that differ from the preset are named."""
     if spec.preset not in PRESETS:
         return "llmrec train run.yaml"
-    start = flat(preset_spec(spec.preset, spec.dataset.name).model_dump(mode="json"))
+    start = flat(_preset_on(spec.preset, spec.dataset.name).model_dump(mode="json"))
     parts = ["llmrec", "train", "--preset", spec.preset, "--dataset", spec.dataset.name]
     for path, value in flat(spec.model_dump(mode="json")).items():
         if start.get(path) != value:
@@ -324,6 +352,10 @@ def new_run() -> None:
                 st.rerun()
     # Widgets keep what they were told under their key: another split is another form.
     key = f"ft-{origin}" if linked is None else f"ft-{origin}-{st.query_params['split']}"
+    if spec.preset in PRESETS and spec != preset_spec(spec.preset, spec.dataset.name):
+        # What was chosen for other data must not stay in the form.
+        key = f"{key}-{spec.dataset.name}"
+    told = st.container()
     fields = {f.path: f for f in form_fields(spec)}
     changes = main_options(spec, key, fields)
     changes |= split_form(spec.split, load_dataset(spec.dataset.name, spec.dataset.version), key, fields)
@@ -340,6 +372,8 @@ def new_run() -> None:
         if chosen != [o.model_dump(mode="json") for o in spec.objectives]:
             changed["objectives"] = chosen
         final = override_spec(spec, changed)
+        with told:
+            what_was_chosen(final)
     except LLMRecError as error:
         show_error(error)
     request = st.session_state.setdefault("ft_request", secrets.token_hex(8))

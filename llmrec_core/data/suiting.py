@@ -15,7 +15,7 @@ import numpy as np
 
 from llmrec_core.data.dataset import Dataset
 from llmrec_core.data.splitting.cutting import kept_rows, resolved
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec, SplitSpec
+from llmrec_core.specs import BlendSpec, CrossEncoderSpec, PipelineSpec, RunSpec, SplitSpec
 
 RecordUse = Literal["judged", "next", "answers"]
 
@@ -66,7 +66,18 @@ def suited(spec: RunSpec, dataset: Dataset) -> tuple[Choice, ...]:
         if use != "next":
             choices += [_reading(dataset, use), _learning(spec, dataset)]
         return tuple(choices)
-    return () if came_split else _filters(spec.split, dataset)
+    return (*_members(spec, dataset), *(() if came_split else _filters(spec.split, dataset)))
+
+
+def _members(spec: RunSpec, dataset: Dataset) -> tuple[Choice, ...]:
+    """A blend without its trend where the data has no times."""
+    blend = spec.recommender
+    if dataset.meta.has_timestamps or not isinstance(blend, BlendSpec):
+        return ()
+    kept = [member.model_dump(mode="json") for member in blend.members if member.family != "trend"]
+    if not kept or len(kept) == len(blend.members):
+        return ()
+    return (Choice({"recommender.members": kept}, "This data has no times, so the blend goes without a trend."),)
 
 
 def _filters(spec: SplitSpec, dataset: Dataset) -> tuple[Choice, ...]:
@@ -161,6 +172,11 @@ def _learning(spec: RunSpec, dataset: Dataset) -> Choice:
             "recommender.model_weight": 1.0,
             "recommender.fusion_users": 50,
         }
+    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    if getattr(ranker, "behaviour", None) is not None:
+        # Numbers about users and items come from histories; a record is its text.
+        place = "recommender.ranker" if isinstance(spec.recommender, PipelineSpec) else "recommender"
+        fields[f"{place}.behaviour"] = None
     n_learned = round(dataset.n_users * 0.7)
     often = ""
     if dataset.n_users < _FEW_RECORDS:
@@ -169,6 +185,6 @@ def _learning(spec: RunSpec, dataset: Dataset) -> Choice:
         often = f" With so few records each is read up to {epochs} times, eight a step."
     return Choice(
         fields,
-        "The model learns the records' own yes and no: no further items are drawn as a no, and the figure to look at "
-        f"is the AUC over these answers, not a ranking.{often}",
+        "The model learns the records' own yes and no from their text: no further items are drawn as a no, and the "
+        f"figure to look at is the AUC over these answers, not a ranking.{often}",
     )

@@ -56,8 +56,10 @@ def label(text: object, limit: int = 80) -> str:
 def show_error(error: LLMRecError) -> None:
     """What was wrong, where, and what to do next, as one box."""
     where = f"**{plain(error.where)}**: " if error.where else ""
+    # Behind a place the sentence goes on; alone it begins like one.
+    what = error.what if error.where else error.what[:1].upper() + error.what[1:]
     fix = f"  \n{plain(error.fix, 500)}" if error.fix else ""
-    st.error(f"{where}{plain(error.what, 2000)}{fix}", icon=":material/error:")
+    st.error(f"{where}{plain(what, 2000)}{fix}", icon=":material/error:")
 
 
 @contextmanager

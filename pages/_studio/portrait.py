@@ -59,6 +59,7 @@ def dataset_view() -> None:
     version = right.selectbox("Version", versions[::-1], key=f"data_version_{name}_{len(versions)}")
     dataset = load_dataset(name, version)
     facts(dataset)
+    _follow_tab()
     for tab, title in zip(st.tabs(list(_TABS), key="data_tab", on_change="rerun"), _TABS, strict=True):
         if not tab.open:
             continue
@@ -71,6 +72,14 @@ def dataset_view() -> None:
                 "Privacy": show_privacy,
             }
             screens[title](dataset)
+
+
+def _follow_tab() -> None:
+    """Opens the tab that a link names (``?tab=``), once; after that the person chooses."""
+    linked = st.query_params.get("tab")
+    if linked in _TABS and linked != st.session_state.get("url:data_tab"):
+        st.session_state["data_tab"] = linked
+    st.session_state["url:data_tab"] = linked
 
 
 def facts(dataset: Dataset) -> None:
@@ -100,10 +109,38 @@ def show_portrait(dataset: Dataset) -> None:
 
 
 def _figures(found: Portrait, names: tuple[str, ...]) -> None:
+    """Two figures a row; what this data cannot show is left out, with one sentence for all of it."""
+    missing = _missing(found)
+    shown = [name for name in names if name not in missing]
     figures = portrait_figures(found)
-    for start in range(0, len(names), 2):
-        for column, name in zip(st.columns(2), names[start : start + 2], strict=False):
+    for start in range(0, len(shown), 2):
+        for column, name in zip(st.columns(2), shown[start : start + 2], strict=False):
             column.plotly_chart(figures[name], key=f"portrait_{name}", config=FIGURE_TOOLS)
+    for why in dict.fromkeys(why for name, why in missing.items() if name in names):
+        st.caption(why)
+
+
+def _missing(found: Portrait) -> dict[str, str]:
+    """Figure -> why this data has none."""
+    why = {
+        "none": dict.fromkeys(("months", "week_hours", "sessions", "gaps"), "The interactions have no times."),
+        "order": dict.fromkeys(
+            ("months", "week_hours", "sessions", "gaps"),
+            "The times are an order and no calendar, so there are no months, hours, sessions or waits to show.",
+        ),
+        "days": dict.fromkeys(
+            ("week_hours", "sessions"),
+            "The times are whole days, so the hours of the week and sessions cannot be told and are left out.",
+        ),
+        "moments": {},
+    }[found.clock]
+    if not found.ratings.labels:
+        why["ratings"] = "The interactions have no ratings."
+    if found.item_text is None:
+        why["text_lengths"] = "No item has text."
+    if not found.item_coverage and not found.user_coverage:
+        why["coverage"] = "Items and users have no further fields."
+    return why
 
 
 def _show_drift(dataset: Dataset) -> None:

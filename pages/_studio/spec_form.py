@@ -11,6 +11,7 @@ import streamlit as st
 from pydantic.fields import FieldInfo
 
 from llmrec_core.specs import RunSpec, Spec
+from llmrec_core.specs.titles import field_title
 
 Kind = Literal["choice", "switch", "int", "float", "text", "list"]
 
@@ -20,6 +21,7 @@ class FormField:
     """One leaf of a spec. ``path`` is dotted, as ``--set`` takes it; ``low`` and ``high`` are inclusive."""
 
     path: str
+    title: str
     help: str
     value: Any
     kind: Kind
@@ -27,11 +29,6 @@ class FormField:
     low: float | None = None
     high: float | None = None
     optional: bool = False
-
-    @property
-    def title(self) -> str:
-        name = self.path.rpartition(".")[2]
-        return (f"number of {name[2:]}" if name.startswith("n_") else name).replace("_", " ").capitalize()
 
     @property
     def section(self) -> str:
@@ -50,7 +47,17 @@ class FormField:
 
 #: Fields that the run store, not a person, fills in, or that only make sense with another form.
 _NOT_FOR_FORMS = frozenset(
-    {"kind", "preset", "parent_run", "dataset.name", "dataset.version", "prompt.source", "policies", "policy_depth"}
+    {
+        "kind",
+        "preset",
+        "parent_run",
+        "continue_from",
+        "dataset.name",
+        "dataset.version",
+        "prompt.source",
+        "policies",
+        "policy_depth",
+    }
 )
 
 
@@ -80,7 +87,8 @@ def _walk(spec: Spec, prefix: str) -> Iterator[FormField]:
 def _leaf(path: str, info: FieldInfo, value: Any) -> FormField | None:
     inner, optional = _without_none(info.annotation)
     low, high = _bounds(info, inner)
-    field = FormField(path, info.description or "", value, "text", optional=optional)
+    title = field_title(path.rpartition(".")[2], info)
+    field = FormField(path, title, info.description or "", value, "text", optional=optional)
     if get_origin(inner) is Literal:
         return replace(field, kind="choice", choices=tuple(get_args(inner)))
     if inner is bool:

@@ -16,29 +16,11 @@ from llmrec_core.errors import SpecError
 from llmrec_core.figures import split_figures
 from llmrec_core.recommenders.leakage import leakage_report
 from llmrec_core.specs import SplitSpec, spec_errors
-from pages._studio.base import FIGURE_TOOLS, plain, workspace
+from llmrec_core.specs.titles import field_title
+from pages._studio.base import FIGURE_TOOLS, plain, show_error, workspace
 from pages._studio.pickers import load_split
 from pages._studio.spec_form import FormField, edit_field, spec_fields
 
-#: Words over the fields; the spec's own description is their help.
-TITLES = {
-    "test_fraction": "Share for the test",
-    "valid_fraction": "Share for validation",
-    "n_folds": "Folds",
-    "fold": "Fold to test",
-    "train_window": "Training window",
-    "known_interactions": "Known interactions (k)",
-    "fold_in": "Known share of a history",
-    "rank_among": "Rank among",
-    "group_by": "Groups",
-    "n_groups": "Number of groups",
-    "seed": "Seed of the draw",
-    "min_user_interactions": "Fewest interactions of a user",
-    "min_item_interactions": "Fewest interactions of an item",
-    "time_from": "From (date)",
-    "time_to": "Up to (date)",
-    "tie_order": "Equal times",
-}
 _ICONS = {
     "passed": ":green[:material/check_circle: passed]",
     "violated": ":red[:material/cancel: violated]",
@@ -86,23 +68,19 @@ def show_split(dataset: Dataset) -> None:
 
 def _choose(dataset: Dataset) -> SplitSpec | None:
     """The protocol and those of its fields that apply; None while they do not fit together."""
-    options = [name for name in PROTOCOLS if name != "given" or "part" in dataset.interactions.columns]
-    left, right = st.columns([1, 2], gap="medium")
-    protocol = left.selectbox(
-        "Protocol",
-        options,
-        key="split_protocol",
-        format_func=lambda name: PROTOCOLS[name].title,
-        persist_state="session",
-    )
+    linked = linked_split()
+    # Widgets keep what they were told under their key: another link is another form.
+    key = "split" if linked is None else f"split-{st.query_params['split']}"
+    start = linked or SplitSpec()
+    protocol = _protocol(start.protocol, dataset, f"{key}_protocol")
     guide = PROTOCOLS[protocol]
-    right.markdown(f"**{plain(guide.what)}**  \n{plain(guide.when, 600)}")
-    fields = {field.path: field for field in spec_fields(SplitSpec(), "")}
+    fields = {field.path: field for field in spec_fields(start, "")}
     raw: dict[str, Any] = {"protocol": protocol}
     if guide.fields:
-        _fields(dataset, [fields[name] for name in guide.fields], raw)
-    with st.expander("Filters and order", icon=":material/filter_alt:"):
-        _fields(dataset, [fields[name] for name in COMMON_FIELDS], raw)
+        _fields(dataset, [fields[name] for name in guide.fields], raw, key)
+    filtered = any(fields[name].value != getattr(SplitSpec(), name) for name in COMMON_FIELDS)
+    with st.expander("Filters and order", icon=":material/filter_alt:", expanded=filtered):
+        _fields(dataset, [fields[name] for name in COMMON_FIELDS], raw, key)
     try:
         return SplitSpec.model_validate(raw)
     except ValidationError as error:
@@ -110,14 +88,33 @@ def _choose(dataset: Dataset) -> SplitSpec | None:
         return None
 
 
-def _fields(dataset: Dataset, fields: list[FormField], raw: dict[str, Any]) -> None:
+def _protocol(value: str, dataset: Dataset, key: str) -> str:
+    """The protocol of a split, and beside it what it does and when it is the right one."""
+    options = [name for name in PROTOCOLS if name != "given" or "part" in dataset.interactions.columns]
+    if value not in options:
+        options.append(value)
+    left, right = st.columns([1, 2], gap="medium")
+    protocol: str = left.selectbox(
+        "Protocol",
+        options,
+        index=options.index(value),
+        key=key,
+        format_func=lambda name: PROTOCOLS[name].title,
+        persist_state="session",
+    )
+    guide = PROTOCOLS[protocol]
+    right.markdown(f"**{plain(guide.what)}**  \n{plain(guide.when, 600)}")
+    return protocol
+
+
+def _fields(dataset: Dataset, fields: list[FormField], raw: dict[str, Any], key: str) -> None:
     for column, field in zip(_grid(len(fields)), fields, strict=True):
         name = field.path
         with column:
             if name == "group_by":
-                raw[name] = group_choice(dataset, str(field.value), "split_group_by")
+                raw[name] = group_choice(dataset, str(field.value), f"{key}_group_by")
             else:
-                raw[name] = edit_field(field, f"split_{name}", TITLES[name])
+                raw[name] = edit_field(field, f"{key}_{name}")
 
 
 def _grid(n: int) -> list[DeltaGenerator]:
@@ -134,7 +131,7 @@ def group_choice(dataset: Dataset, value: str, key: str) -> str:
                 words[f"{kind}:{column}"] = f"{kind.capitalize()}s by {column}"
     options = list(words) if value in words else [*words, value]
     chosen: str = st.selectbox(
-        TITLES["group_by"],
+        field_title("group_by"),
         options,
         index=options.index(value),
         key=key,
@@ -202,65 +199,81 @@ def _found(check: Check) -> str:
     return f"{found}: {', '.join(check.examples)}" if check.examples else found
 
 
+def _link(spec: SplitSpec, dataset: Dataset) -> dict[str, str]:
+    """Parameters of an address that carry a dataset and its split from one screen to the other."""
+    used = {"protocol", *used_fields(spec.protocol)}
+    raw = spec.model_dump(mode="json", exclude_defaults=True) | {"protocol": spec.protocol}
+    kept = {name: value for name, value in raw.items() if name in used}
+    return {"dataset": dataset.name, "split": json.dumps(kept, separators=(",", ":"))}
+
+
 def _use(spec: SplitSpec, dataset: Dataset) -> None:
     """A link that carries the split to the Fine-tune form."""
-    changed = spec.model_dump(mode="json", exclude_defaults=True) | {"protocol": spec.protocol}
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(
             "pages/finetune.py",
             label="Use in Fine-tune",
             icon=":material/model_training:",
-            query_params={"dataset": dataset.name, "split": json.dumps(changed, separators=(",", ":"))},
+            query_params=_link(spec, dataset),
         )
         st.caption("Takes this protocol and its fields into the form; a run keeps its own split in its spec.")
 
 
 def linked_split() -> SplitSpec | None:
-    """The split that the address carries (``?split=``); None without one.
-
-    Raises:
-        SpecError: it is no split.
-    """
+    """The split that the address carries (``?split=``); None without one, or where it is none, which is then said."""
     text = st.query_params.get("split")
     if not text:
         return None
     try:
-        return SplitSpec.model_validate_json(text)
-    except ValidationError as error:
-        words = "; ".join(f"{path}: {message}" for path, message in spec_errors(error))
-        raise SpecError(f"this link's split cannot be used: {words}.", where="split", fix="Choose it again.") from None
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("no mapping")
+    except ValueError:
+        words = "it was cut off or changed on its way here"
+    else:
+        try:
+            return SplitSpec.model_validate(raw)
+        except ValidationError as error:
+            words = "; ".join(f"{path}: {message}" for path, message in spec_errors(error))
+    del st.query_params["split"]
+    show_error(
+        SpecError(
+            f"the split in the address of this page cannot be used: {words}.",
+            fix="The usual split stands below instead; choose another one there.",
+        )
+    )
+    return None
 
 
 def split_form(spec: SplitSpec, dataset: Dataset, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
     """The split of a run: the protocol and what applies to it. Takes its fields out of ``fields``."""
     mine = {path.removeprefix("split."): fields.pop(path) for path in list(fields) if path.startswith("split.")}
     changes: dict[str, Any] = {}
-    with st.expander(f"Split: {PROTOCOLS[spec.protocol].title.lower()}", icon=":material/call_split:"):
-        left, right = st.columns([1, 2], gap="medium")
-        options = [name for name in PROTOCOLS if name != "given" or "part" in dataset.interactions.columns]
-        if spec.protocol not in options:
-            options.append(spec.protocol)
-        protocol = left.selectbox(
-            "Protocol",
-            options,
-            index=options.index(spec.protocol),
-            key=f"{key}-split.protocol",
-            format_func=lambda name: PROTOCOLS[name].title,
-            persist_state="session",
-        )
+    chosen = st.session_state.get(f"{key}-split.protocol") or spec.protocol
+    with st.expander(f"Split: {PROTOCOLS[chosen].title.lower()}", icon=":material/call_split:", key=f"{key}-split"):
+        protocol = _protocol(spec.protocol, dataset, f"{key}-split.protocol")
         changes["split.protocol"] = protocol
-        right.markdown(f"**{plain(PROTOCOLS[protocol].what)}**  \n{plain(PROTOCOLS[protocol].when, 600)}")
         names = used_fields(protocol)
         for column, name in zip(_grid(len(names)), names, strict=True):
             with column:
                 if name == "group_by":
                     changes["split.group_by"] = group_choice(dataset, spec.group_by, f"{key}-split.group_by")
                 else:
-                    changes[f"split.{name}"] = edit_field(mine[name], f"{key}-split.{name}", TITLES[name])
+                    changes[f"split.{name}"] = edit_field(mine[name], f"{key}-split.{name}")
         st.page_link(
             "pages/data.py",
-            label="See splits drawn on Data",
+            label="See this split drawn on Data",
             icon=":material/insights:",
-            query_params={"dataset": dataset.name},
+            query_params=_drawn(changes, dataset),
         )
     return changes
+
+
+def _drawn(changes: dict[str, Any], dataset: Dataset) -> dict[str, str]:
+    """The address of the Splits tab with this split; without its fields while they do not fit together."""
+    raw = {path.removeprefix("split."): value for path, value in changes.items()}
+    try:
+        link = _link(SplitSpec.model_validate(raw), dataset)
+    except ValidationError:
+        link = {"dataset": dataset.name}
+    return link | {"tab": "Splits"}

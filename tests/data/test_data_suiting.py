@@ -16,6 +16,7 @@ from llmrec_core.data.suiting import record_use
 from llmrec_core.presets import PRESETS, preset_reasons, preset_spec
 from llmrec_core.recommenders.leakage import leakage_report
 from llmrec_core.recommenders.registry import build
+from llmrec_core.specs import BlendSpec
 from llmrec_core.workspace import Workspace
 
 TITLES = [f"{first} {second}" for first in ("Red", "Blue", "Old", "New") for second in ("Road", "Hour", "Rain", "Town")]
@@ -81,6 +82,8 @@ def test_a_preset_learns_from_the_answers_of_records_in_one_press(tmp_path: Path
         0,
     )
     assert [o.task for o in spec.objectives] == ["click"]
+    # A record is its text: numbers about users and items stay out.
+    assert getattr(preset_spec("bert-click", dataset).recommender.ranker, "behaviour", None) is None  # type: ignore[union-attr]
     assert (spec.prompt.max_history, spec.evaluation.primary_metric) == (4, "auc")
     split = make_split(dataset, spec.split)
     assert (len(split.train), len(split.valid), len(split.test)) == (28, 6, 6)
@@ -166,3 +169,16 @@ def test_filters_that_would_leave_nobody_are_dropped_with_a_reason(n_each: int, 
     kept = preset_spec("ranking", dataset, {"split.min_user_interactions": 5})
     assert kept.split.min_user_interactions == 5
     assert preset_reasons(kept, dataset) == []
+
+
+def test_a_blend_goes_without_a_trend_where_there_are_no_times() -> None:
+    rows = [(f"u{user}", f"i{(user + step) % 40}") for user in range(40) for step in range(8)]
+    untimed = Dataset.from_frames("w", pd.DataFrame(rows, columns=["user_id", "item_id"]))
+    spec = preset_spec("ranking", untimed)
+    assert isinstance(spec.recommender, BlendSpec)
+    assert "trend" not in [member.family for member in spec.recommender.members]
+    assert any("no times" in reason for reason in preset_reasons(spec, untimed))
+    timed = pd.DataFrame(rows, columns=["user_id", "item_id"]).assign(timestamp=range(320))
+    kept = preset_spec("ranking", Dataset.from_frames("w", timed))
+    assert isinstance(kept.recommender, BlendSpec)
+    assert "trend" in [member.family for member in kept.recommender.members]

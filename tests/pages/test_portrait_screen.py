@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from page_helpers import open_page, texts
 
-from llmrec_core.data import Dataset, DatasetStore, import_sample
+from llmrec_core.data import Dataset, DatasetStore, import_sample, portrait
 from llmrec_core.workspace import Workspace
 from pages._studio import portrait as screen
 
@@ -35,8 +35,23 @@ def test_what_cannot_be_cut_has_no_drift_and_large_data_waits_to_be_asked(tmp_pa
     app = open_page("data", tmp_path, monkeypatch, dataset="tiny")
     assert not app.exception
     assert "There is no drift to measure" in texts(app)
+    # No empty boxes: what needs times or ratings is left out, with one sentence each.
+    drawn = {chart.key.removeprefix("portrait_") for chart in app.get("plotly_chart")}
+    assert drawn == {"tail", "history_lengths", "cold", "shares", "coverage", "top_items"}
+    assert texts(app).count("The interactions have no times") == 1
     monkeypatch.setattr(screen, "_DRIFT_AT_ONCE", 1)
     app.run()
     assert "There is no drift" not in texts(app)
     app.toggle(key="portrait_drift_wanted").set_value(True).run()
     assert "There is no drift to measure" in texts(app)
+
+
+def test_days_without_hours_have_no_week_and_no_sessions():
+    days = [86_400.0 * (18_000 + n) for n in range(4)]
+    rows = pd.DataFrame({"user_id": list("uvuv"), "item_id": list("abcd"), "timestamp": days})
+    missing = screen._missing(portrait(Dataset.from_frames("days", rows)))
+    assert {"week_hours", "sessions"} <= set(missing)
+    assert "months" not in missing
+    assert "gaps" not in missing
+    assert len({missing["week_hours"], missing["sessions"]}) == 1
+    assert "whole days" in missing["sessions"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -9,10 +12,12 @@ from hypothesis import strategies as some
 from streamlit.testing.v1 import AppTest
 
 from llmrec_core.presets import PRESETS, override_spec, preset_spec
+from llmrec_core.specs import FAMILIES, PromptSpec, RecommenderSpec, SplitSpec, TrainingSpec
+from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import ago, duration, label, plain, size
 from pages._studio.import_report import by_reason
 from pages._studio.privacy import places_in_words
-from pages._studio.spec_form import form_fields
+from pages._studio.spec_form import form_fields, spec_fields
 from pages._studio.uploads import safe_name
 from pages._studio.words import legend_html, spans_html
 
@@ -82,6 +87,21 @@ def test_bounds_of_fields_come_from_the_spec():
     assert fields["training.precision"].choices == ("auto", "bf16", "fp32")
     assert fields["training.max_samples"].optional
     assert "dataset.name" not in fields
+
+
+@pytest.mark.parametrize("part", [*get_args(get_args(RecommenderSpec)[0]), PromptSpec, TrainingSpec, SplitSpec])
+def test_labels_of_every_family_are_words_for_people(part):
+    # A field with two meanings, or a bare letter, says too little over a box.
+    fields = spec_fields(part(), "")
+    assert all(re.fullmatch(r"[A-Z][^_]{3,}", field.title) for field in fields), [field.title for field in fields]
+    titles = {field.path.rpartition(".")[2]: field.title for field in fields}
+    assert titles.get("n_text") in (None, "Text dimensions kept")
+    assert titles.get("id_bound") in (None, "How far an id may move a vector")
+    assert titles.get("l2") in (None, "Regularisation (L2)")
+
+
+def test_every_family_has_a_name():
+    assert set(FAMILY_TITLES) >= set(FAMILIES)
 
 
 def test_upload_names_stay_in_their_folder():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import parse_qsl
 
 import pandas as pd
 import pytest
@@ -11,7 +12,9 @@ from page_helpers import open_page, texts
 from llmrec_core.data import PROTOCOLS, Dataset, DatasetStore
 from llmrec_core.specs import SplitSpec
 from llmrec_core.workspace import Workspace
-from pages._studio.splits import TITLES, used_fields
+from pages._studio.splits import used_fields
+
+FIELDS = set(SplitSpec.model_fields) - {"protocol"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_every_protocol_is_drawn_and_checked(two_datasets, monkeypatch):
         assert all("passed" in result or "to know" in result for result in results(app))
         keys = {element.key for kind in (app.number_input, app.selectbox, app.text_input) for element in kind}
         assert {f"split_{name}" for name in used_fields(protocol)} <= keys
-        unused = set(TITLES) - set(used_fields(protocol))
+        unused = FIELDS - set(used_fields(protocol))
         assert not {f"split_{name}" for name in unused} & keys
         figures = {"lines", "shares", "time"}
         figures |= {"rolling-temporal": {"folds"}, "group-stratified": {"groups"}}.get(protocol, set())
@@ -130,9 +133,39 @@ def test_the_form_shows_the_fields_of_the_protocol(two_datasets, monkeypatch):
 def test_a_link_that_is_no_split_is_refused_in_words(two_datasets, monkeypatch, text):
     app = open_page("finetune", two_datasets, monkeypatch, dataset="plain", split=text)
     assert not app.exception
-    assert "cannot be used" in app.error[0].value.replace("\\", "")
+    said = app.error[0].value.replace("\\", "")
+    assert "cannot be used" in said
+    assert "JSON" not in said
+    # The form stands there with the preset's own split.
+    assert any("protocol: auto" in str(block.value) for block in app.code)
 
 
-def test_every_field_of_a_split_has_words():
-    assert set(TITLES) == set(SplitSpec.model_fields) - {"protocol"}
-    assert {name for protocol in PROTOCOLS for name in used_fields(protocol)} == set(TITLES)
+def test_every_field_of_a_split_is_used_by_a_protocol():
+    assert {name for protocol in PROTOCOLS for name in used_fields(protocol)} == FIELDS
+
+
+def link_to_data(app) -> dict[str, str]:
+    """Parameters of the form's link to the Splits tab."""
+    (link,) = [link.proto for link in app.get("page_link") if "drawn on Data" in link.proto.label]
+    return dict(parse_qsl(link.query_string))
+
+
+def test_the_form_carries_its_split_to_the_picture_and_names_it(two_datasets, monkeypatch):
+    app = open_page("finetune", two_datasets, monkeypatch, dataset="plain")
+    (key,) = [box.key for box in app.selectbox if box.key and box.key.endswith("split.protocol")]
+    app.selectbox(key=key).select("cold-user").run()
+    app.number_input(key=key.replace("protocol", "known_interactions")).set_value(3).run()
+    app.number_input(key=key.replace("protocol", "min_item_interactions")).set_value(2).run()
+    assert any(box.label == "Split: new users" for box in app.expander)
+    link = link_to_data(app)
+    assert (link["dataset"], link["tab"]) == ("plain", "Splits")
+    split = json.loads(link["split"])
+    assert (split["protocol"], split["known_interactions"], split["min_item_interactions"]) == ("cold-user", 3, 2)
+    drawn = open_page("data", two_datasets, monkeypatch, **link)
+    assert not drawn.exception
+    assert not drawn.error
+    assert "Exactly their first 3 interactions are known" in texts(drawn)
+    assert "items with at least 2 interactions" in texts(drawn)
+    other = json.dumps({"protocol": "random", "seed": 5})
+    drawn = open_page("data", two_datasets, monkeypatch, dataset="plain", tab="Splits", split=other)
+    assert "drawn with seed 5" in texts(drawn)
