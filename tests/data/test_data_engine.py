@@ -90,7 +90,9 @@ def test_every_path_accepts_and_refuses_the_same(
         space = Workspace.open(folder / way)
         with pytest.MonkeyPatch.context() as patch:
             if way == "careful":
-                patch.setattr(guessing, "open_sources", lambda *given: [slowly(s) for s in open_sources(*given)])
+                patch.setattr(
+                    guessing, "open_sources", lambda *given, **named: [slowly(s) for s in open_sources(*given, **named)]
+                )
             if way == "small":
                 patch.setattr(blocks, "BLOCK_ROWS", 5)
             report = import_files(space, [path], "d", ["zero=rating", "missing:d.csv=none"])
