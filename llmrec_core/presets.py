@@ -110,6 +110,29 @@ PRESETS: dict[str, Preset] = {
             {"split": _FIVE_CORE, "recommender": {"family": "sequential"}, "evaluation": {"max_users": None}},
         ),
         Preset(
+            "generate",
+            "Write the next title (generative)",
+            "When there is a decoder and recommendations should come with a text: it goes on with the list of titles a "
+            "user chose, can only name real items, and writes about them from their fields.",
+            "interactions; item titles",
+            30,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {"family": "generative"},
+                "prompt": {"template": "next", "max_history": 10},
+                # Lists of one right title among eight are what validation watches.
+                "objectives": [{"task": "rank"}],
+                "training": {
+                    "max_samples": 1600,
+                    "batch_size": 8,
+                    "learning_rate": 5e-4,
+                    "validation_every": 40,
+                    "validation_samples": 400,
+                },
+                "evaluation": {"max_users": 100, "click_negatives": 2},
+            },
+        ),
+        Preset(
             "ranking",
             "Rank everything (blend)",
             "The strongest ranking without prompts: co-visits, pairwise factors and the sequence model, weighed on "

@@ -12,6 +12,7 @@ from llmrec_core.figures import attention_words_html, waterfall_figure, words_ht
 from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, linked_choice, plain
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 from pages._studio.words import KIND_TITLES, legend_html, spans_html
+from pages._studio.written import written_part
 
 _METHODS = {"shap": "SHAP (exact Shapley values)", "attention": "Attention roll-out"}
 
@@ -138,6 +139,7 @@ def screen() -> None:
     ):
         answer = ask("explain", run_id=run.run_id, user_id=user, item_id=item, method=method)
     show(answer)
+    written_part(run, user, item)
 
 
 header("Explain", "One user, one item: which parts of the history and of the item moved the score.")

@@ -15,7 +15,7 @@ from llmrec_core.errors import LLMRecError, SpecError
 from llmrec_core.models.catalogue import list_models
 from llmrec_core.presets import PRESETS, override_spec, preset_reasons, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
-from llmrec_core.specs import BlendSpec, CrossEncoderSpec, MemberSpec, PipelineSpec, PromptSpec, RunSpec
+from llmrec_core.specs import BlendSpec, CrossEncoderSpec, GenerativeSpec, MemberSpec, PipelineSpec, PromptSpec, RunSpec
 from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import (
     empty_state,
@@ -44,7 +44,12 @@ _FAMILY_TITLES = {
     "validation_users": "Validation users",
 }
 _RUN_TITLES = {"evaluation.max_users": "Test users", "device": "Device", "name": "Name of the run"}
-_METHODS = {"full": "Full: all layers", "top-layers": "Only the top layers", "lora": "LoRA adapters"}
+_METHODS = {
+    "full": "Full: all layers",
+    "top-layers": "Only the top layers",
+    "lora": "LoRA adapters",
+    "none": "None: zero-shot",
+}
 
 
 def start_point() -> RunSpec | None:
@@ -207,7 +212,7 @@ def field(fields: dict[str, FormField], path: str, key: str, title: str, changes
 
 def reads_prompts(spec: RunSpec) -> bool:
     """Whether a language model reads prompts; other families have no use for prompt, objectives and training."""
-    return isinstance(spec.recommender, CrossEncoderSpec | PipelineSpec)
+    return isinstance(spec.recommender, CrossEncoderSpec | GenerativeSpec | PipelineSpec)
 
 
 def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
@@ -276,7 +281,11 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     with right:
         changes |= prompt_choice(spec, key)
         fields.pop("prompt.template", None)
-        chosen = objectives(spec, key)
+        if isinstance(spec.recommender, GenerativeSpec):
+            st.caption("What is learned is to write the title of the next item.")
+            chosen = [o.model_dump(mode="json") for o in spec.objectives]
+        else:
+            chosen = objectives(spec, key)
     numbers = st.columns(4)
     for column, (path, title) in zip(
         numbers * 2,

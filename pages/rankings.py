@@ -24,6 +24,7 @@ _NAMES = {
     "bpr": "BPR",
     "bias-knn": "Rating model (bias and kNN)",
     "sequential": "Sequence model",
+    "generative": "Title writer",
     "blend": "Blend",
 }
 

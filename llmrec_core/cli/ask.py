@@ -107,6 +107,34 @@ def _print_changes(answer: dict[str, Any]) -> None:
         err.print(plain(note), soft_wrap=True)
 
 
+@app.command()
+def say(
+    run: str,
+    user: Annotated[str, typer.Option("--user", help="User to write for.")],
+    item: Annotated[str, typer.Option("--item", help="Item to write about.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a short text about an item, checked against its fields (runs of the generative family)."""
+    answer = _server(workspace).say(run, user, item, seed=seed)
+    if as_json:
+        print_json(answer)
+        return
+    out.print(plain(answer["text"]), soft_wrap=True, highlight=False)
+    shown = table("says", "what", "backed by")
+    for claim in answer["claims"]:
+        shown.add_row(plain(claim["text"]), claim["kind"], plain(", ".join(claim["backed_by"])))
+    if answer["claims"]:
+        out.print(shown)
+    for attempt in answer["rejected"]:
+        wrong = ", ".join(claim["text"] for claim in attempt["unbacked"]) or "nothing was written"
+        err.print(f"Put aside, since nothing backs it: {plain(wrong)}", soft_wrap=True)
+    if answer["source"] == "fields":
+        err.print("The model wrote nothing that could stand, so the item's fields speak for themselves.")
+    _print_warnings(answer)
+
+
 def _print_warnings(answer: dict[str, Any]) -> None:
     """What a person has to know of the run before relying on the answer."""
     for warning in answer["warnings"]:

@@ -21,6 +21,7 @@ from llmrec_core.errors import InputError, NotFoundError
 from llmrec_core.explanation.explain import explain as explain_item
 from llmrec_core.explanation.explain import explanation_json
 from llmrec_core.recommenders import registry
+from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.runs import Run, RunStore
 from llmrec_core.serving.policies import PolicyDesk, answer_with_policies, policies_of
 from llmrec_core.workspace import Workspace
@@ -80,6 +81,7 @@ class Server:
         self.actions: dict[str, Callable[..., dict[str, Any]]] = {
             "recommend": self.recommend,
             "explain": self.explain,
+            "say": self.say,
             "forget": self.forget,
             "facts": self.facts,
         }
@@ -217,6 +219,48 @@ class Server:
             seed=loaded.run.spec.seed,
         )
         return {**explanation_json(explanation, loaded.dataset), "warnings": loaded.warnings}
+
+    def say(
+        self,
+        run_id: str,
+        user_id: str,
+        item_id: str,
+        seed: int = 0,
+        history: Sequence[Mapping[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """A short text about an item for a user, written by the run's model from the item's fields and facts.
+
+        Args:
+            run_id: a finished run of the generative family.
+            user_id: as in :meth:`recommend`; titles that the user liked may be named.
+            item_id: an item of the dataset.
+            seed: the same seed gives the same text.
+            history: as in :meth:`recommend`.
+
+        Returns:
+            ``user_id, item_id, title, text, source, claims[{kind, start, end, text, backed_by[]}], rejected[{text,
+            unbacked[]}], prompt, seed, warnings[]``; source is "model", or "fields" where a plain sentence of the
+            item's fields stands in because nothing backs what the model wrote.
+
+        Raises:
+            InputError: unknown user or item, or a run whose model does not write.
+        """
+        loaded = self.load(run_id)
+        query, _ = self._query(loaded, user_id, history, None)
+        item_idx = loaded.dataset.item_idx(item_id)
+        recommender = loaded.recommender(MODEL)
+        if not isinstance(recommender, GenerativeRecommender):
+            raise InputError(
+                f"the model of run {run_id} ({recommender.family}) writes no texts.",
+                fix="Ask a run of the generative family; the preset is called generate.",
+            )
+        return {
+            "user_id": user_id,
+            "item_id": item_id,
+            "title": loaded.dataset.item_text(item_idx, "title"),
+            **recommender.write(query, item_idx, seed).as_json(),
+            "warnings": loaded.warnings,
+        }
 
     def forget(self, run_id: str) -> dict[str, Any]:
         """Drops a run from memory, so that it can be deleted."""

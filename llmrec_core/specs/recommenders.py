@@ -193,10 +193,10 @@ class GenerativeSpec(Spec):
         description="titles: softmax over the words that may follow in some title of the catalogue; words: over all "
         "words, as in pretraining",
     )
-    prior: Literal["popularity", "model"] = Field(
-        "popularity",
-        description="how probable titles are before any history is known: as often as they were chosen in training, or "
-        "as the model finds them",
+    prior: Literal["model", "popularity"] = Field(
+        "model",
+        description="how probable titles are before any history is known: as the model finds them, or as often as they "
+        "were chosen in training (users without history then get the popular items)",
     )
     max_title_tokens: int = Field(
         32, ge=8, le=512, description="longer titles are cut in their middle, so that beginning and end tell them apart"

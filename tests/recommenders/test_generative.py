@@ -94,10 +94,10 @@ def test_equal_titles_share_by_popularity_then_by_id(models):
 def test_without_history_and_training_popularity_orders(models):
     """The model is calibrated: before it has read anything it has no opinion of its own."""
     split = tiny_split()
-    scores = fitted(split, models).score([Query("a")], np.arange(14))[0]
+    scores = fitted(split, models, prior="popularity").score([Query("a")], np.arange(14))[0]
     weight = split.train_item_counts + 1.0
     np.testing.assert_allclose(np.exp(scores), weight / weight.sum(), rtol=1e-4)
-    own = fitted(split, models, prior="model").score([Query("a")], np.arange(14))[0]
+    own = fitted(split, models).score([Query("a")], np.arange(14))[0]
     assert np.abs(own - scores).max() > 0.1
 
 
@@ -134,6 +134,21 @@ def test_a_hidden_title_says_nothing(models):
     model = fitted(tiny_split(), models)
     query = Query("a", (HistoryItem("i01"),), hidden_fields=frozenset({"title"}))
     assert np.allclose(model.score([query], np.arange(14)), -np.log(14))
+
+
+def test_an_explanation_adds_up(models):
+    from llmrec_core.explanation.explain import explain
+
+    split = tiny_split()
+    model = fitted(split, models)
+    query = split.queries("test").queries[0]
+    found = explain(model, split.dataset, query, 5, max_players=5)
+    assert found.base_value == pytest.approx(-np.log(14), abs=1e-5), "nothing known: all titles are alike"
+    assert found.target == pytest.approx(float(model.score([query], np.array([5]))[0, 0]), abs=1e-5)
+    assert found.additivity_gap < 1e-5
+    assert {player.kind for player in found.players} == {"history", "history-group", "candidate"} or {
+        player.kind for player in found.players
+    } == {"history", "candidate"}
 
 
 # ---- learning --------------------------------------------------------------------------------------------------------
