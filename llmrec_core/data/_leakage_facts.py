@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmrec_core.contracts import TIME, IntArray
-from llmrec_core.data.splitting.cutting import time_order
+from llmrec_core.data.splitting.cutting import time_keys, time_order
+from llmrec_core.data.splitting.protocols import KNOWN, NONE, TEST, TRAIN, VALID
 from llmrec_core.data.splitting.split import Split
 
 #: Examples that a check names at most.
@@ -52,6 +55,46 @@ class Facts:
     def time_order(self) -> IntArray:
         """All rows by user and time, worked out from the tables."""
         return time_order(self.dataset, self.spec)
+
+    @cached_property
+    def _keys(self) -> list[npt.NDArray[Any]]:
+        return time_keys(self.dataset, self.spec)
+
+    def in_order(self, rows: IntArray) -> bool:
+        """Whether each row comes after the one before it, by user, time and the tie rule, with ties in file order.
+
+        A list of all kept rows that is so can only be the one that sorting them gives.
+        """
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.n_rows):
+            return False
+        tied = np.ones(max(0, len(rows) - 1), bool)
+        for cells in chain((key[rows] for key in reversed(self._keys)), [rows]):
+            if (tied & ~(cells[:-1] <= cells[1:])).any():
+                return False
+            tied &= cells[:-1] == cells[1:]
+        return not tied.any()
+
+    def sorted_rows(self, rows: IntArray) -> IntArray:
+        """These rows in the order of :attr:`time_order`."""
+        return rows[np.lexsort((rows, *(key[rows] for key in self._keys)))]
+
+    @cached_property
+    def codes(self) -> npt.NDArray[np.int8]:
+        """The part of each row by the split's lists, [n_rows]; where a row is in several, the last one counts."""
+        split = self.split
+        codes = np.full(self.n_rows, NONE, np.int8)
+        for code, rows in ((TRAIN, split.train), (KNOWN, split.known), (VALID, split.valid), (TEST, split.test)):
+            codes[rows[(rows >= 0) & (rows < self.n_rows)]] = code
+        return codes
+
+    @cached_property
+    def train_users(self) -> IntArray:
+        """Users of the training rows, in their order."""
+        return self.users[self.split.train]
+
+    @cached_property
+    def train_items(self) -> IntArray:
+        return self.items[self.split.train]
 
     def rows(self, rows: IntArray, more: Callable[[int], str] = lambda row: "") -> tuple[str, ...]:
         return tuple(f"row {row}{more(row)}" for row in rows[:EXAMPLES].tolist())

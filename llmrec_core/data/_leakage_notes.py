@@ -8,6 +8,7 @@ import pandas as pd
 
 from llmrec_core.contracts import ITEM
 from llmrec_core.data._leakage_facts import Check, Facts, made
+from llmrec_core.data.splitting.split import distinct
 
 #: |rank correlation| of ids and times from which ids are said to tell the time.
 _TELLING = 0.5
@@ -35,7 +36,7 @@ def repeats(facts: Facts) -> Check:
     held = facts.users[facts.held] * n_items + facts.items[facts.held]
     rows = np.concatenate([split.train, split.known])
     trained = facts.users[rows] * n_items + facts.items[rows]
-    sought = np.unique(held)
+    sought = distinct(held)
     if len(sought):
         place = np.minimum(np.searchsorted(sought, trained), len(sought) - 1)
         met = np.zeros(len(sought), bool)
@@ -57,9 +58,9 @@ def repeats(facts: Facts) -> Check:
 
 def filters(facts: Facts) -> Check:
     """A k-core counts all rows: users and items that owe their place to held-out rows."""
-    split, spec = facts.split, facts.spec
-    users = np.bincount(facts.users[split.train], minlength=facts.dataset.n_users)
-    items = np.bincount(facts.items[split.train], minlength=facts.dataset.n_items)
+    spec = facts.spec
+    users = np.bincount(facts.train_users, minlength=facts.dataset.n_users)
+    items = np.bincount(facts.train_items, minlength=facts.dataset.n_items)
     weak_users = np.flatnonzero((users > 0) & (users < spec.min_user_interactions))
     weak_items = np.flatnonzero((items > 0) & (items < spec.min_item_interactions))
     return made(

@@ -29,7 +29,7 @@ from llmrec_core.data._leakage_notes import (
 )
 from llmrec_core.data.dataset import Dataset
 from llmrec_core.data.splitting.cutting import kept_rows
-from llmrec_core.data.splitting.protocols import KNOWN, NONE, TEST, TRAIN, VALID
+from llmrec_core.data.splitting.protocols import NONE, VALID
 from llmrec_core.data.splitting.split import HeldOut, Split
 
 #: Held-out rows whose histories are asked one by one, beside the check of the whole order.
@@ -125,10 +125,7 @@ def _parts(facts: Facts) -> Check:
         low, stop = split.window
         expected &= (facts.times >= low) & (facts.times < stop)
     # What the split remembers of each row has to agree with its lists, or histories would be of another split.
-    remembered = np.full(facts.n_rows, NONE, np.int8)
-    for code, rows in ((TRAIN, split.train), (KNOWN, split.known), (VALID, split.valid), (TEST, split.test)):
-        remembered[rows[(rows >= 0) & (rows < facts.n_rows)]] = code
-    wrong = (times_named != expected) | (remembered != split._part)
+    wrong = (times_named != expected) | (facts.codes != split._part)
     bad = np.flatnonzero(wrong)
     n_left_out = facts.n_rows - int(expected.sum())
     left_out = f" {n_left_out:,} rows are left out by filters or windows." if n_left_out else ""
@@ -145,16 +142,11 @@ def _parts(facts: Facts) -> Check:
 def _order(facts: Facts) -> Check:
     """The order that histories are cut from is that of time and the tie rule, worked out again."""
     split = facts.split
-    again = facts.time_order[split._part[facts.time_order] != NONE]
-    same = np.array_equal(again, split._order)
     bad = np.empty(0, np.int64)
-    if not same:
+    n_kept = int(np.count_nonzero(split._part != NONE))
+    if len(split._order) != n_kept or not facts.in_order(split._order) or (split._part[split._order] == NONE).any():
+        again = facts.time_order[split._part[facts.time_order] != NONE]
         bad = split._order[:1] if len(again) != len(split._order) else split._order[again != split._order]
-    elif facts.timed:
-        ordered = split._order
-        earlier, later = ordered[:-1], ordered[1:]
-        mine = facts.users[earlier] == facts.users[later]
-        bad = later[mine & (facts.times[later] < facts.times[earlier])]
     ties = {"file": "file order", "item_id": "item id"}[facts.spec.tie_order]
     return made(
         "order",
@@ -176,19 +168,15 @@ def _histories(facts: Facts, seed: int) -> Check:
         rows = np.sort(rng.choice(rows, _ASKED, replace=False))
     if len(split.train):
         rows = np.concatenate([rows, rng.choice(split.train, min(_ASKED // 2, len(split.train)), replace=False)])
-    code = np.full(facts.n_rows, NONE, np.int8)
-    for value, part in ((TRAIN, split.train), (KNOWN, split.known), (VALID, split.valid), (TEST, split.test)):
-        code[part[(part >= 0) & (part < facts.n_rows)]] = value
-    rank = np.empty(facts.n_rows, np.int64)
-    rank[facts.time_order] = np.arange(facts.n_rows)
+    code = facts.codes
     of_user = _by_user(facts, np.unique(facts.users[rows]))
     ids = facts.dataset.item_ids
     bad = []
     for row in rows.tolist():
         mine = of_user[int(facts.users[row])]
         limit = max(int(code[row]), VALID)
-        allowed = mine[(code[mine] != NONE) & (code[mine] < limit) & (rank[mine] < rank[row])]
-        allowed = allowed[np.argsort(rank[allowed])]
+        earlier = mine[: int(np.flatnonzero(mine == row)[0])]
+        allowed = earlier[(code[earlier] != NONE) & (code[earlier] < limit)]
         given = split.history_before(row) if split._part[row] != NONE else ()
         expected = [
             (str(ids[item]), time) for item, time in zip(facts.items[allowed], _times(facts, allowed), strict=True)
@@ -211,11 +199,10 @@ def _times(facts: Facts, rows: IntArray) -> list[float | None]:
 
 
 def _by_user(facts: Facts, users: IntArray) -> dict[int, IntArray]:
-    """Row positions of the users asked."""
+    """Row positions of the users asked, in the order of time and ties."""
     asked = np.zeros(facts.dataset.n_users, bool)
     asked[users] = True
-    rows = np.flatnonzero(asked[facts.users])
-    rows = rows[np.argsort(facts.users[rows], kind="stable")]
+    rows = facts.sorted_rows(np.flatnonzero(asked[facts.users]))
     bounds = np.searchsorted(facts.users[rows], users)
     return dict(zip(users.tolist(), np.split(rows, bounds[1:]), strict=True))
 
@@ -246,7 +233,7 @@ def _held_out_users(facts: Facts) -> Check:
     """Users that are asked have no training row, and of each exactly the promised rows are known."""
     split, n_users = facts.split, facts.dataset.n_users
     asked = np.unique(facts.users[facts.held])
-    trained = np.bincount(facts.users[split.train], minlength=n_users)[asked] > 0
+    trained = np.bincount(facts.train_users, minlength=n_users)[asked] > 0
     known = np.bincount(facts.users[split.known], minlength=n_users)[asked]
     if facts.spec.protocol == "cold-user":
         k = facts.spec.known_interactions
@@ -270,7 +257,7 @@ def _held_out_users(facts: Facts) -> Check:
 def _withheld_items(facts: Facts) -> Check:
     split = facts.split
     withheld = np.concatenate([split.withheld.get(part, facts.items[:0]) for part in ("valid", "test")])
-    trained = np.bincount(facts.items[split.train], minlength=facts.dataset.n_items)[withheld] > 0
+    trained = np.bincount(facts.train_items, minlength=facts.dataset.n_items)[withheld] > 0
     offered = np.isin(withheld, split.offered("train"))
     # The other way round as well: what is asked has to be of a withheld item.
     warm = {
@@ -333,7 +320,7 @@ def without_held_out(split: Split) -> Split:
     table = dataset.interactions[kept].reset_index(drop=True)
     smaller = with_interactions(dataset, table)
     order = split._order[kept[split._order]]
-    users = dataset.interactions["user_idx"].to_numpy(np.int64)[order]
+    users = dataset.interactions["user_idx"].to_numpy(np.int64)[kept & (split._part != NONE)]
     starts = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=dataset.n_users))]).astype(np.int64)
     # Left out on purpose: the catalogue is a promise of the split, and training may not see it change.
     in_order = place[order]

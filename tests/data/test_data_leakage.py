@@ -10,6 +10,7 @@ import pytest
 
 from llmrec_core.contracts import HistoryItem
 from llmrec_core.data import PROTOCOLS, Dataset, Split, make_split
+from llmrec_core.data._leakage_facts import Facts
 from llmrec_core.data.leakage import Check, Probe, check_leakage, without_held_out
 from llmrec_core.recommenders import leakage as full
 from llmrec_core.recommenders.leakage import leakage_report
@@ -343,3 +344,22 @@ def test_much_data_is_learned_from_on_some_users(monkeypatch: pytest.MonkeyPatch
     chosen = set(users[fewer.train])
     assert len(fewer.train) == np.isin(users[split.train], list(chosen)).sum()
     assert leakage_report(split).ok
+
+
+@pytest.mark.parametrize("tie_order", ["file", "item_id"])
+def test_rows_are_in_order_only_where_sorting_gives_them_so(tie_order: str) -> None:
+    # Two moments only, so that most rows tie.
+    table = world().interactions.assign(timestamp=lambda rows: rows["timestamp"] // 5000)
+    dataset = Dataset.from_frames("ties", table[["user_id", "item_id", "rating", "timestamp"]])
+    facts = Facts(cut("leave-one-out", dataset, tie_order=tie_order))
+    order = facts.time_order
+    assert facts.in_order(order)
+    assert facts.in_order(order[::3])
+    assert np.array_equal(facts.sorted_rows(np.sort(order)), order)
+    for at in range(len(order) - 1):
+        swapped = order.copy()
+        swapped[[at, at + 1]] = order[[at + 1, at]]
+        assert not facts.in_order(swapped)
+    assert not facts.in_order(np.repeat(order, 2))
+    assert not facts.in_order(np.where(order == len(order) - 1, -1, order))
+    assert not facts.in_order(order + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -128,8 +130,17 @@ def time_order(dataset: Dataset, spec: SplitSpec) -> IntArray:
 
     With given parts, equal times (or all rows, where the data has no times) come as train, valid, test first.
     """
+    # Sorts one key after the other, each stable: what ties at all of them stays in file order.
+    order = np.arange(len(dataset.interactions), dtype=np.int64)
+    for key in time_keys(dataset, spec):
+        order = order[stable_order(key[order])]
+    return order
+
+
+def time_keys(dataset: Dataset, spec: SplitSpec) -> list[npt.NDArray[Any]]:
+    """What :func:`time_order` sorts by, each [n_rows], the last one first: ties, then time, then user."""
     table = dataset.interactions
-    keys: list[npt.NDArray[np.generic]] = []
+    keys: list[npt.NDArray[Any]] = []
     if dataset.meta.has_timestamps:
         if spec.tie_order == "item_id":
             keys.append(table["item_idx"].to_numpy(np.int64))
@@ -138,12 +149,7 @@ def time_order(dataset: Dataset, spec: SplitSpec) -> IntArray:
         keys.append(table[TIME].to_numpy(np.float64))
     elif spec.protocol == "given":
         keys.append(_parts(dataset))
-    keys.append(table["user_idx"].to_numpy(np.int64))
-    # Sorts one key after the other, each stable: what ties at all of them stays in file order.
-    order = np.arange(len(table), dtype=np.int64)
-    for key in keys:
-        order = order[stable_order(key[order])]
-    return order
+    return [*keys, table["user_idx"].to_numpy(np.int64)]
 
 
 def _parts(dataset: Dataset) -> npt.NDArray[np.int8]:

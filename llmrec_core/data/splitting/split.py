@@ -158,21 +158,21 @@ class Split:
             raise InputError("training rows are not held out: ask for 'valid' or 'test'.", where="part")
         n_items = self.dataset.n_items
         held, known = self.rows(part), self._rows_before(code)
-        held_pairs = np.unique(self._user_idx[held] * n_items + self._item_idx[held])
+        held_pairs = distinct(self._user_idx[held] * n_items + self._item_idx[held])
         known_pairs = self._user_idx[known] * n_items + self._item_idx[known]
         # Found by place among the few held-out pairs: sorting all known ones would take seconds on large data.
         place = np.minimum(np.searchsorted(held_pairs, known_pairs), len(held_pairs) - 1)
         is_new = np.ones(len(held_pairs), bool)
         is_new[place[held_pairs[place] == known_pairs]] = False
         new_pairs = held_pairs[is_new]
-        users = np.unique(new_pairs // n_items)
-        n_repeats = len(np.unique(held_pairs // n_items)) - len(users)
+        users = distinct(new_pairs // n_items)
+        n_repeats = len(distinct(held_pairs // n_items)) - len(users)
         if max_users is not None and len(users) > max_users:
             users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
         asked = np.zeros(self.dataset.n_users, bool)
         asked[users] = True
         targets = _by_user(new_pairs, users, n_items)
-        seen = _by_user(_distinct(known_pairs[asked[self._user_idx[known]]]), users, n_items)
+        seen = _by_user(distinct(known_pairs[asked[self._user_idx[known]]]), users, n_items)
         outside = np.setdiff1d(np.arange(n_items, dtype=np.int64), self.offered(part), assume_unique=True)
         if len(outside):
             seen = [np.union1d(items, outside) for items in seen]
@@ -264,7 +264,7 @@ class Split:
         return items
 
 
-def _distinct(values: IntArray) -> IntArray:
+def distinct(values: IntArray) -> IntArray:
     """Distinct values, ascending. NumPy's own ``unique`` hashes integers, which is many times slower on millions."""
     ordered = np.sort(values)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
