@@ -132,13 +132,15 @@ class Capabilities:
     """What a recommender offers; screens and explainers show only what fits.
 
     ``tasks``: heads it has. ``text``: reads prompts (candidate fields matter). ``attention``: offers attention
-    over a prompt. ``full_catalogue``: scoring every item for a query is cheap.
+    over a prompt. ``full_catalogue``: scoring every item for a query is cheap. ``similar``: it has
+    :meth:`Recommender.item_vectors`, so it can say which items are alike.
     """
 
     tasks: frozenset[str]
     text: bool = False
     attention: bool = False
     full_catalogue: bool = False
+    similar: bool = False
 
 
 Emit = Callable[..., None]
@@ -224,6 +226,14 @@ class Recommender(ABC):
 
     def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
         """Ratings on the dataset's own scale, shaped like :meth:`score`; None where it has no rating head."""
+        return None
+
+    def item_vectors(self) -> FloatArray | None:
+        """What items are compared by, float32 [n_items, n_dimensions]: alike items have a cosine near 1.
+
+        A row of zeros is an item of which nothing is known. None where the family has no such vectors; exactly
+        then ``capabilities.similar`` is False.
+        """
         return None
 
     @property

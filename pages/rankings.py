@@ -13,6 +13,7 @@ from llmrec_core.runs import Run
 from pages._studio.base import faults_in_words, header, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 from pages._studio.policies import side_by_side_part
+from pages._studio.similar import similar_part
 
 _NAMES = {
     "popularity": "Popularity",
@@ -23,6 +24,7 @@ _NAMES = {
     "als": "ALS",
     "bpr": "BPR",
     "bias-knn": "Rating model (bias and kNN)",
+    "content-knn": "Content-kNN",
     "sequential": "Sequence model",
     "generative": "Title writer",
     "blend": "Blend",
@@ -198,6 +200,7 @@ def screen() -> None:
                 before = {i["item_id"]: i["rank"] for i in real[name]["items"]} if history is not None else None
                 list_of(run, user, name, shown[name], before, verdicts)
     side_by_side_part(run, user, dataset, k, history)
+    similar_part(run, dataset, names, lambda name: model_title(run, name), k)
 
 
 header(

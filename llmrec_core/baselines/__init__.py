@@ -5,6 +5,7 @@ They keep the Recommender contract, learn from training rows only, and import no
 
 from __future__ import annotations
 
+from llmrec_core.baselines._history import HistoryRecommender
 from llmrec_core.baselines.bias_knn import BiasKNNRecommender
 from llmrec_core.baselines.ease import EASERecommender
 from llmrec_core.baselines.factors import ALSRecommender, BPRRecommender, SVDRecommender
@@ -34,6 +35,7 @@ __all__ = [
     "BPRRecommender",
     "BiasKNNRecommender",
     "EASERecommender",
+    "HistoryRecommender",
     "ItemKNNRecommender",
     "PopularityRecommender",
     "SVDRecommender",

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from llmrec_core.baselines._base import Arrays, Baseline, demand
-from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query, check_candidates, check_task
+from llmrec_core.contracts import FitContext, FloatArray, HistoryItem, IntArray, Query, check_candidates, check_task
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -85,13 +85,17 @@ class HistoryRecommender(Baseline):
                 if len(voters) - bounds[-1] == self.spec.last_items:
                     break
                 voters.append(item)
-                weights.append(weight)
+                weights.append(weight * self._weight_of(past))
                 weight *= self.spec.recency_decay
             bounds.append(len(voters))
         data = np.asarray(weights, np.float32)
         return sp.csr_array(
             (data, np.asarray(voters, np.int64), np.asarray(bounds, np.int64)), shape=(len(queries), self.n_items)
         )
+
+    def _weight_of(self, past: HistoryItem) -> float:
+        """What one history item weighs before recency."""
+        return 1.0
 
     def _arrays(self) -> Arrays:
         return {"counts": self._counts, **self._learnt()}

@@ -13,6 +13,7 @@ histories are served without training again:
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from llmrec_core.baselines._base import Arrays, demand
 from llmrec_core.baselines._history import HistoryRecommender, user_rows
-from llmrec_core.contracts import FitContext, IntArray
+from llmrec_core.contracts import Capabilities, FitContext, FloatArray, IntArray
 from llmrec_core.errors import RunCancelledError
 from llmrec_core.specs import ALSSpec, BPRSpec, SVDSpec
 
@@ -59,6 +60,15 @@ class FactorRecommender(HistoryRecommender):
         for row, taste in enumerate(tastes):
             np.dot(self._factors, taste, out=scores[row])
         return scores
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, similar=True)
+
+    def item_vectors(self) -> FloatArray:
+        """The item factors, [n_items, n_factors]; zeros for items without training rows, whose factors are chance."""
+        self._known_items()
+        return np.where(self._counts[:, None] > 0, self._factors, np.float32(0))
 
     def _learnt(self) -> Arrays:
         return {"factors": self._factors, "fold": self._fold}

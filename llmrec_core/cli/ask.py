@@ -1,4 +1,4 @@
-"""``recommend`` and ``explain``: what a finished run says about one user."""
+"""``recommend``, ``similar`` and ``explain``: what a finished run says about one user or item."""
 
 from __future__ import annotations
 
@@ -58,6 +58,34 @@ def recommend(
         )
     out.print(shown)
     _print_changes(answer)
+    _print_warnings(answer)
+
+
+@app.command()
+def similar(
+    run: str,
+    item: Annotated[str, typer.Option("--item", help="Item to start from.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Length of the list.")] = 10,
+    model: Annotated[str, typer.Option("--model", help='"model", or a baseline of the run.')] = "model",
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the items most like one, by the vectors of a recommender that has some."""
+    answer = _server(workspace).similar(run, item, k=k, model=model)
+    if as_json:
+        print_json(answer)
+        return
+    shown = table("rank", "item", "title", "cosine", "seen by", "")
+    for other in answer["items"]:
+        shown.add_row(
+            str(other["rank"]),
+            plain(other["item_id"]),
+            plain(other["title"]),
+            f"{other['similarity']:.4f}",
+            str(other["popularity"]),
+            "new item" if other["cold"] else "",
+        )
+    out.print(shown)
     _print_warnings(answer)
 
 

@@ -8,30 +8,47 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from llmrec_core.models.loading import Backbone
 
 Vectors = npt.NDArray[np.float32]
 
 
-@torch.inference_mode()
 def embed_texts(backbone: Backbone, texts: Sequence[str], *, max_tokens: int = 64, batch_size: int = 64) -> Vectors:
     """One pooled vector a text, [n_texts, hidden_size]; equal texts are read once, long ones cut at ``max_tokens``."""
     backbone.model.eval()
-    limit = min(max_tokens, backbone.max_tokens)
     distinct = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-    rows = [backbone.tokenizer.encode(text or " ").ids for text in distinct]
+    rows = token_rows(backbone, list(distinct), max_tokens)
+    with torch.inference_mode():
+        found = read_rows(backbone, rows, batch_size).float().cpu().numpy()
+    return np.asarray(found[[distinct[text] for text in texts]], np.float32)
+
+
+def token_rows(backbone: Backbone, texts: Sequence[str], max_tokens: int = 64) -> list[list[int]]:
+    """Token ids of each text, at least one, at most ``max_tokens`` or what the model can read."""
+    limit = min(max_tokens, backbone.max_tokens)
+    rows = [backbone.tokenizer.encode(text or " ").ids for text in texts]
     # The last token of a BERT text closes it; a cut text keeps it.
     rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
-    rows = [row or [backbone.pad_id] for row in rows]
-    found = np.empty((len(rows), backbone.hidden_size), np.float32)
+    return [row or [backbone.pad_id] for row in rows]
+
+
+def read_rows(backbone: Backbone, rows: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
+    """Pooled outputs of token rows in their order, [n_rows, hidden_size]; gradients flow where they are wanted.
+
+    Rows of like length are read together.
+    """
+    if not rows:
+        return torch.empty(0, backbone.hidden_size, device=backbone.device)
     by_length = np.argsort([len(row) for row in rows], kind="stable")
+    parts = []
     for start in range(0, len(rows), batch_size):
-        chosen = by_length[start : start + batch_size]
-        batch = backbone.pad([rows[i] for i in chosen])
+        batch = backbone.pad([rows[i] for i in by_length[start : start + batch_size]])
         ids, mask = (batch[name].to(backbone.device) for name in ("input_ids", "attention_mask"))
-        found[chosen] = backbone.pooled(ids, mask, backbone.default_pooling).float().cpu().numpy()
-    return found[[distinct[text] for text in texts]]
+        parts.append(backbone.pooled(ids, mask, backbone.default_pooling))
+    back = torch.from_numpy(np.argsort(by_length, kind="stable"))
+    return torch.cat(parts)[back.to(backbone.device)]
 
 
 @dataclass(frozen=True)

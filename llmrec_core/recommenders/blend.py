@@ -31,9 +31,10 @@ from llmrec_core.contracts import (
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders.content_knn import ContentKNNRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import BlendSpec, RetrieverSpec, SequentialSpec
+from llmrec_core.specs import BlendSpec, ContentKNNSpec, RetrieverSpec, SequentialSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, EvalSet, Split
@@ -61,11 +62,29 @@ class BlendRecommender(Recommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(), full_catalogue=True)
+        similar = any(member.capabilities.similar for member in self.members)
+        return Capabilities(tasks=frozenset(), full_catalogue=True, similar=similar)
 
     @property
     def n_items(self) -> int:
         return self.members[0].n_items
+
+    def item_vectors(self) -> FloatArray | None:
+        """Members' vectors side by side, so scaled that a cosine is the mean of theirs by the blend's weights.
+
+        Members without vectors have no say; if those with vectors weigh nothing in the blend, they weigh alike here.
+        """
+        weights = self._fitted()
+        pairs = [(w, v) for w, m in zip(weights, self.members, strict=True) if (v := m.item_vectors()) is not None]
+        if not pairs:
+            return None
+        alike = not any(weight > 0 for weight, _ in pairs)
+        parts = []
+        for weight, vectors in pairs:
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-9)
+            parts.append(unit * np.float32(np.sqrt(1.0 if alike else weight)))
+        return np.concatenate(parts, axis=1)
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         for number, member in enumerate(self.members, start=1):
@@ -183,6 +202,8 @@ def make_retriever(spec: RetrieverSpec) -> Recommender:
         return BlendRecommender(spec)
     if isinstance(spec, SequentialSpec):
         return SequentialRecommender(spec)
+    if isinstance(spec, ContentKNNSpec):
+        return ContentKNNRecommender(spec)
     family: Callable[..., Recommender] = BASELINES[spec.family]
     return family(spec)
 

@@ -13,7 +13,7 @@ the spec gives it; w = 0 is the retriever's order, w = 1 the model's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -92,11 +92,15 @@ class PipelineRecommender(Recommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.ranker.capabilities
+        return replace(self.ranker.capabilities, similar=self.retriever.capabilities.similar)
 
     @property
     def n_items(self) -> int:
         return self.retriever.n_items
+
+    def item_vectors(self) -> FloatArray | None:
+        """The retriever's: a cross-encoder has no vector of an item by itself."""
+        return self.retriever.item_vectors()
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         self.retriever.fit(split, ctx)

@@ -9,6 +9,7 @@ from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import ModelError
 from llmrec_core.recommenders.blend import BlendRecommender, make_retriever
+from llmrec_core.recommenders.content_knn import ContentKNNRecommender
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, type[Recommender]] = {
     **BASELINES,
+    ContentKNNRecommender.family: ContentKNNRecommender,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
     SequentialRecommender.family: SequentialRecommender,
     GenerativeRecommender.family: GenerativeRecommender,

@@ -32,16 +32,15 @@ from llmrec_core.models.catalogue import require_model
 from llmrec_core.models.device import resolve_device
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.text_vectors import Whitening, embed_texts
+from llmrec_core.recommenders._histories import query_histories, training_histories
 from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import SequentialSpec
 from llmrec_core.training.sequence_network import SequenceNetwork
 from llmrec_core.training.sequences import (
-    Histories,
     SequenceOutcome,
-    gap_bins,
     last_item_scores,
-    rating_bins,
     train_sequences,
 )
 
@@ -73,7 +72,7 @@ class SequentialRecommender(Recommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(), full_catalogue=True)
+        return Capabilities(tasks=frozenset(), full_catalogue=True, similar=True)
 
     @property
     def n_items(self) -> int:
@@ -90,7 +89,7 @@ class SequentialRecommender(Recommender):
             torch.manual_seed(ctx.seed)
             network = SequenceNetwork(self.spec, torch.from_numpy(text), trained)
         self._network = network.to(device)
-        histories = _training_histories(split)
+        histories = training_histories(split)
         ctx.emit("stage", stage="training")
         measure = self._validation(split, ctx)
         fingerprint = f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {ctx.seed}"
@@ -106,11 +105,7 @@ class SequentialRecommender(Recommender):
             raise InputError(
                 "a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models."
             )
-        fields = self.spec.item_fields or dataset.category_fields
-        texts = []
-        for item in range(dataset.n_items):
-            parts = [dataset.item_text(item, field) for field in ("title", *fields)]
-            texts.append(". ".join(part for part in parts if part))
+        texts = item_texts(dataset, self.spec.item_fields)
         backbone = load_backbone(require_model(ctx.workspace_models, self.spec.model), device=device, trainable=False)
         vectors = embed_texts(backbone, texts)
         known = vectors[self._counts > 0]
@@ -154,7 +149,7 @@ class SequentialRecommender(Recommender):
         network.eval()
         for start in range(0, len(queries), block):
             part = slice(start, start + block)
-            histories = self._histories(queries[part])
+            histories = query_histories(queries[part], self._item_index, self.spec.max_history, self._scale)
             batch = histories.batch(histories.starts[:-1], histories.starts[1:], network.delta.device)
             found = last_item_scores(network, batch)
             # The state after an empty history is zero, and so is every score: popularity orders.
@@ -168,22 +163,6 @@ class SequentialRecommender(Recommender):
         """What items are compared by, float32 [n_items, width]."""
         with torch.inference_mode():
             return np.asarray(self._fitted().item_vectors().float().cpu().numpy(), np.float32)
-
-    def _histories(self, queries: Sequence[Query]) -> Histories:
-        """The last known items of each query."""
-        items: list[int] = []
-        ratings: list[float] = []
-        times: list[float] = []
-        starts = [0]
-        for query in queries:
-            known = [(entry, self._item_index.get(entry.item_id)) for entry in query.history]
-            for entry, item in [pair for pair in known if pair[1] is not None][-self.spec.max_history :]:
-                items.append(item)  # type: ignore[arg-type]
-                ratings.append(np.nan if entry.rating is None else entry.rating)
-                times.append(np.nan if entry.timestamp is None else entry.timestamp)
-            starts.append(len(items))
-        bounds = np.array(starts, np.int64)
-        return Histories(np.array(items, np.int64), rating_bins(ratings, self._scale), gap_bins(times, bounds), bounds)
 
     def _know(self, dataset: Dataset, counts: IntArray, scale: tuple[float, float] | None) -> None:
         self._counts, self._scale = counts, scale
@@ -231,18 +210,3 @@ class SequentialRecommender(Recommender):
         network.eval()
         network.requires_grad_(False)
         return loaded
-
-
-def _training_histories(split: Split) -> Histories:
-    """Training rows by user, in each user's time order."""
-    table = split.dataset.interactions
-    users = table["user_idx"].to_numpy(np.int64)[split.train]
-    order = np.argsort(users, kind="stable")
-    rows, users = split.train[order], users[order]
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1, [len(users)]]).astype(np.int64)
-    return Histories(
-        table["item_idx"].to_numpy(np.int64)[rows],
-        rating_bins(table["rating"].to_numpy(np.float64)[rows], split.dataset.rating_scale),
-        gap_bins(table["timestamp"].to_numpy(np.float64)[rows], starts),
-        starts,
-    )

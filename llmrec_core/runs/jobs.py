@@ -25,11 +25,9 @@ from llmrec_core.runs.worker import RunHandle
 from llmrec_core.serving.actions import MODEL
 from llmrec_core.specs import (
     BlendSpec,
-    CrossEncoderSpec,
     PipelineSpec,
     RecommenderSpec,
     RunSpec,
-    SequentialSpec,
 )
 from llmrec_core.workspace import write_json_atomic
 
@@ -123,9 +121,8 @@ def _model_names(part: RecommenderSpec) -> set[str]:
         return _model_names(part.retriever) | _model_names(part.ranker)
     if isinstance(part, BlendSpec):
         return set().union(*(_model_names(member) for member in part.members))
-    if isinstance(part, CrossEncoderSpec | SequentialSpec) and part.model is not None:
-        return {part.model}
-    return set()
+    model = getattr(part, "model", None)
+    return set() if model is None else {model}
 
 
 def _ensure_models(spec: RunSpec, run: RunHandle) -> None:
@@ -133,7 +130,8 @@ def _ensure_models(spec: RunSpec, run: RunHandle) -> None:
 
     Hub models are not fetched here: workers do not reach out to hubs.
     """
-    for name in sorted(_model_names(spec.recommender)):
+    parts: tuple[RecommenderSpec, ...] = (spec.recommender, *spec.baselines)
+    for name in sorted(set().union(*(_model_names(part) for part in parts))):
         if model_folder(run.workspace, name) is not None:
             continue
         if find_model(run.workspace, name).source == "wheel":

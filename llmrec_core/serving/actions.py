@@ -21,6 +21,7 @@ from llmrec_core.errors import InputError, NotFoundError
 from llmrec_core.explanation.explain import explain as explain_item
 from llmrec_core.explanation.explain import explanation_json
 from llmrec_core.recommenders import registry
+from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.runs import Run, RunStore
 from llmrec_core.serving.policies import PolicyDesk, answer_with_policies, policies_of
@@ -81,6 +82,7 @@ class Server:
         self.actions: dict[str, Callable[..., dict[str, Any]]] = {
             "recommend": self.recommend,
             "explain": self.explain,
+            "similar": self.similar,
             "say": self.say,
             "forget": self.forget,
             "facts": self.facts,
@@ -187,6 +189,48 @@ class Server:
             "held_out": [
                 {"item_id": str(dataset.item_ids[i]), "title": dataset.item_text(i, "title")} for i in sorted(held_out)
             ],
+            "warnings": loaded.warnings,
+        }
+
+    def similar(self, run_id: str, item_id: str, k: int = 10, model: str = MODEL) -> dict[str, Any]:
+        """The k items that a recommender holds to be most like one.
+
+        Args:
+            run_id: a finished run.
+            item_id: an item of the dataset; it is not in the answer itself.
+            k: length of the list, at least 1.
+            model: "model" or the name of one of the run's baselines.
+
+        Returns:
+            ``item_id, title, model, items[{rank, item_id, title, similarity, popularity, cold}], warnings[]``;
+            ``similarity`` is the cosine of the recommender's item vectors, at most 1.
+
+        Raises:
+            InputError: unknown item or recommender, an impossible k, a recommender without item vectors, or an item
+                of which it knows nothing.
+        """
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}.", where="k")
+        loaded = self.load(run_id)
+        dataset, counts = loaded.dataset, loaded.split.train_item_counts
+        item_idx = dataset.item_idx(item_id)
+        ranking = similar_items(loaded.recommender(model), item_idx, k)
+        items = [
+            {
+                "rank": rank,
+                "item_id": str(dataset.item_ids[idx]),
+                "title": dataset.item_text(int(idx), "title"),
+                "similarity": float(score),
+                "popularity": int(counts[idx]),
+                "cold": bool(counts[idx] == 0),
+            }
+            for rank, (idx, score) in enumerate(zip(ranking.items, ranking.scores, strict=True), start=1)
+        ]
+        return {
+            "item_id": item_id,
+            "title": dataset.item_text(item_idx, "title"),
+            "model": model,
+            "items": items,
             "warnings": loaded.warnings,
         }
 

@@ -81,10 +81,30 @@ class BiasKNNSpec(Spec):
     shrink: float = Field(100.0, ge=0, description="raters in common that a correlation is outweighed by")
 
 
+class ContentKNNSpec(Spec):
+    family: Literal["content-knn"] = "content-knn"
+    model: str | None = Field(
+        "minilm",
+        max_length=1024,
+        description="language model that reads the item texts; empty: their words are counted",
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns read beside the title; empty means the category columns and the year"
+    )
+    facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
+    n_text: int = Field(64, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
+    last_items: int = Field(50, ge=1, description="most recent history items that vote")
+    recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a vote for each step back in the history")
+    rating_weight: float = Field(
+        0.3, ge=0, le=1, description="how much more the best rating weighs than a middling one, and the worst less"
+    )
+
+
 #: Baselines that rank whole catalogues by what comes next; bias-kNN predicts ratings and is none.
 _RankingBaseline = PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec
 _Baseline = _RankingBaseline | BiasKNNSpec
-BaselineSpec = Annotated[_Baseline, Field(discriminator="family")]
+#: What may stand beside a run as its floor.
+BaselineSpec = Annotated[_Baseline | ContentKNNSpec, Field(discriminator="family")]
 
 
 class CrossEncoderSpec(Spec):
@@ -154,7 +174,7 @@ class SequentialSpec(Spec):
         return self
 
 
-MemberSpec = Annotated[_RankingBaseline | SequentialSpec, Field(discriminator="family")]
+MemberSpec = Annotated[_RankingBaseline | ContentKNNSpec | SequentialSpec, Field(discriminator="family")]
 
 
 class BlendSpec(Spec):
@@ -216,7 +236,7 @@ class GenerativeSpec(Spec):
     )
 
 
-_Retriever = _Baseline | SequentialSpec | BlendSpec
+_Retriever = _Baseline | ContentKNNSpec | SequentialSpec | BlendSpec
 RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
 
 

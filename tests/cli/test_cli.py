@@ -96,6 +96,13 @@ def test_recommend_document_is_deterministic_and_unseen(llmrec, trained):
     assert all(re.fullmatch(r"\d{3}", item["item_id"]) for item in first["items"]), "ids keep their zeros"
 
 
+def test_similar_is_refused_where_there_are_no_item_vectors(llmrec, trained):
+    answer = llmrec("similar", trained["run_id"], "--item", "003")
+    assert answer.exit_code == 2
+    assert "no item vectors" in answer.stderr
+    assert answer.stdout == ""
+
+
 def test_recommend_by_a_baseline(llmrec, trained):
     answer = llmrec("recommend", trained["run_id"], "--user", "u01", "--model", "popularity", "--json").json
     counts = [item["popularity"] for item in answer["items"]]

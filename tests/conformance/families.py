@@ -22,12 +22,13 @@ from llmrec_core.recommenders.blend import make_retriever
 from llmrec_core.recommenders.registry import build
 from llmrec_core.specs import (
     ALSSpec,
-    BaselineSpec,
     BiasKNNSpec,
     BPRSpec,
+    ContentKNNSpec,
     EASESpec,
     ItemKNNSpec,
     PopularitySpec,
+    RetrieverSpec,
     RunSpec,
     SplitSpec,
     SVDSpec,
@@ -79,7 +80,7 @@ def _item_knn(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
-def _baseline(spec: BaselineSpec) -> Factory:
+def _baseline(spec: RetrieverSpec) -> Factory:
     def fitted(split: Split, ctx: FitContext) -> Recommender:
         recommender = make_retriever(spec)
         recommender.fit(split, ctx)
@@ -138,6 +139,12 @@ def _generative(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _content_knn(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
+    return _baseline(ContentKNNSpec(model=model, n_text=6))(split, ctx)
+
+
 def _blend(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     members = [{"family": "item-knn"}, {"family": "ease"}, {"family": "sequential", "model": None, "epochs": 2}]
@@ -166,6 +173,7 @@ FAMILIES: dict[str, Factory] = {
     "als": _baseline(ALSSpec(n_factors=4, n_iterations=5)),
     "bpr": _baseline(BPRSpec(n_factors=4, n_iterations=20)),
     "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
+    "content-knn": _content_knn,
     "cross-encoder": _cross_encoder,
     "sequential": _sequential,
     "generative": _generative,

@@ -16,7 +16,8 @@ from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, Recommender, rank_row
 from llmrec_core.data import Split
 from llmrec_core.errors import InputError, ModelError
-from llmrec_core.specs import RecommenderSpec
+from llmrec_core.recommenders.vector_search import similar_items
+from llmrec_core.specs import RecommenderSpec, Task
 
 #: Endings of files that a load reads; taking one away or cutting it must be noticed.
 _LOADED = {".json", ".npy", ".safetensors"}
@@ -184,6 +185,24 @@ def test_ratings_are_on_the_scale_or_not_offered(fitted):
     assert predicted.shape == (len(fitted.queries), fitted.recommender.n_items)
     assert predicted.dtype == np.float32
     assert ((predicted >= low) & (predicted <= high)).all()
+
+
+def test_item_vectors_are_there_exactly_where_it_says_so(fitted):
+    vectors = fitted.recommender.item_vectors()
+    assert (vectors is not None) == fitted.recommender.capabilities.similar
+    if vectors is None:
+        with pytest.raises(InputError, match="no item vectors"):
+            similar_items(fitted.recommender, 0, 3)
+        return
+    assert vectors.dtype == np.float32
+    assert vectors.shape[0] == fitted.recommender.n_items
+    assert np.isfinite(vectors).all()
+    ranking = similar_items(fitted.recommender, 0, 50)
+    assert 0 not in ranking.items
+    assert (np.diff(ranking.scores) <= 0).all()
+    assert np.abs(ranking.scores).max() <= 1.0
+    loaded = type(fitted.recommender).load(fitted.saved, fitted.split.dataset, fitted.ctx)
+    fitted.same(loaded.item_vectors(), vectors)
 
 
 def test_a_saved_one_scores_the_same(fitted):

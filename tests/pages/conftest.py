@@ -48,7 +48,7 @@ def finished_workspace(tmp_path_factory) -> Iterator[tuple[Path, str]]:
             "name": "light <b>run</b>",
             "dataset": {"name": "sample"},
             "recommender": {"family": "item-knn"},
-            "baselines": [{"family": "popularity"}],
+            "baselines": [{"family": "popularity"}, {"family": "content-knn", "model": None}],
             "evaluation": {"max_users": 60, "n_bootstrap": 100},
         }
     )

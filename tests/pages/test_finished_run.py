@@ -38,6 +38,18 @@ def test_rankings_follow_an_edited_history(studio, finished_workspace):
     assert "what-if" not in texts(app)
 
 
+def test_items_like_another_are_shown_where_there_are_vectors(studio):
+    app = studio("rankings", user="u002")
+    assert len(app.dataframe) == 1, "nothing is compared before an item is chosen"
+    app.selectbox(key="similar_item").select("f001").run()
+    assert not app.exception
+    table = app.dataframe[1].value
+    assert len(table) == 10
+    assert table["cosine"].is_monotonic_decreasing
+    silent = [c.value for c in app.caption if "no item vectors" in c.value]
+    assert len(silent) == 2, "popularity and the co-visit model say that they have none"
+
+
 def test_thumbs_are_kept_as_data(studio, finished_workspace):
     app = studio("rankings", user="u003")
     thumbs = [w for w in app.feedback if w.key.startswith("thumb:")]

@@ -16,7 +16,8 @@ from llmrec_core.contracts import FitContext, HistoryItem, Query
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.models.text_vectors import Whitening, embed_texts
-from llmrec_core.recommenders.sequential import SequentialRecommender, _training_histories
+from llmrec_core.recommenders._histories import training_histories
+from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.specs import SequentialSpec, SplitSpec
 from llmrec_core.training.sequence_network import SequenceNetwork
 from llmrec_core.training.sequences import Histories, _Loop, gap_bins, rating_bins
@@ -73,7 +74,7 @@ def test_the_sampled_loss_is_near_the_full_one():
 
     def loop(**fields: object) -> _Loop:
         spec = SequentialSpec(**{**IDS_ONLY, **fields})
-        return _Loop(network, _training_histories(split), spec, FitContext(), None, "ndcg@10", "")
+        return _Loop(network, training_histories(split), spec, FitContext(), None, "ndcg@10", "")
 
     full = loop()
     inputs, targets = next(full._batches(0))
@@ -200,7 +201,7 @@ def test_resume_equals_uninterrupted_training(tmp_path: Path):
             raise Stops
 
     steps = _Loop(
-        whole._network, _training_histories(split), whole.spec, FitContext(), None, "ndcg@10", ""
+        whole._network, training_histories(split), whole.spec, FitContext(), None, "ndcg@10", ""
     ).steps_per_epoch
     ctx = FitContext(device="cpu", checkpoint_dir=tmp_path / "c", emit=stop_after_three)
     with pytest.raises(Stops):

@@ -28,7 +28,7 @@ def place(tmp_path_factory):
         {
             "dataset": {"name": "mini"},
             "recommender": {"family": "item-knn"},
-            "baselines": [{"family": "popularity"}],
+            "baselines": [{"family": "popularity"}, {"family": "content-knn", "model": None}],
             "evaluation": {"n_bootstrap": 100},
         }
     )
@@ -78,6 +78,17 @@ def test_baselines_of_the_run_are_there(place, client):
     assert counts == sorted(counts, reverse=True)
 
 
+def test_similar_items_come_with_their_cosine(place, client):
+    answer = client.call("similar", run_id=place[1], item_id="003", k=4, model="content-knn")
+    assert [item["rank"] for item in answer["items"]] == [1, 2, 3, 4]
+    assert answer["item_id"] == "003"
+    assert answer["title"]
+    cosines = [item["similarity"] for item in answer["items"]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert "003" not in [item["item_id"] for item in answer["items"]]
+    assert answer["warnings"] == []
+
+
 def test_explanations_add_up(place, client):
     answer = client.call("explain", run_id=place[1], user_id="u03", item_id="005", method="shap")
     assert answer["base_value"] + sum(p["value"] for p in answer["players"]) == pytest.approx(
@@ -95,6 +106,9 @@ def test_explanations_add_up(place, client):
         ("recommend", {"user_id": "u03", "model": "../../etc"}, InputError, "etc"),
         ("explain", {"user_id": "u03", "item_id": "none"}, InputError, "none"),
         ("explain", {"user_id": "u03", "item_id": "005", "method": "attention"}, InputError, "attention"),
+        ("similar", {"item_id": "003"}, InputError, "no item vectors"),
+        ("similar", {"item_id": "none", "model": "content-knn"}, InputError, "none"),
+        ("similar", {"item_id": "003", "k": 0}, InputError, "at least 1"),
         ("dance", {}, NotFoundError, "dance"),
     ],
 )
