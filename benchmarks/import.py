@@ -4,7 +4,8 @@
 
 One run makes the CSV, then measures in turn: the bare copy (nothing checked, bad rows dropped, the same threads), and
 the whole import (validation, id maps, fingerprint, refused rows kept, Parquet). Every measurement is a process of its
-own, so that its peak memory is its own; sides alternate, medians are quoted. ``--linear`` imports further sizes.
+own, so that its peak memory is its own; sides alternate, medians are quoted. ``--linear`` imports several sizes in
+turn, as often, and tells what each row costs beyond the start that every import has.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "import.json"
 THREADS = 2
+#: So few rows that their import takes what every import takes: libraries loaded, files judged, a version written.
+START_ROWS = 1000
 _BLOCK = 500_000
 _ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", np.uint8)
 #: Allowed by issue 3.
@@ -81,12 +86,10 @@ def _ids(rng: np.random.Generator, n: int, head: bytes, length: int) -> pa.Array
 
 
 def bare_copy(csv: Path, folder: Path) -> dict[str, Any]:
-    start = time.perf_counter()
-    with duckdb.connect(config={"threads": THREADS}) as database:
+    with timed() as found, duckdb.connect(config={"threads": THREADS}) as database:
         query = "COPY (SELECT * FROM read_csv($csv, ignore_errors = true)) TO '{}' (FORMAT parquet)"
         database.execute(query.format(folder / "bare.parquet"), {"csv": str(csv)})
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "rows": pq.read_metadata(folder / "bare.parquet").num_rows}
+    return {**found, "rows": pq.read_metadata(folder / "bare.parquet").num_rows}
 
 
 def whole_import(csv: Path, folder: Path) -> dict[str, Any]:
@@ -95,10 +98,9 @@ def whole_import(csv: Path, folder: Path) -> dict[str, Any]:
 
     pa.set_cpu_count(THREADS)
     workspace = Workspace.open(folder / "workspace")
-    start = time.perf_counter()
-    report = import_files(workspace, [csv], "big")
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "rows": report.rows_accepted, "refused": report.rows_rejected}
+    with timed() as found:
+        report = import_files(workspace, [csv], "big")
+    return {**found, "rows": report.rows_accepted, "refused": report.rows_rejected}
 
 
 def whole_portrait(csv: Path, folder: Path) -> dict[str, Any]:
@@ -107,9 +109,18 @@ def whole_portrait(csv: Path, folder: Path) -> dict[str, Any]:
 
     pa.set_cpu_count(THREADS)
     store = DatasetStore(Workspace.open(folder / "workspace"))
-    start = time.perf_counter()
-    found = portrait(store.load("big"))
-    return {"seconds": time.perf_counter() - start, "rows": found.n_interactions}
+    with timed() as found:
+        described = portrait(store.load("big"))
+    return {**found, "rows": described.n_interactions}
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Seconds and CPU seconds of what runs inside, without what it took to load the program."""
+    found: dict[str, float] = {}
+    start, cpu = time.perf_counter(), time.process_time()
+    yield found
+    found |= {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
 
 
 TASKS = {"copy": bare_copy, "import": whole_import, "portrait": whole_portrait}
@@ -139,10 +150,9 @@ def measured(task: str, csv: Path, folder: Path) -> dict[str, Any]:
 
 def run_task(task: str, csv: Path, folder: Path) -> None:
     found = TASKS[task](csv, folder)
-    used = resource.getrusage(resource.RUSAGE_SELF)
     # Linux counts in KiB, macOS in bytes.
-    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    print(json.dumps({**found, "cpu_s": used.ru_utime + used.ru_stime, "peak_gb": peak}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    print(json.dumps({**found, "peak_gb": peak}))
 
 
 def median(runs: list[dict[str, Any]], key: str = "seconds") -> float:
@@ -160,6 +170,7 @@ def compare(rows: int, bad: float, repeats: int, folder: Path) -> dict[str, Any]
     ratios = [a["seconds"] / b["seconds"] for a, b in zip(runs["import"], runs["copy"], strict=True)]
     return {
         "rows": rows,
+        "repeats": repeats,
         "csv_gb": csv.stat().st_size / 1e9,
         "accepted": runs["import"][0]["rows"],
         "refused": runs["import"][0]["refused"],
@@ -175,16 +186,38 @@ def compare(rows: int, bad: float, repeats: int, folder: Path) -> dict[str, Any]
     }
 
 
-def one_size(rows: int, bad: float, folder: Path) -> dict[str, Any]:
-    csv = folder / "other.csv"
-    print(f"making {rows:,} rows", flush=True)
-    make_csv(csv, rows, bad)
-    found = measured("import", csv, folder)
-    csv.unlink()
+def growth(sizes: list[int], bad: float, repeats: int, folder: Path) -> dict[str, Any]:
+    """Imports of several sizes in turn, and what an import of hardly any rows takes: its start.
+
+    Returns:
+        ``start_s``; and for each size its medians, with the microseconds that each row costs beyond the start.
+    """
+    files = {rows: folder / f"{rows}.csv" for rows in sorted({START_ROWS, *sizes})}
+    for rows, csv in files.items():
+        print(f"making {rows:,} rows", flush=True)
+        make_csv(csv, rows, bad)
+    runs: dict[int, list[dict[str, Any]]] = {rows: [] for rows in files}
+    for _ in range(repeats):
+        for rows, csv in files.items():
+            runs[rows].append(measured("import", csv, folder))
+    start, start_cpu = median(runs[START_ROWS]), median(runs[START_ROWS], "cpu_s")
     return {
-        "rows": rows, "import_s": found["seconds"], "peak_gb": found["peak_gb"],
-        "us_per_row": found["seconds"] / rows * 1e6, "cpu_us_per_row": found["cpu_s"] / rows * 1e6,
-    }  # fmt: skip
+        "repeats": repeats,
+        "start_s": start,
+        "start_cpu_s": start_cpu,
+        "sizes": [
+            {
+                "rows": rows,
+                "import_s": median(runs[rows]),
+                "every_s": [run["seconds"] for run in runs[rows]],
+                "cpu_s": median(runs[rows], "cpu_s"),
+                "peak_gb": max(run["peak_gb"] for run in runs[rows]),
+                "us_per_row": (median(runs[rows]) - start) / rows * 1e6,
+                "cpu_us_per_row": (median(runs[rows], "cpu_s") - start_cpu) / rows * 1e6,
+            }
+            for rows in sorted(sizes)
+        ],
+    }
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -195,7 +228,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--bad", type=float, default=0.01, help="share of bad rows")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--linear", type=int, nargs="*", default=[], help="further sizes to import once each")
+    parser.add_argument("--linear", type=int, nargs="*", default=[], help="sizes whose imports show how cost grows")
+    parser.add_argument("--only", choices=("ratio", "linear"), help="measure one part, keep the other's last result")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder without it")
     parser.add_argument("--dry", action="store_true", help="print the table, keep no result")
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
@@ -206,15 +240,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="import-") as made:
         folder = Path(made)
-        main_size = compare(given.rows, given.bad, given.repeats, folder)
-        sizes = [one_size(rows, given.bad, folder) for rows in given.linear]
+        main_size = None if given.only == "linear" else compare(given.rows, given.bad, given.repeats, folder)
+        grown = growth(given.linear, given.bad, given.repeats, folder) if given.linear else None
     result = {
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": THREADS, "python": platform.python_version()},
         "versions": {"duckdb": duckdb.__version__, "pyarrow": pa.__version__},
         "bad_share": given.bad,
-        "repeats": given.repeats,
-        "main": main_size,
-        "sizes": sizes,
+    }
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if given.only and RESULTS.is_file() else {}
+    result |= {
+        name: part or before[name]
+        for name, part in (("main", main_size), ("growth", grown))
+        if part is not None or name in before
     }
     print(table(result))
     if not given.dry:
@@ -222,23 +259,30 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    found = result["main"]
-    rows = found["rows"]
-    lines = [
-        f"| {rows:,} rows, {result['bad_share']:.0%} bad | measured | allowed |",
-        "|---|---|---|",
-        f"| DuckDB's bare copy to Parquet | {found['copy_s']:.1f} s | |",
-        f"| import | {found['import_s']:.1f} s | |",
-        f"| **import / copy** (median of {result['repeats']}) | **{found['ratio']:.2f}** | {MAX_RATIO:g} |",
-        f"| peak memory of the import | {found['peak_gb']:.2f} GB | {MAX_GB:g} GB |",
-        f"| portrait | {found['portrait_s']:.1f} s | {MAX_PORTRAIT_S:g} s |",
-    ]
-    if result["sizes"]:
-        lines += ["", "| rows | import | per row | peak memory |", "|---|---|---|---|"]
-        every = [*result["sizes"], {**found, "us_per_row": found["import_s"] / rows * 1e6}]
-        for size in sorted(every, key=lambda size: size["rows"]):
-            cells = f"{size['import_s']:.1f} s | {size['us_per_row']:.2f} µs | {size['peak_gb']:.2f} GB"
-            lines.append(f"| {size['rows']:,} | {cells} |")
+    lines: list[str] = []
+    if "main" in result:
+        found = result["main"]
+        lines += [
+            f"| {found['rows']:,} rows, {result['bad_share']:.0%} bad | measured | allowed |",
+            "|---|---|---|",
+            f"| DuckDB's bare copy to Parquet | {found['copy_s']:.1f} s ({found['copy_cpu_s']:.1f} CPU s) | |",
+            f"| import | {found['import_s']:.1f} s ({found['import_cpu_s']:.1f} CPU s) | |",
+            f"| **import / copy** (median of {found['repeats']}) | **{found['ratio']:.2f}** | {MAX_RATIO:g} |",
+            f"| peak memory of the import | {found['peak_gb']:.2f} GB | {MAX_GB:g} GB |",
+            f"| portrait | {found['portrait_s']:.1f} s | {MAX_PORTRAIT_S:g} s |",
+            "",
+        ]
+    if "growth" in result:
+        found = result["growth"]
+        lines += [
+            f"An import of {START_ROWS:,} rows: {found['start_s']:.2f} s ({found['start_cpu_s']:.2f} CPU s).",
+            "",
+            f"| rows | import (median of {found['repeats']}) | a row beyond the start | in CPU time | peak memory |",
+            "|---|---|---|---|---|",
+        ]
+        for size in found["sizes"]:
+            each = f"{size['us_per_row']:.2f} µs | {size['cpu_us_per_row']:.2f} µs"
+            lines.append(f"| {size['rows']:,} | {size['import_s']:.1f} s | {each} | {size['peak_gb']:.2f} GB |")
     return "\n".join(lines)
 
 
