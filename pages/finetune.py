@@ -30,6 +30,7 @@ from pages._studio.base import (
 )
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
 from pages._studio.pickers import load_dataset, model_facts
+from pages._studio.policies import policy_choice
 from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
 
@@ -368,6 +369,7 @@ def new_run() -> None:
     fields = {f.path: f for f in form_fields(spec)}
     changes = main_options(spec, key, fields)
     changes |= split_form(spec.split, load_dataset(spec.dataset.name, spec.dataset.version), key, fields)
+    changes |= policy_choice(spec, load_dataset(spec.dataset.name, spec.dataset.version), key)
     changes |= expert(fields, key)
     chosen = changes.pop("objectives")
     final: RunSpec | None = None

@@ -6,8 +6,8 @@ policies, so that the cost of each can be measured and each change explained.
 
 from __future__ import annotations
 
-from llmrec_core.policies.chain import Applied, Candidates, PolicyChain, Stage
+from llmrec_core.policies.chain import Applied, Candidates, PolicyChain, Stage, check_data
 from llmrec_core.policies.reasons import Change, changes_of
 from llmrec_core.policies.target import build_chain
 
-__all__ = ["Applied", "Candidates", "Change", "PolicyChain", "Stage", "build_chain", "changes_of"]
+__all__ = ["Applied", "Candidates", "Change", "PolicyChain", "Stage", "build_chain", "changes_of", "check_data"]

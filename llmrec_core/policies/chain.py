@@ -104,19 +104,14 @@ class PolicyChain:
         #: item_idx -> (reason code, the rule that names it).
         self.blocked: dict[int, tuple[str, str]] = {}
         self._gone: list[IntArray] = []
+        check_data(self.policies, dataset)
         for policy in self.policies:
             if isinstance(policy, BlocklistSpec):
                 self._block(policy)
-            elif isinstance(policy, CategoryCapSpec):
-                self.cap_categories(policy)
             elif isinstance(policy, NoveltySpec) and policy.strength is None:
                 raise InputError("the strength of the novelty policy is not known.", fix="Use build_chain to find it.")
             elif isinstance(policy, CalibrationSpec) and not features.categories.names:
-                raise InputError(
-                    f"items of dataset {dataset.name!r} have no categories to calibrate to.",
-                    where="policies",
-                    fix="Import items with a category column, or leave calibration out.",
-                )
+                raise _no_categories(dataset)
         if any(isinstance(policy, DiversitySpec) for policy in self.policies):
             _ = self.item_space  # whether there is one is to be known before anything is ranked
 
@@ -227,25 +222,33 @@ class PolicyChain:
         Raises:
             InputError: there is neither.
         """
-        kinds = {policy.similarity for policy in self.policies if isinstance(policy, DiversitySpec)} or {"auto"}
-        (kind,) = kinds
+        kind = next((policy.similarity for policy in self.policies if isinstance(policy, DiversitySpec)), "auto")
+        if kind == "both":
+            # Half of the likeness from each: products of the joined rows are the mean of both products.
+            return np.hstack([self._category_space.toarray(), self._vector_space]).astype(np.float32) / np.sqrt(2.0)
         if kind == "vectors" or (kind == "auto" and not self.features.categories.names):
-            if self._vectors is None:
-                raise InputError(
-                    "items have neither categories nor vectors of this recommender to compare them by."
-                    if kind == "auto"
-                    else "this recommender has no item vectors.",
-                    where="policies",
-                    fix="Use similarity categories, or leave diversity out.",
-                )
-            vectors = np.nan_to_num(np.asarray(self._vectors, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            unknown = (lengths == 0).astype(np.float64)
-            return np.hstack([vectors / np.where(lengths > 0, lengths, 1.0), unknown]).astype(np.float32)
-        if not self.features.categories.names:
-            raise InputError("items have no categories.", where="policies", fix="Use similarity vectors.")
+            return self._vector_space
+        return self._category_space
+
+    @property
+    def _category_space(self) -> sp.csr_array:
         categories = self.features.categories
+        if not categories.names:
+            raise _no_categories(self.dataset)
         return sp.csr_array(sp.hstack([categories.unit, sp.csr_array((~categories.known).astype(float)[:, None])]))
+
+    @property
+    def _vector_space(self) -> FloatArray:
+        if self._vectors is None:
+            raise InputError(
+                "this recommender has no item vectors to compare items by.",
+                where="policies",
+                fix="Use similarity categories, or leave diversity out.",
+            )
+        vectors = np.nan_to_num(np.asarray(self._vectors, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unknown = (lengths == 0).astype(np.float64)
+        return np.hstack([vectors / np.where(lengths > 0, lengths, 1.0), unknown]).astype(np.float32)
 
     def _block(self, policy: BlocklistSpec) -> None:
         """Adds the items of one blocklist; the first that names an item gives its reason."""
@@ -266,22 +269,43 @@ class PolicyChain:
         self._gone.append(np.array(sorted(found), np.int64))
 
 
-def matching(dataset: Dataset, rules: Sequence[str]) -> Mapping[str, list[int]]:
-    """Rule ``field=value`` -> item_idx whose field is that value, or has it among its single values; case is ignored.
+def check_data(policies: Sequence[PolicySpec], dataset: Dataset) -> None:
+    """Whether the items have what policies ask for; to be known before anything is trained.
 
     Raises:
-        InputError: items have no such field.
+        InputError: a field that items do not have, or no categories where a policy cannot do without.
     """
+    for policy in policies:
+        fields = [rule.partition("=")[0].strip() for rule in policy.rules] if isinstance(policy, BlocklistSpec) else []
+        if isinstance(policy, CategoryCapSpec):
+            fields = [] if policy.field is None else [policy.field]
+        for field in fields:
+            if field not in dataset.items.columns:
+                raise InputError(
+                    f"items have no field {field[:80]!r}.",
+                    where="policies",
+                    fix=f"Fields are: {', '.join(map(str, dataset.items.columns))}.",
+                )
+        by_category = isinstance(policy, DiversitySpec) and policy.similarity in ("categories", "both")
+        by_category |= isinstance(policy, CategoryCapSpec) and policy.field is None
+        if (by_category or isinstance(policy, CalibrationSpec)) and not dataset.category_fields:
+            raise _no_categories(dataset)
+
+
+def _no_categories(dataset: Dataset) -> InputError:
+    return InputError(
+        f"items of dataset {dataset.name!r} have no categories.",
+        where="policies",
+        fix="Import items with a category column, or leave calibration and likeness by categories out.",
+    )
+
+
+def matching(dataset: Dataset, rules: Sequence[str]) -> Mapping[str, list[int]]:
+    """Rule ``field=value`` -> item_idx with that value, or with it among single values; case is ignored."""
     companions = Companions(dataset)
     found: dict[str, list[int]] = {}
     for rule in rules:
         field, _, value = (part.strip() for part in rule.partition("="))
-        if field not in dataset.items.columns:
-            raise InputError(
-                f"items have no field {field[:80]!r}.",
-                where="policies",
-                fix=f"Fields are: {', '.join(map(str, dataset.items.columns))}.",
-            )
         wanted = value.casefold()
         found[rule] = [
             item

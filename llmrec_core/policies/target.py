@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _PRECISION = 1e-3
 #: The most that a NoveltySpec takes.
 _STRONGEST = 100.0
+#: Validation users of a model that reads prompts: it takes seconds for each, and the mean of some hundred is steady.
+_TEXT_USERS = 200
 
 
 def build_chain(
@@ -67,7 +69,8 @@ def _raised(
 ) -> PolicyChain:
     """``chain`` with the strength that reaches ``wanted.raise_by``."""
     share_wanted = wanted.raise_by or 0.0
-    users = split.queries("valid", wanted.validation_users, seed)
+    n_users = min(wanted.validation_users, _TEXT_USERS) if recommender.capabilities.text else wanted.validation_users
+    users = split.queries("valid", n_users, seed)
     if not len(users):
         chain.notes.append("novelty: there is no validation user, so no strength could be found; 0 was taken.")
         return chain

@@ -12,11 +12,11 @@ from typing import Any
 
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
-from llmrec_core.errors import DataError, RunCancelledError, SpecError
+from llmrec_core.errors import DataError, InputError, RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
 from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
 from llmrec_core.models.device import resolve_device
-from llmrec_core.policies import PolicyChain, build_chain
+from llmrec_core.policies import PolicyChain, build_chain, check_data
 from llmrec_core.presets import preset_reasons
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.leakage import leakage_report
@@ -49,6 +49,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
     split = make_split(dataset, spec.split)
     run.emit("log", level="info", message=split.describe())
     _check_leakage(split, spec, run)
+    check_data(spec.policies, dataset)
     context = FitContext(
         workspace_models=run.workspace.models,
         device=device,
@@ -192,7 +193,14 @@ def _policies(spec: RunSpec, model: Recommender, split: Split, run: RunHandle) -
     if not spec.policies:
         return None
     run.emit("stage", stage="fusion")
-    chain = build_chain(spec.policies, spec.policy_depth, model, split, max(spec.evaluation.ks), spec.seed)
+    try:
+        chain = build_chain(spec.policies, spec.policy_depth, model, split, max(spec.evaluation.ks), spec.seed)
+    except InputError as error:
+        if spec.kind == "evaluate":
+            raise
+        # What a model offers shows only once it is trained: it is worth more than its policies.
+        run.emit("log", level="warning", message=f"Policies were left out: {error}")
+        return None
     for note in chain.notes:
         run.emit("log", level="info", message=f"Policies: {note}")
     _check_cancel(run)

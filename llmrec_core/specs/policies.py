@@ -22,8 +22,9 @@ class DiversitySpec(Spec):
     strength: float = Field(
         0.3, ge=0, le=1, description="weight of unlikeness beside score (1 - lambda of MMR); 0: no change"
     )
-    similarity: Literal["auto", "categories", "vectors"] = Field(
-        "auto", description="what makes items alike: shared categories, or item vectors; auto: categories if there are"
+    similarity: Literal["auto", "categories", "vectors", "both"] = Field(
+        "auto",
+        description="what makes items alike: categories, vectors of the recommender, both; auto: categories if any",
     )
 
 

@@ -10,11 +10,12 @@ import streamlit as st
 
 from llmrec_core.data import Dataset
 from llmrec_core.data.companions import Companions
+from llmrec_core.errors import LLMRecError
 from llmrec_core.evaluation.report import metric_title
 from llmrec_core.figures import tradeoff_figure
 from llmrec_core.presets import override_spec
 from llmrec_core.runs import Run
-from llmrec_core.specs import parse_policies
+from llmrec_core.specs import RunSpec, parse_policies
 from pages._studio.base import FIGURE_TOOLS, faults_in_words, label, plain
 from pages._studio.live import open_run, run_store
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset
@@ -54,7 +55,13 @@ def policy_form(dataset: Dataset, key: str, start: Sequence[Mapping[str, Any]] =
         start: policies that the form begins with.
         batch: whether the lists of many users are made together: only then an exposure cap and a target mean anything.
     """
-    known = {policy["policy"]: policy for policy in start}
+    known: dict[str, Mapping[str, Any]] = {}
+    further = []
+    for policy in start:
+        if policy["policy"] in known:
+            further.append(dict(policy))
+        else:
+            known[policy["policy"]] = policy
     categories = _categories(dataset, dataset.fingerprint)
     found: list[dict[str, Any]] = []
     left, middle, right = st.columns(3, gap="medium")
@@ -92,7 +99,11 @@ def policy_form(dataset: Dataset, key: str, start: Sequence[Mapping[str, Any]] =
             )
             if most is not None:
                 found.append({"policy": "category-cap", "max_items": int(most)})
-    return found + _blocklist(dataset, known.get("blocklist", {}), categories, key)
+    found += _blocklist(dataset, known.get("blocklist", {}), categories, key)
+    if further:
+        st.caption(f"{len(further)} further caps or blocklists of this run stay as they are.")
+    # What the form does not show (the field of a cap, a kind of similarity) stays as it was.
+    return [{**known.get(policy["policy"], {}), **policy} for policy in found] + further
 
 
 def _novelty(known: Mapping[str, Any], key: str, batch: bool) -> list[dict[str, Any]]:
@@ -108,7 +119,7 @@ def _novelty(known: Mapping[str, Any], key: str, batch: bool) -> list[dict[str, 
         percent = st.slider(
             "Raise novelty by (%)", 0, 100, round(100 * (asked or 0.15)), key=f"{key}-raise", persist_state="session"
         )
-        return [{"policy": "novelty", "raise_by": percent / 100}] if percent else []
+        return [{"policy": "novelty", "strength": None, "raise_by": percent / 100}] if percent else []
     strength = st.slider(
         "Novelty",
         0.0,
@@ -119,7 +130,7 @@ def _novelty(known: Mapping[str, Any], key: str, batch: bool) -> list[dict[str, 
         help="Little-known items: so many deviations of score is one bit of novelty worth; 0 changes nothing",
         persist_state="session",
     )
-    return [{"policy": "novelty", "strength": strength}] if strength else []
+    return [{"policy": "novelty", "strength": strength, "raise_by": None}] if strength else []
 
 
 def _slider(title: str, help_text: str, known: Mapping[str, Any], policy: str, key: str) -> float:
@@ -173,10 +184,24 @@ def _blocklist(dataset: Dataset, known: Mapping[str, Any], categories: list[str]
     return [{"policy": "blocklist", "items": list(items), "rules": list(rules), "reason": reason.strip() or "blocked"}]
 
 
+def policy_choice(spec: RunSpec, dataset: Dataset, key: str) -> dict[str, Any]:
+    """Policies of a run that is to be started, as the change of a spec."""
+    own = [policy.model_dump(mode="json") for policy in spec.policies]
+    with st.expander("Ranking policies: novelty, diversity, calibration, caps, blocklist", icon=":material/balance:"):
+        st.caption("They act on the finished ranking and are measured beside it: what they cost and what they gain.")
+        chosen = policy_form(dataset, f"{key}-policies", own, batch=True)
+    try:
+        return {"policies": [policy.model_dump(mode="json") for policy in parse_policies(chosen)]}
+    except LLMRecError:
+        # The spec refuses it in words, where all of the form's faults are shown.
+        return {"policies": chosen}
+
+
 def side_by_side_part(run: Run, user: str, dataset: Dataset, k: int, history: list[dict[str, Any]] | None) -> None:
     """The model's list for one user without and with policies, each change with its reason."""
     st.subheader("With and without policies", anchor=False)
-    own = [policy.model_dump(mode="json") for policy in run.spec.policies]
+    # The result holds the strengths that the run found.
+    own = run_store().result(run.run_id)["policies"]["settings"] if run.spec.policies else []
     chosen = policy_form(dataset, f"policies_{run.run_id}", own, batch=False)
     if not chosen:
         st.caption(

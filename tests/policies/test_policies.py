@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies.policy_cases import A, B, C, D, E, F, apply, candidates, chain, features, listed, query
 
+from llmrec_core.data import Dataset
 from llmrec_core.data.item_features import kl_divergence
 from llmrec_core.errors import InputError
-from llmrec_core.policies import changes_of
+from llmrec_core.policies import changes_of, check_data
 from llmrec_core.policies.target import smallest
+from llmrec_core.specs import parse_policies
 
 FALLING = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
 SCORES = st.lists(st.lists(st.integers(-20, 20), min_size=6, max_size=6), min_size=1, max_size=5)
@@ -85,6 +88,21 @@ def test_diversity_by_vectors():
     assert listed(lists) == ["acd"]
     with pytest.raises(InputError, match="no item vectors"):
         chain("diversity:similarity=vectors")
+    both = chain("diversity:similarity=both", vectors=vectors).item_space
+    # a and b: the same category and the same direction; a and c: categories .707 alike, vectors not at all.
+    assert both[A] @ both[B] == pytest.approx(1.0)
+    assert both[A] @ both[C] == pytest.approx(0.5 / np.sqrt(2))
+
+
+def test_what_the_data_lacks_is_known_before_anything_is_trained():
+    bare = Dataset.from_frames("bare", pd.DataFrame({"user_id": ["u"], "item_id": ["a"]}))
+    for line in ("calibration", "category-cap", "diversity:similarity=categories", "diversity:similarity=both"):
+        with pytest.raises(InputError, match="no categories"):
+            check_data(parse_policies([line]), bare)
+    for line in ("category-cap:field=colour", "blocklist:rules=[colour=red]"):
+        with pytest.raises(InputError, match="no field 'colour'"):
+            check_data(parse_policies([line]), bare)
+    check_data(parse_policies(["diversity", "novelty:strength=1", "exposure", "blocklist:items=[zz]"]), bare)
 
 
 @given(SCORES, st.integers(1, 3), st.floats(0, 1))
