@@ -135,8 +135,8 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "ranking",
             "Rank everything (blend)",
-            "The strongest ranking without prompts: co-visits, pairwise factors and the sequence model, weighed on "
-            "validation users.",
+            "The strongest ranking of a whole catalogue, without prompts: co-visits, alike users, factors, what is on "
+            "the rise and the sequence model, weighed on validation users.",
             "interactions with times; item titles help",
             8,
             {
@@ -144,8 +144,12 @@ PRESETS: dict[str, Preset] = {
                 "recommender": {
                     "family": "blend",
                     "members": [
+                        {"family": "popularity"},
                         {"family": "item-knn", "direction": "both"},
+                        {"family": "item-knn"},
+                        {"family": "user-knn"},
                         {"family": "bpr"},
+                        {"family": "trend"},
                         {"family": "sequential"},
                     ],
                 },

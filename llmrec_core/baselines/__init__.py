@@ -11,6 +11,7 @@ from llmrec_core.baselines.ease import EASERecommender
 from llmrec_core.baselines.factors import ALSRecommender, BPRRecommender, SVDRecommender
 from llmrec_core.baselines.item_knn import ItemKNNRecommender
 from llmrec_core.baselines.popularity import PopularityRecommender
+from llmrec_core.baselines.trend import TrendRecommender
 from llmrec_core.baselines.user_knn import UserKNNRecommender
 from llmrec_core.contracts import Recommender
 
@@ -25,6 +26,7 @@ BASELINES: dict[str, type[Recommender]] = {
         SVDRecommender,
         ALSRecommender,
         BPRRecommender,
+        TrendRecommender,
         BiasKNNRecommender,
     )
 }
@@ -39,5 +41,6 @@ __all__ = [
     "ItemKNNRecommender",
     "PopularityRecommender",
     "SVDRecommender",
+    "TrendRecommender",
     "UserKNNRecommender",
 ]

@@ -49,6 +49,7 @@ from llmrec_core.specs.recommenders import (
     RetrieverSpec,
     SequentialSpec,
     SVDSpec,
+    TrendSpec,
     UserKNNSpec,
 )
 from llmrec_core.specs.run import DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
@@ -97,6 +98,7 @@ __all__ = [
     "SplitSpec",
     "Task",
     "TrainingSpec",
+    "TrendSpec",
     "TuningSpec",
     "UserKNNSpec",
     "canonical_json",

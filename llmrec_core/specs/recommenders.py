@@ -74,6 +74,16 @@ class BPRSpec(Spec):
     recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a history item for each step back")
 
 
+class TrendSpec(Spec):
+    family: Literal["trend"] = "trend"
+    half_life_days: float = Field(
+        60.0, gt=0, description="an interaction counts half after so many days in the recent share"
+    )
+    smoothing: float = Field(
+        0.1, gt=0, description="added to both shares, as a part of an even spread: doubts rare items"
+    )
+
+
 class BiasKNNSpec(Spec):
     family: Literal["bias-knn"] = "bias-knn"
     n_neighbours: int = Field(40, ge=1, description="rated history items nearest to the candidate that vote")
@@ -101,7 +111,7 @@ class ContentKNNSpec(Spec):
 
 
 #: Baselines that rank whole catalogues by what comes next; bias-kNN predicts ratings and is none.
-_RankingBaseline = PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec
+_RankingBaseline = PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec | TrendSpec
 _Baseline = _RankingBaseline | BiasKNNSpec
 #: What may stand beside a run as its floor.
 BaselineSpec = Annotated[_Baseline | ContentKNNSpec, Field(discriminator="family")]
@@ -147,14 +157,20 @@ class SequentialSpec(Spec):
         (), description="item columns read beside the title; empty means the category columns of the dataset"
     )
     n_text: int = Field(128, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
-    width: int = Field(64, ge=8, le=2048, multiple_of=8, description="size of item vectors and states")
+    width: int = Field(128, ge=8, le=2048, multiple_of=8, description="size of item vectors and states")
     n_layers: int = Field(2, ge=1, le=24, description="transformer layers")
-    n_heads: int = Field(2, ge=1, le=64, description="attention heads; width must be a multiple")
+    n_heads: int = Field(4, ge=1, le=64, description="attention heads; width must be a multiple")
     max_history: int = Field(50, ge=1, le=1000, description="most recent history items that are read")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout of inputs and layers")
     id_bound: float = Field(1.0, ge=0, description="longest id delta; 0: items are their text alone")
     epochs: int = Field(60, ge=1, le=1000, description="most passes over the training histories")
-    patience: int = Field(8, ge=0, description="epochs without gain on validation before stopping; 0: never stop")
+    patience: int = Field(10, ge=0, description="epochs without gain on validation before stopping; 0: never stop")
+    reverse: float = Field(
+        0.5, ge=0, le=1, description="share of training histories read backwards: what came before says much as well"
+    )
+    average: float = Field(
+        0.995, ge=0, lt=1, description="the weights kept are a running mean, which forgets 1 - this a step; 0: the last"
+    )
     batch_size: int = Field(64, ge=1, description="histories a step")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay")

@@ -7,10 +7,10 @@ a resumed training goes on exactly where it stopped.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.specs import SequentialSpec
 from llmrec_core.training import checkpoints
 from llmrec_core.training.optimizer import MasterWeightAdamW
-from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, SequenceNetwork, Sequences
+from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, SequenceNetwork, Sequences, catalogue_loss
 from llmrec_core.training.trainer import own_generators
 
 _EVENT_INTERVAL_S = 0.3
@@ -144,6 +144,8 @@ class _Loop:
         self.steps_per_epoch = max(1, -(-len(self._windows(0)[0]) // spec.batch_size))
         self.losses: Sequence[float] = ()
         self.best: dict[str, Tensor] = {}
+        #: Running mean of the weights; empty where the last ones are kept.
+        self.average = self._weights() if spec.average else {}
         self.best_epoch: int | None = None
         self.best_value: float | None = None
         self.without_gain = 0
@@ -162,8 +164,8 @@ class _Loop:
             epoch += 1
             stopped = self._validate(epoch) or stopped
             self._save(epoch)
-        if self.best and self.best_epoch != epoch:
-            self.network.load_state_dict(self.best, strict=False)
+        if self.best or self.average:
+            self.network.load_state_dict(self.best or self.average, strict=False)
         return SequenceOutcome(epoch, self.best_epoch, self.best_value, stopped)
 
     # -- one epoch -------------------------------------------------------------------------------------------------
@@ -190,10 +192,11 @@ class _Loop:
 
     def _batches(self, epoch: int) -> Iterator[tuple[Sequences, Tensor]]:
         low, high = self._windows(epoch)
+        turned = torch.from_numpy(np.random.default_rng([self.ctx.seed, 9, epoch]).random(len(low)) < self.spec.reverse)
         for start in range(0, len(low), self.spec.batch_size):
             part = slice(start, start + self.spec.batch_size)
             device = self.network.delta.device
-            whole = self.histories.batch(low[part], high[part], device)
+            whole = self.histories.batch(low[part], high[part], device).reversed(turned[part].to(device))
             inputs = Sequences(*(getattr(whole, n)[:, :-1] for n in ("items", "ratings", "gaps", "mask")))
             # A window's last row is a target only.
             targets = torch.where(whole.mask[:, 1:], whole.items[:, 1:], -1)
@@ -201,6 +204,7 @@ class _Loop:
 
     def _epoch(self, epoch: int) -> str | None:
         torch.manual_seed(self.ctx.seed * 100_003 + epoch)
+        self.network.drop.seed([self.ctx.seed, 11, epoch])
         self.network.train()
         total = self.spec.epochs * self.steps_per_epoch
         for inputs, targets in self._batches(epoch):
@@ -219,6 +223,7 @@ class _Loop:
             self.adam.step()
             self.adam.zero_grad()
             self.step += 1
+            self._add_to_average()
             self._tell(epoch, value, len(inputs.items), total)
             asked = self.ctx.should_stop()
             if asked == "cancel":
@@ -232,7 +237,7 @@ class _Loop:
         states = self.network.states(inputs, vectors)[targets >= 0]
         wanted = targets[targets >= 0]
         if not self.sampled:
-            return nn.functional.cross_entropy(states @ vectors.T, wanted, label_smoothing=self.spec.label_smoothing)
+            return catalogue_loss(states, vectors, wanted, self.spec.label_smoothing)
         # The sum over all items is estimated from drawn ones, each weighing 1 / (n_negatives * share): so what is drawn
         # often does not count more for it (logQ correction; the target itself is known, not drawn, and needs none).
         drawn = torch.multinomial(self.draw_share, self.spec.n_negatives, replacement=True)
@@ -262,19 +267,43 @@ class _Loop:
         )
         self.ctx.emit("progress", stage="training", step=self.step, total=total, eta_s=pace * max(0, total - self.step))
 
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.network.named_parameters()}
+
+    def _add_to_average(self) -> None:
+        # Early weights are far off: the mean forgets faster in the first steps.
+        share = 1.0 - min(self.spec.average, (1.0 + self.step) / (10.0 + self.step))
+        for name, tensor in self.network.named_parameters():
+            if name in self.average:
+                self.average[name].lerp_(tensor.detach(), share)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network as it is measured and kept; afterwards as it is trained on."""
+        if not self.average:
+            yield
+            return
+        trained = self._weights()
+        self.network.load_state_dict(self.average, strict=False)
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(trained, strict=False)
+
     # -- after an epoch --------------------------------------------------------------------------------------------
 
     def _validate(self, epoch: int) -> str | None:
         if self.measure is None:
             return None
         self.network.eval()
-        value = self.measure()
+        with self._averaged():
+            value = self.measure()
+            gained = self.best_value is None or value > self.best_value
+            if gained:
+                self.best_value, self.best_epoch, self.without_gain = value, epoch, 0
+                self.best = self._weights()
         self.ctx.emit("validation", step=self.step, metrics={self.metric: value})
-        if self.best_value is None or value > self.best_value:
-            self.best_value, self.best_epoch, self.without_gain = value, epoch, 0
-            self.best = copy.deepcopy(dict(self.network.named_parameters()))
-            self.best = {name: tensor.detach().clone() for name, tensor in self.best.items()}
-        else:
+        if not gained:
             self.without_gain += 1
         if 0 < self.spec.patience <= self.without_gain and epoch < self.spec.epochs:
             message = f"No gain in {self.without_gain} epochs: stopped after {epoch}; kept epoch {self.best_epoch}."
@@ -285,10 +314,9 @@ class _Loop:
     def _save(self, epoch: int) -> None:
         if self.ctx.checkpoint_dir is None:
             return
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.named_parameters()}
-        tensors = {"weights": weights, "optimizer": checkpoints.optimizer_tensors(self.adam)}
-        if self.best:
-            tensors["best"] = {name: tensor.cpu() for name, tensor in self.best.items()}
+        tensors = {"weights": self._weights(), "optimizer": checkpoints.optimizer_tensors(self.adam)}
+        tensors |= {name: part for name, part in (("best", self.best), ("average", self.average)) if part}
+        tensors = {name: {key: tensor.cpu() for key, tensor in part.items()} for name, part in tensors.items()}
         state = {
             "plan": self.fingerprint,
             "epoch": epoch,
@@ -328,6 +356,9 @@ class _Loop:
             ) from None
         checkpoints.load_optimizer(self.adam, checkpoints.read_tensors(found, "optimizer"))
         self.best = checkpoints.read_tensors(found, "best")
+        if self.average:
+            device = self.network.delta.device
+            self.average = {n: t.to(device) for n, t in checkpoints.read_tensors(found, "average").items()}
         self.step = int(state["step"])
         self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
         self.without_gain = int(state["without_gain"])

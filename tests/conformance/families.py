@@ -32,6 +32,7 @@ from llmrec_core.specs import (
     RunSpec,
     SplitSpec,
     SVDSpec,
+    TrendSpec,
     UserKNNSpec,
 )
 
@@ -172,6 +173,7 @@ FAMILIES: dict[str, Factory] = {
     "svd": _baseline(SVDSpec(n_factors=3)),
     "als": _baseline(ALSSpec(n_factors=4, n_iterations=5)),
     "bpr": _baseline(BPRSpec(n_factors=4, n_iterations=20)),
+    "trend": _baseline(TrendSpec(half_life_days=2.0)),
     "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
     "content-knn": _content_knn,
     "cross-encoder": _cross_encoder,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmrec_core.contracts import FitContext, Query
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import ModelError
-from llmrec_core.recommenders.blend import BlendRecommender, _standard, greedy_weights
+from llmrec_core.recommenders.blend import BlendRecommender, _standard, choice_weights
 from llmrec_core.specs import BlendSpec, EASESpec, ItemKNNSpec, PopularitySpec, SplitSpec
 
 
@@ -61,29 +61,57 @@ def test_rows_of_equal_scores_become_zero():
     assert tiny[0, 0] > tiny[0, 2] > tiny[0, 1]
 
 
-def test_greedy_weights_find_the_better_mix():
-    target = np.array([0.6, 0.0, 0.4])
-    weights, value = greedy_weights(lambda w: -float(((w - target) ** 2).sum()), 3)
-    assert weights.sum() == pytest.approx(1.0)
-    np.testing.assert_allclose(weights, target, atol=0.08)
-    assert value > -0.01
-    alone, _ = greedy_weights(lambda w: float(w[1]), 3)
-    assert alone.tolist() == [0.0, 1.0, 0.0]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 4))
-def test_greedy_weights_are_never_worse_than_the_best_alone(seed: int, n: int):
+def choices(weights: list[float], n_users: int = 4000, n_items: int = 8, seed: int = 0):
+    """Standardised scores of members and what users chose who weigh them like this."""
     rng = np.random.default_rng(seed)
-    peak = rng.random(n)
+    scores = rng.normal(size=(len(weights), n_users, n_items)).astype(np.float32)
+    blended = np.tensordot(np.asarray(weights), scores, axes=1)
+    chosen = (blended + rng.gumbel(size=blended.shape)).argmax(axis=1)
+    return scores, np.ones((n_users, n_items), bool), np.arange(n_items) == chosen[:, None]
 
-    def value(w: np.ndarray) -> float:
-        return float(-np.abs(w - peak).sum())
 
-    weights, best = greedy_weights(value, n)
-    assert weights.sum() == pytest.approx(1.0)
-    assert (weights >= 0).all()
-    assert best >= max(value(row) for row in np.eye(n))
+def test_the_weights_behind_choices_are_found_again():
+    found = choice_weights(*choices([1.5, 0.0, 0.5]))
+    assert found.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(found, [0.75, 0.0, 0.25], atol=0.03)
+
+
+def test_a_member_that_speaks_against_the_choice_weighs_nothing():
+    assert choice_weights(*choices([1.0, -1.0])).tolist() == [1.0, 0.0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 4))
+def test_no_other_weights_make_the_choices_likelier(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    scores, offered, relevant = choices(rng.random(n).tolist(), n_users=60, seed=seed)
+    found = choice_weights(scores, offered, relevant)
+
+    def log_likelihood(weights: np.ndarray) -> float:
+        """At the best length of these weights: only their proportions are compared."""
+        blended = np.tensordot(weights, scores.astype(np.float64), axes=1)
+        lengths = np.linspace(0.0, 6.0, 121)[:, None, None]
+        values = (lengths * blended)[:, relevant] - np.log(np.exp(lengths * blended).sum(axis=2))
+        return float((values.sum(axis=1) - (lengths[:, 0, 0] ** 2) * (weights @ weights) / 2).max())
+
+    best = log_likelihood(found)
+    for row in [*np.eye(n), *rng.dirichlet(np.ones(n), size=5)]:
+        assert best >= log_likelihood(row) - 0.05
+
+
+def test_places_without_an_item_and_users_without_a_choice_say_nothing():
+    scores, offered, relevant = choices([1.0, 0.4], n_users=300)
+    wider = np.concatenate([scores, np.full((2, 300, 3), 9.0, np.float32)], axis=2)
+    more = np.concatenate([wider, np.full((2, 50, 11), 5.0, np.float32)], axis=1)
+    filled = np.zeros((350, 11), bool)
+    filled[:300, :8] = True
+    chosen = np.zeros((350, 11), bool)
+    chosen[:300, :8] = relevant
+    np.testing.assert_allclose(
+        choice_weights(more, filled, chosen), choice_weights(scores, offered, relevant), atol=1e-6
+    )
+    nobody = choice_weights(scores, offered, np.zeros_like(relevant))
+    assert nobody.tolist() == [0.5, 0.5]
 
 
 def test_the_chosen_weights_are_told_with_what_each_does_alone():

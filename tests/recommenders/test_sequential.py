@@ -19,10 +19,19 @@ from llmrec_core.models.text_vectors import Whitening, embed_texts
 from llmrec_core.recommenders._histories import training_histories
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.specs import SequentialSpec, SplitSpec
-from llmrec_core.training.sequence_network import SequenceNetwork
+from llmrec_core.training.sequence_network import Dropout, SequenceNetwork, Sequences, catalogue_loss
 from llmrec_core.training.sequences import Histories, _Loop, gap_bins, rating_bins
 
-IDS_ONLY = {"model": None, "width": 16, "n_heads": 2, "max_history": 8, "dropout": 0.0, "learning_rate": 5e-3}
+#: The rule of these rings goes one way, so histories are not read backwards.
+IDS_ONLY = {
+    "model": None,
+    "width": 16,
+    "n_heads": 2,
+    "max_history": 8,
+    "dropout": 0.0,
+    "learning_rate": 5e-3,
+    "reverse": 0,
+}
 N_ITEMS = 12
 
 
@@ -84,6 +93,58 @@ def test_the_sampled_loss_is_near_the_full_one():
     assert found == pytest.approx(wanted, abs=0.02)
     few = [float(loop(full_softmax_items=0, n_negatives=4)._loss(inputs, targets).detach()) for _ in range(20)]
     assert np.std(few) > 0.02, "with few drawn it is an estimate"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_over_the_catalogue_is_cross_entropy(smoothing: float):
+    torch.manual_seed(1)
+    states = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    wanted = torch.randint(0, 9, (7,))
+    plain = torch.nn.functional.cross_entropy(states @ vectors.T, wanted, label_smoothing=smoothing)
+    ours = catalogue_loss(states, vectors, wanted, smoothing)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(3.0 * ours, (states, vectors)), torch.autograd.grad(3.0 * plain, (states, vectors))
+    )
+
+
+def test_a_history_read_backwards_keeps_its_gaps_between_the_same_entries():
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    rows = Sequences(
+        torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]]),
+        torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]]),
+        torch.tensor([[0, 11, 12, 0], [0, 13, 0, 0]]),
+        mask,
+    )
+    turned = rows.reversed(torch.tensor([True, False]))
+    assert turned.items.tolist() == [[7, 6, 5, 0], [8, 9, 0, 0]]
+    assert turned.ratings.tolist() == [[3, 2, 1, 0], [4, 5, 0, 0]]
+    assert turned.gaps.tolist() == [[0, 12, 11, 0], [0, 13, 0, 0]]
+    assert turned.mask is mask
+
+
+def test_dropout_keeps_the_mean_and_is_drawn_by_seed_alone():
+    drop = Dropout(0.3)
+    ones = torch.ones(200, 500)
+    drop.seed([1, 2])
+    first = drop(ones, training=True)
+    assert float(first.mean()) == pytest.approx(1.0, abs=0.01)
+    assert float((first == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert not torch.equal(drop(ones, training=True), first)
+    drop.seed([1, 2])
+    assert torch.equal(drop(ones, training=True), first)
+    assert drop(ones, training=False) is ones
+
+
+def test_what_is_kept_without_validation_is_the_mean_of_the_weights():
+    split = chain()
+    last = fitted(split, epochs=3, patience=0, average=0.0)
+    mean = fitted(split, epochs=3, patience=0, average=0.99)
+    # The training is the same; what is measured after each epoch and kept is not.
+    assert last.outcome is not None
+    assert mean.outcome is not None
+    assert not np.allclose(last.item_vectors(), mean.item_vectors())
 
 
 def test_cold_items_are_ranked_by_their_text(tmp_path: Path):
