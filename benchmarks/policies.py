@@ -108,7 +108,16 @@ def main() -> None:
     dataset = DatasetStore(Workspace.open(options.workspace)).load("ml-100k")
     split = make_split(dataset, SplitSpec(min_user_interactions=5, min_item_interactions=5))
     users, n_catalogue = split.queries(options.part), len(split.offered(options.part))
-    report: dict[str, Any] = {"protocol": split.describe(), "part": options.part, "k": K, "depth": DEPTH, "models": {}}
+    report: dict[str, Any] = {
+        "protocol": split.describe(),
+        "fingerprint": dataset.fingerprint,
+        "part": options.part,
+        "k": K,
+        "depth": DEPTH,
+        "seed": 0,
+        "specs": {name: recommender.spec.model_dump(mode="json") for name, recommender in recommenders().items()},
+        "models": {},
+    }
     for name, recommender in recommenders().items():
         recommender.fit(split, FitContext(seed=0))
         found = report["models"][name] = {}
