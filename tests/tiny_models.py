@@ -63,6 +63,18 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, n_layers: int = 2, hidden_s
     return _write(folder, LlamaForCausalLM, config, seed, special=False)
 
 
+def write_lettered_llama(folder: Path, *, seed: int = 0) -> Path:
+    """:func:`write_tiny_llama` that knows the letters of a list: some rare words of its vocabulary are letters here."""
+    write_tiny_llama(folder, seed=seed)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    words = tokenizer["model"]["vocab"]
+    for letter, word in zip("bcdefgh", ("ten", "nine", "eight", "seven", "six", "five", "four"), strict=True):
+        words[letter] = words.pop(word)
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
 def write_tiny_gpt2(folder: Path, *, seed: int = 0, n_layers: int = 2, hidden_size: int = 32) -> Path:
     """A random GPT-2 decoder, whose linear layers are ``Conv1D``; no tokens are added to a text."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -118,6 +118,38 @@ class AnswerHeads(nn.Module):
         return found
 
 
+class LetterHeads(nn.Module):
+    """The logit of each letter, float32 [n, n_letters], under the one name "letters"."""
+
+    tasks: tuple[str, ...] = ("rank",)
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
+        return {"letters": self.head(pooled)}
+
+
+def letter_heads(backbone: Backbone, letters: Sequence[str], *, filled: bool = True) -> LetterHeads:
+    """Heads that read which letter of a list a model would answer with; ``filled`` as :func:`language_head`.
+
+    Raises:
+        SpecError: a letter is not a single token of the model.
+        ModelError: the model is an encoder, or as :func:`language_head`.
+    """
+    if backbone.kind != "decoder":
+        raise ModelError(
+            "lists are answered by models that go on with a text (decoders); this one is an encoder.",
+            where=str(backbone.facts.folder),
+            fix="Choose a decoder such as smollm2-135m, or a cross-encoder as the ranker.",
+        )
+    tokens = [answer_token(backbone.tokenizer, letter, where="recommender.ranker.window") for letter in letters]
+    if len(set(tokens)) < len(tokens):
+        raise SpecError("this model does not tell letters apart.", where="recommender.ranker.model")
+    return LetterHeads(language_head(backbone, tokens, filled=filled))
+
+
 def answer_heads(
     backbone: Backbone,
     tasks: Sequence[Task],

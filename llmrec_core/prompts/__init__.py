@@ -1,6 +1,7 @@
 """The prompts room: a template, a query and a candidate become text with spans, inside a token budget."""
 
-from llmrec_core.prompts.render import PromptRenderer
+from llmrec_core.prompts._items import LETTERS
+from llmrec_core.prompts.render import CandidateList, PromptRenderer
 from llmrec_core.prompts.sandbox import Limits, Program, Sandbox
 from llmrec_core.prompts.templates import (
     STARTERS,
@@ -14,8 +15,10 @@ from llmrec_core.prompts.templates import (
 from llmrec_core.prompts.tokens import Counter, TokenCounter, WhitespaceCounter
 
 __all__ = [
+    "LETTERS",
     "STARTERS",
     "VARIABLES",
+    "CandidateList",
     "Counter",
     "Limits",
     "Program",

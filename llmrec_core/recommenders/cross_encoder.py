@@ -43,7 +43,7 @@ from llmrec_core.models.tuning import (
 from llmrec_core.prompts import PromptRenderer, TokenCounter, template_source
 from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
 from llmrec_core.saved import catalogue_sha256
-from llmrec_core.specs import CrossEncoderSpec, RunSpec, Task
+from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import Pooling, PromptNetwork, can_share
 from llmrec_core.training.packing import TokenisedPrompts, pack, tokenise
@@ -79,8 +79,8 @@ class CrossEncoderRecommender(Recommender):
 
     family: ClassVar[str] = "cross-encoder"
 
-    def __init__(self, run: RunSpec, spec: CrossEncoderSpec) -> None:
-        self.spec: CrossEncoderSpec = spec
+    def __init__(self, run: RunSpec, spec: CrossEncoderSpec | ListwiseSpec) -> None:
+        self.spec: CrossEncoderSpec | ListwiseSpec = spec
         self.run = run
         self.tasks: tuple[Task, ...] = tuple(o.task for o in run.objectives)
         #: A retriever whose best items serve as hard negatives; set by the two-stage pipeline before the fit.
@@ -308,6 +308,17 @@ class CrossEncoderRecommender(Recommender):
         network.requires_grad_(False)
         network.eval()
 
+    @staticmethod
+    def _as_recommender(spec: CrossEncoderSpec | ListwiseSpec) -> RecommenderSpec:
+        """What stands in the run of a saved folder."""
+        assert isinstance(spec, CrossEncoderSpec)
+        return spec
+
+    @staticmethod
+    def _part_of(run: RunSpec) -> CrossEncoderSpec | ListwiseSpec | None:
+        """Its own spec in the run of a saved folder; None: the folder is another family's."""
+        return run.recommender if isinstance(run.recommender, CrossEncoderSpec) else None
+
     # -- disk ------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
@@ -323,7 +334,8 @@ class CrossEncoderRecommender(Recommender):
             save_file({n: state[n].detach().cpu().contiguous() for n in sorted(self._tuned)}, folder / _ADAPTER)
         # The template's text goes along: a saved template may change or go after the run.
         run = self.run.model_copy(
-            update={"prompt": self.run.prompt.model_copy(update={"source": renderer.source}), "recommender": self.spec}
+            update={"prompt": self.run.prompt.model_copy(update={"source": renderer.source})}
+            | {"recommender": self._as_recommender(self.spec)}
         )
         write_head(
             folder,
@@ -344,18 +356,19 @@ class CrossEncoderRecommender(Recommender):
             run = RunSpec.model_validate(head.get("run"))
         except ValidationError:
             raise ModelError("its spec cannot be read.", where=str(folder), fix="Run the training again.") from None
-        if not isinstance(run.recommender, CrossEncoderSpec):
+        part = cls._part_of(run)
+        if part is None:
             raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")
-        loaded = cls(run, run.recommender)
-        base = folder / _MODEL if head.get("whole_model") else _model_folder(ctx, run.recommender.model)
+        loaded = cls(run, part)
+        base = folder / _MODEL if head.get("whole_model") else _model_folder(ctx, part.model)
         backbone = loaded._load_base(base, ctx, trainable=False)
         loaded._base = dict(head.get("base") or {})
         loaded._dataset = dataset
         network = loaded._make_network(backbone, ctx, {}, tuned=bool(head.get("whole_model")), filled=False)
         if not head.get("whole_model"):
-            if _fingerprint(run.recommender.model, backbone) != loaded._base:
+            if _fingerprint(part.model, backbone) != loaded._base:
                 raise ModelError(
-                    f"the base model {run.recommender.model!r} is not the one it was trained on.",
+                    f"the base model {part.model!r} is not the one it was trained on.",
                     where=str(folder),
                     fix="Put the base model back, or run the training again.",
                 )

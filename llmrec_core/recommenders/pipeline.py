@@ -1,4 +1,4 @@
-"""Two stages: a baseline finds candidates, a language model re-ranks them, and the two scores are fused.
+"""Two stages: a retriever finds candidates, a language model re-ranks them, and the two scores are fused.
 
 The fused score of an item is
 
@@ -37,8 +37,9 @@ from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.blend import make_retriever
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.listwise import ListwiseRecommender
 from llmrec_core.saved import catalogue_sha256
-from llmrec_core.specs import PipelineSpec, RunSpec
+from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, PipelineSpec, RunSpec
 from llmrec_core.training.validation import main_task
 
 if TYPE_CHECKING:
@@ -85,10 +86,22 @@ class PipelineRecommender(Recommender):
         self.spec: PipelineSpec = spec
         self.run = run
         self.retriever: Recommender = make_retriever(spec.retriever)
-        self.ranker = CrossEncoderRecommender(run, spec.ranker)
+        self.ranker = self._connected(_make_ranker(run, spec.ranker))
         self.fusion: Fusion | None = None
         #: Model weight -> NDCG on the validation users, as far as it was tried.
         self.fusion_grid: dict[float, float] = {}
+
+    def _connected(self, ranker: CrossEncoderRecommender) -> CrossEncoderRecommender:
+        """A listwise ranker reads every candidate in the list of what the retriever finds."""
+        if isinstance(ranker, ListwiseRecommender):
+            ranker.candidates, ranker.n_candidates = self._unseen, self.spec.n_candidates
+        return ranker
+
+    def _unseen(self, queries: Sequence[Query], k: int) -> list[IntArray]:
+        """The retriever's best items for each query that are not in its history, best first."""
+        index = self.ranker.renderer.dataset.item_index
+        had = [[index[item.item_id] for item in query.history if item.item_id in index] for query in queries]
+        return [found.items for found in self.retriever.top_k(queries, k, [np.array(row, np.int64) for row in had])]
 
     @property
     def capabilities(self) -> Capabilities:
@@ -232,9 +245,13 @@ class PipelineRecommender(Recommender):
             raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")
         loaded = cls(run, run.recommender)
         loaded.retriever = type(loaded.retriever).load(folder / _RETRIEVER, dataset, ctx)
-        loaded.ranker = CrossEncoderRecommender.load(folder / _RANKER, dataset, ctx)
+        loaded.ranker = loaded._connected(type(loaded.ranker).load(folder / _RANKER, dataset, ctx))
         loaded.fusion, loaded.fusion_grid = fusion, grid
         return loaded
+
+
+def _make_ranker(run: RunSpec, spec: CrossEncoderSpec | ListwiseSpec) -> CrossEncoderRecommender:
+    return ListwiseRecommender(run, spec) if isinstance(spec, ListwiseSpec) else CrossEncoderRecommender(run, spec)
 
 
 def _numbers(values: object) -> dict[str, float]:

@@ -5,9 +5,9 @@ A new family is a spec class here, in the unions below it, and one file in ``rec
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmrec_core.specs.base import Spec
 from llmrec_core.specs.training import TuningSpec
@@ -148,6 +148,36 @@ class CrossEncoderSpec(Spec):
         return self
 
 
+class ListwiseSpec(Spec):
+    family: Literal["listwise"] = "listwise"
+    model: str = Field(
+        "smollm2-135m",
+        min_length=1,
+        max_length=1024,
+        description="decoder: catalogue name, local folder, hub:owner/name",
+    )
+    window: int = Field(
+        20,
+        ge=2,
+        le=26,
+        title="Candidates in one prompt",
+        description="candidates lettered in one prompt; longer lists are read in overlapping windows",
+    )
+    n_permutations: int = Field(
+        2, ge=1, le=16, description="orders in which a list is read, each second one backwards; scores are averaged"
+    )
+    share_history: bool = Field(True, description="read a history once for all orders of a list")
+    tuning: TuningSpec = Field(
+        default_factory=lambda: TuningSpec(method="lora"),
+        description="which weights are trained; none: the model answers as it came",
+    )
+    #: What a cross-encoder may choose is fixed here: the model's own letters, read at the last token, and nothing else.
+    head: ClassVar[Literal["label-words"]] = "label-words"
+    label_words: ClassVar[tuple[str, ...]] = ()
+    pooling: ClassVar[Literal["last"]] = "last"
+    behaviour: ClassVar[None] = None
+
+
 class SequentialSpec(Spec):
     family: Literal["sequential"] = "sequential"
     model: str | None = Field(
@@ -256,18 +286,30 @@ _Retriever = _Baseline | ContentKNNSpec | SequentialSpec | BlendSpec
 RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
 
 
+#: What re-ranks the candidates of a retriever.
+RankerSpec = Annotated[CrossEncoderSpec | ListwiseSpec, Field(discriminator="family")]
+
+
 class PipelineSpec(Spec):
     family: Literal["pipeline"] = "pipeline"
     retriever: RetrieverSpec = Field(default_factory=lambda: ItemKNNSpec(), description="finds the candidates")
-    ranker: CrossEncoderSpec = Field(default_factory=lambda: CrossEncoderSpec(), description="re-ranks them")
+    ranker: RankerSpec = Field(default_factory=lambda: CrossEncoderSpec(), description="re-ranks them")
     n_candidates: int = Field(20, ge=2, le=1000, description="items retrieved for each query")
     model_weight: float | None = Field(
         None, ge=0, le=1, description="weight of the model in the fused score; empty: chosen on validation"
     )
     fusion_users: int = Field(200, ge=10, description="validation users on which the weight is chosen")
 
+    @field_validator("ranker", mode="before")
+    @classmethod
+    def _plain_ranker(cls, value: Any) -> Any:
+        """A ranker that names no family is a cross-encoder."""
+        return {"family": "cross-encoder", **value} if isinstance(value, dict) else value
+
 
 _Recommender = _Retriever | CrossEncoderSpec | GenerativeSpec | PipelineSpec
 RecommenderSpec = Annotated[_Recommender, Field(discriminator="family")]
-#: Names of all families.
-FAMILIES: tuple[str, ...] = tuple(part.model_fields["family"].default for part in get_args(_Recommender))
+#: Names of all families that stand by themselves, and of the one that only re-ranks.
+FAMILIES: tuple[str, ...] = tuple(
+    part.model_fields["family"].default for part in (*get_args(_Recommender), ListwiseSpec)
+)

@@ -14,6 +14,7 @@ from llmrec_core.specs.recommenders import (
     FAMILIES,
     BaselineSpec,
     ItemKNNSpec,
+    ListwiseSpec,
     PipelineSpec,
     PopularitySpec,
     RecommenderSpec,
@@ -79,6 +80,8 @@ class RunSpec(Spec):
             raise ValueError("objectives: each task may stand there once")
         check_policies(self.policies)
         check_metric(self.training.validation_metric, None)
+        if isinstance(self.recommender, PipelineSpec) and isinstance(self.recommender.ranker, ListwiseSpec):
+            _check_listwise(self.recommender.ranker, tasks, self.training)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
         return self
@@ -90,6 +93,15 @@ class RunSpec(Spec):
     def spec_hash(self) -> str:
         """SHA-256 (hex) of :meth:`canonical_json`."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def _check_listwise(ranker: ListwiseSpec, tasks: list[str], training: TrainingSpec) -> None:
+    if tasks != ["rank"]:
+        raise ValueError("objectives: a listwise ranker chooses one of a list; it learns to rank and nothing else")
+    if training.rank_candidates > ranker.window:
+        raise ValueError(
+            f"training.rank_candidates: lists of {training.rank_candidates} do not fit a window of {ranker.window}"
+        )
 
 
 def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:

@@ -54,7 +54,7 @@ class BatchPlan(TorchDataset[Batch]):
         self._starts = np.searchsorted(lists.list_of, np.arange(n_lists + 1))
         list_size = max(1, int(np.diff(self._starts).max(initial=1)))
         per_batch = max(1, spec.batch_size // list_size)
-        lengths = np.add.reduceat(tokens.n_tokens, self._starts[:-1]) if n_lists else np.empty(0, np.int64)
+        lengths = self._lengths() if n_lists else np.empty(0, np.int64)
         n_batches = max(1, round(spec.epochs * n_lists / per_batch))
         rng = np.random.default_rng([seed, 3])
         self.batches_per_epoch = max(1, -(-n_lists // per_batch))
@@ -74,12 +74,19 @@ class BatchPlan(TorchDataset[Batch]):
         spans = [np.arange(self._starts[i], self._starts[i + 1], dtype=np.int64) for i in lists]
         prompts = np.concatenate(spans)
         list_of = np.repeat(np.arange(len(lists), dtype=np.int64), [len(span) for span in spans])
-        packed = pack(self.tokens, prompts, plan_rows(self.tokens, prompts, MAX_TAILS), self._pad_id)
+        packed = self._pack(prompts)
         chosen = torch.from_numpy(prompts)
         labels = Labels(
             {task: values[chosen] for task, values in self._labels.items()}, torch.from_numpy(list_of), len(lists)
         )
         return Batch(lists, packed, labels, len(prompts), packed.n_tokens)
+
+    def _lengths(self) -> IntArray:
+        """Tokens of each list, [n_lists]."""
+        return np.add.reduceat(self.tokens.n_tokens, self._starts[:-1])
+
+    def _pack(self, prompts: IntArray) -> Packed:
+        return pack(self.tokens, prompts, plan_rows(self.tokens, prompts, MAX_TAILS), self._pad_id)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the order, the tokens and the labels: equal plans train equally."""

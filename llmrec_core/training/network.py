@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmrec_core.contracts import IntArray
 from llmrec_core.models.heads import TaskHeads
-from llmrec_core.models.label_words import AnswerHeads
+from llmrec_core.models.label_words import AnswerHeads, LetterHeads
 from llmrec_core.models.loading import Backbone
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, pooling_weights, row_lengths
 from llmrec_core.training.packing import tree_mask as tree_mask_of
@@ -53,7 +53,7 @@ class PromptNetwork(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        heads: TaskHeads | AnswerHeads,
+        heads: TaskHeads | AnswerHeads | LetterHeads,
         *,
         pooling: Pooling,
         shared: bool,
@@ -103,19 +103,22 @@ class PromptNetwork(nn.Module):
 
     @torch.inference_mode()
     def predict(self, tokens: TokenisedPrompts, tasks: tuple[str, ...]) -> dict[str, npt.NDArray[np.float32]]:
-        """Raw outputs of the named heads, float32 [n_prompts], in batches of rows of similar length."""
+        """Raw outputs of the named heads, float32 [n_prompts] (or wider), in batches of rows of similar length."""
         training = self.training
         self.eval()
         try:
             prompts = np.arange(len(tokens), dtype=np.int64)
             rows = plan_rows(tokens, prompts, MAX_TAILS)
-            out = {task: np.empty(len(prompts), np.float32) for task in tasks}
+            out = {task: np.empty(0, np.float32) for task in tasks}
             for chosen in _batches(row_lengths(tokens, prompts, rows), _BATCH_TOKENS.get(self.device.type, 4096)):
                 batch_rows = [rows[i] for i in chosen]
                 members = np.concatenate(batch_rows)
-                scores = self(_pack_members(tokens, members, batch_rows, self.backbone.pad_id))
+                scores = self.heads(self.vectors(_pack_members(tokens, members, batch_rows, self.backbone.pad_id)))
                 for task in tasks:
-                    out[task][members] = scores[task].float().cpu().numpy()
+                    found = scores[task].float().cpu().numpy()
+                    if not len(out[task]):
+                        out[task] = np.empty((len(prompts), *found.shape[1:]), np.float32)
+                    out[task][members] = found
             return out
         finally:
             self.train(training)

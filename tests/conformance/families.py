@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tiny_models import write_tiny_bert, write_tiny_llama
+from tiny_models import write_lettered_llama, write_tiny_bert, write_tiny_llama
 
 from llmrec_core.baselines import ItemKNNRecommender, PopularityRecommender
 from llmrec_core.contracts import FitContext, Recommender
@@ -165,6 +165,26 @@ def _pipeline(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _listwise(split: Split, ctx: FitContext) -> Recommender:
+    """A pipeline whose ranker reads lists; zero-shot, as only the contract is looked at."""
+    assert ctx.workspace_models is not None
+    folder = ctx.workspace_models / "lettered-llama"
+    if not folder.exists():
+        write_lettered_llama(folder)
+    ranker = {"family": "listwise", "model": str(folder), "window": 5, "n_permutations": 1}
+    ranker["tuning"] = {"method": "none"}
+    pipeline = {"family": "pipeline", "ranker": ranker, "n_candidates": 5, "fusion_users": 10, "model_weight": 0.5}
+    run = _tiny_run(
+        ctx.workspace_models,
+        recommender=pipeline,
+        objectives=[{"task": "rank"}],
+        prompt={"template": "choice", "max_tokens": 96, "max_history": 4},
+    )
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
 FAMILIES: dict[str, Factory] = {
     "popularity": _popularity,
     "item-knn": _item_knn,
@@ -182,3 +202,6 @@ FAMILIES: dict[str, Factory] = {
     "blend": _blend,
     "pipeline": _pipeline,
 }
+
+#: The same families with other parts.
+VARIANTS: dict[str, Factory] = {"pipeline, listwise": _listwise}

@@ -10,7 +10,17 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import pytest
-from conformance.families import CHINESE, COLD, FAMILIES, UNTITLED, tiny_interactions, tiny_items, tiny_split
+from conformance.families import (
+    CHINESE,
+    COLD,
+    FAMILIES,
+    UNTITLED,
+    VARIANTS,
+    Factory,
+    tiny_interactions,
+    tiny_items,
+    tiny_split,
+)
 
 from llmrec_core.baselines import BASELINES
 from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, Recommender, rank_row
@@ -30,6 +40,7 @@ class Fitted:
     queries: list[Query]
     ctx: FitContext
     saved: Path
+    factory: Factory
 
     @property
     def everything(self) -> np.ndarray:
@@ -57,16 +68,17 @@ def _odd_queries() -> list[Query]:
     ]
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=[*FAMILIES, *VARIANTS])
 def fitted(request, tmp_path_factory) -> Fitted:
     place = tmp_path_factory.mktemp(request.param)
     ctx = _context(place / "models")
     split = tiny_split()
-    recommender = FAMILIES[request.param](split, ctx)
+    factory = (FAMILIES | VARIANTS)[request.param]
+    recommender = factory(split, ctx)
     saved = place / "saved"
     saved.mkdir()
     recommender.save(saved)
-    return Fitted(recommender, split, split.queries("test").queries + _odd_queries(), ctx, saved)
+    return Fitted(recommender, split, split.queries("test").queries + _odd_queries(), ctx, saved, factory)
 
 
 def test_every_family_of_the_specs_is_here():
@@ -264,7 +276,7 @@ def test_another_catalogue_is_refused(fitted):
 
 
 def test_the_same_seed_gives_the_same_scores(fitted, tmp_path):
-    again = FAMILIES[fitted.recommender.family](fitted.split, _context(tmp_path / "models"))
+    again = fitted.factory(fitted.split, _context(tmp_path / "models"))
     scores = fitted.recommender.score(fitted.queries, fitted.everything)
     fitted.same(again.score(fitted.queries, fitted.everything), scores)
 
@@ -279,6 +291,6 @@ def test_test_rows_teach_nothing(fitted, tmp_path):
         frame.loc[row, "rating"] = 6 - frame.loc[row, "rating"]
     other = tiny_split(frame)
     assert (other.dataset.item_ids == fitted.split.dataset.item_ids).all()
-    again = FAMILIES[fitted.recommender.family](other, _context(tmp_path / "models"))
+    again = fitted.factory(other, _context(tmp_path / "models"))
     scores = fitted.recommender.score(fitted.queries, fitted.everything)
     fitted.same(again.score(fitted.queries, fitted.everything), scores)
