@@ -32,6 +32,10 @@ _FIVE_CORE = {"protocol": "auto", "min_user_interactions": 5, "min_item_interact
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
+#: Decoders cost many times an encoder's time: few prompts, small steps.
+_DECODER = {"family": "cross-encoder", "model": "smollm2-135m"}
+_FEW_STEPS = {"learning_rate": 1e-4, "validation_every": 10, "validation_samples": 128}
+
     for preset in (
         Preset(
             "quick",
@@ -170,6 +174,69 @@ def find_preset(name: str) -> Preset:
         ) from None
 
 
+        Preset(
+            "yes-no",
+            "Yes or no (decoder)",
+            "When items are best judged by what a language model knows of them: it is asked whether the user would "
+            "like each, and the weight of its Yes against its No is trained with LoRA.",
+            "interactions; ratings or clicks; item titles that say something",
+            15,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {
+                    "family": "pipeline",
+                    "ranker": {**_DECODER, "head": "label-words", "tuning": {"method": "lora"}},
+                    "fusion_users": 40,
+                },
+                "prompt": {"template": "yes-no", "max_tokens": 128, "max_history": 6},
+                "objectives": [{"task": "click"}],
+                "training": {**_FEW_STEPS, "max_samples": 600, "batch_size": 16},
+                "evaluation": {"max_users": 60, "click_negatives": 2},
+            },
+        ),
+        Preset(
+            "listwise",
+            "Choice from a list (decoder)",
+            "When candidates should be weighed against each other: a language model reads the best twenty in one "
+            "prompt and chooses by letter.",
+            "interactions; item titles that say something",
+            15,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {"family": "pipeline", "ranker": {"family": "listwise"}, "fusion_users": 40},
+                "prompt": {"template": "choice", "max_tokens": 512, "max_history": 8},
+                "objectives": [{"task": "rank"}],
+                "training": {
+                    **_FEW_STEPS,
+                    "max_samples": 1600,
+                    "batch_size": 80,
+                    "rank_candidates": 20,
+                    "hard_negatives": 1.0,
+                    "validation_metric": "ndcg@10",
+                    "validation_samples": 320,
+                },
+                "evaluation": {"max_users": 60, "click_negatives": 0},
+            },
+        ),
+        Preset(
+            "zero-shot",
+            "Zero-shot (decoder, nothing is trained)",
+            "To see what a language model knows without any training, or where there is too little data to train on.",
+            "interactions; item titles that say something",
+            8,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {
+                    "family": "pipeline",
+                    "ranker": {**_DECODER, "head": "label-words", "tuning": {"method": "none"}},
+                    "fusion_users": 40,
+                },
+                "prompt": {"template": "yes-no", "max_tokens": 128, "max_history": 6},
+                "objectives": [{"task": "click"}],
+                "training": {"validation_samples": 64},
+                "evaluation": {"max_users": 60, "click_negatives": 2},
+            },
+        ),
 def preset_spec(name: str, dataset: str | Dataset, overrides: Mapping[str, Any] | None = None) -> RunSpec:
     """The preset's spec on ``dataset``, with ``overrides`` (dotted path -> value) laid over it.
 
