@@ -30,12 +30,12 @@ class Preset:
 #: Parts that came with the data are kept as they are; else leave-one-out on users and items with five or more.
 _FIVE_CORE = {"protocol": "auto", "min_user_interactions": 5, "min_item_interactions": 5}
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
 #: Decoders cost many times an encoder's time: few prompts, small steps.
 _DECODER = {"family": "cross-encoder", "model": "smollm2-135m"}
 _FEW_STEPS = {"learning_rate": 1e-4, "validation_every": 10, "validation_samples": 128}
 
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
     for preset in (
         Preset(
             "quick",
@@ -160,20 +160,6 @@ _FEW_STEPS = {"learning_rate": 1e-4, "validation_every": 10, "validation_samples
                 "evaluation": {"max_users": None},
             },
         ),
-    )
-}
-
-
-def find_preset(name: str) -> Preset:
-    """Raises: SpecError: unknown name; lists the known ones."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise SpecError(
-            f"there is no preset {name[:80]!r}.", where="preset", fix=f"Known presets: {', '.join(PRESETS)}."
-        ) from None
-
-
         Preset(
             "yes-no",
             "Yes or no (decoder)",
@@ -237,6 +223,20 @@ def find_preset(name: str) -> Preset:
                 "evaluation": {"max_users": 60, "click_negatives": 2},
             },
         ),
+    )
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Raises: SpecError: unknown name; lists the known ones."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise SpecError(
+            f"there is no preset {name[:80]!r}.", where="preset", fix=f"Known presets: {', '.join(PRESETS)}."
+        ) from None
+
+
 def preset_spec(name: str, dataset: str | Dataset, overrides: Mapping[str, Any] | None = None) -> RunSpec:
     """The preset's spec on ``dataset``, with ``overrides`` (dotted path -> value) laid over it.
 
