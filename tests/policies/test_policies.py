@@ -284,6 +284,15 @@ def test_a_second_choice_builds_on_the_first():
     assert listed(both) == ["ce"]
 
 
+def test_the_finished_list_is_in_the_order_of_the_recommender():
+    # Novelty puts d and e in front of a and b; calibration keeps d and lets a in again, which was ranked above it.
+    policies = ["blocklist:items=[c, f]", "novelty:strength=50", "calibration:strength=0.9"]
+    applied = apply(policies, [FALLING], 2, ["ad"])
+    assert applied.stages[1].items.tolist() == [[D, E]]
+    assert listed(applied) == ["ad"]
+    assert applied.final.scores.tolist() == [[6.0, 3.0]]
+
+
 def test_padding_and_empty_lists():
     minus = -np.inf
     scores = [[1, minus, minus, 2, minus, minus], [minus] * 6]
