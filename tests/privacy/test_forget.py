@@ -21,12 +21,6 @@ from llmrec_core.runs.manifest import changed_files
 from llmrec_core.workspace import Workspace
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """Made once and copied by each test: importing and training take a second."""
-    return full_workspace(tmp_path_factory.mktemp("template") / "ws", tmp_path_factory.mktemp("files"))
-
-
 @pytest.fixture
 def place(template, tmp_path):
     root = tmp_path / "ws"

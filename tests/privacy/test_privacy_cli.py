@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from privacy.forget_cases import DATASET, PERSON, full_workspace, places_of
+from privacy.forget_cases import DATASET, PERSON, places_of
 from typer.testing import CliRunner
 
 from llmrec_core.cli import app
@@ -13,21 +13,16 @@ from llmrec_core.runs.flags import SAW
 from llmrec_core.workspace import Workspace
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return full_workspace(tmp_path_factory.mktemp("template") / "ws", tmp_path_factory.mktemp("files"))
-
-
 @pytest.fixture
-def llmrec(place, tmp_path):
+def llmrec(template, tmp_path):
     root = tmp_path / "ws"
-    shutil.copytree(place.workspace.root, root)
+    shutil.copytree(template.workspace.root, root)
 
     def call(*args):
         return CliRunner().invoke(app, list(args), env={"LLMREC_WORKSPACE": str(root)})
 
     call.workspace = Workspace.open(root)
-    call.run_id = place.run_id
+    call.run_id = template.run_id
     return call
 
 

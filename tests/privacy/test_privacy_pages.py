@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from page_helpers import open_page, texts
-from privacy.forget_cases import DATASET, PERSON, full_workspace, places_of
+from privacy.forget_cases import DATASET, PERSON, places_of
 
 from llmrec_core.data import DatasetStore
 from llmrec_core.data.privacy import min_group_users, read_audit, set_min_group_users
@@ -12,11 +12,6 @@ from llmrec_core.forgetting import forget_user
 from llmrec_core.runs.flags import SAW
 from llmrec_core.serving.client import serving_client
 from llmrec_core.workspace import Workspace
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return full_workspace(tmp_path_factory.mktemp("template") / "ws", tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture
