@@ -75,7 +75,7 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
-        tasks = [o.task for o in self.objectives]
+        tasks: list[str] = [o.task for o in self.objectives]
         if len(set(tasks)) != len(tasks):
             raise ValueError("objectives: each task may stand there once")
         check_policies(self.policies)
