@@ -137,6 +137,15 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         Preset(
+            "two-tower",
+            "Nearest items (two towers over texts)",
+            "For large or fast-changing catalogues: users and items as vectors of one model, new items ranked by their "
+            "text like any other, searched exactly or through FAISS.",
+            "interactions with times; item titles",
+            6,
+            {"split": _FIVE_CORE, "recommender": {"family": "two-tower"}, "evaluation": {"max_users": None}},
+        ),
+        Preset(
             "ranking",
             "Rank everything (blend)",
             "The strongest ranking of a whole catalogue, without prompts: co-visits, alike users, factors, what is on "

@@ -26,6 +26,7 @@ _NAMES = {
     "bias-knn": "Rating model (bias and kNN)",
     "content-knn": "Content-kNN",
     "sequential": "Sequence model",
+    "two-tower": "Two towers",
     "generative": "Title writer",
     "blend": "Blend",
 }

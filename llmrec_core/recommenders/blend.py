@@ -35,8 +35,9 @@ from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.content_knn import ContentKNNRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
+from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import BlendSpec, ContentKNNSpec, RetrieverSpec, SequentialSpec
+from llmrec_core.specs import BlendSpec, ContentKNNSpec, PromptSpec, RetrieverSpec, SequentialSpec, TwoTowerSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, EvalSet, Split
@@ -212,14 +213,16 @@ class BlendRecommender(Recommender):
         return loaded
 
 
-def make_retriever(spec: RetrieverSpec) -> Recommender:
-    """The unfitted recommender of a spec that ranks whole catalogues."""
+def make_retriever(spec: RetrieverSpec, prompt: PromptSpec | None = None) -> Recommender:
+    """The unfitted recommender of a spec that ranks whole catalogues; ``prompt`` is for those that read prompts."""
     if isinstance(spec, BlendSpec):
         return BlendRecommender(spec)
     if isinstance(spec, SequentialSpec):
         return SequentialRecommender(spec)
     if isinstance(spec, ContentKNNSpec):
         return ContentKNNRecommender(spec)
+    if isinstance(spec, TwoTowerSpec):
+        return TwoTowerRecommender(spec, prompt)
     family: Callable[..., Recommender] = BASELINES[spec.family]
     return family(spec)
 

@@ -85,7 +85,7 @@ class PipelineRecommender(Recommender):
     def __init__(self, run: RunSpec, spec: PipelineSpec) -> None:
         self.spec: PipelineSpec = spec
         self.run = run
-        self.retriever: Recommender = make_retriever(spec.retriever)
+        self.retriever: Recommender = make_retriever(spec.retriever, run.prompt)
         self.ranker = self._connected(_make_ranker(run, spec.ranker))
         self.fusion: Fusion | None = None
         #: Model weight -> NDCG on the validation users, as far as it was tried.

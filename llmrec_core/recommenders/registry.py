@@ -14,6 +14,7 @@ from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
+from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.saved import HEAD_FILE, read_head
 from llmrec_core.specs import CrossEncoderSpec, GenerativeSpec, PipelineSpec, RecommenderSpec, RunSpec
 
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Recommender]] = {
     ContentKNNRecommender.family: ContentKNNRecommender,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
     SequentialRecommender.family: SequentialRecommender,
+    TwoTowerRecommender.family: TwoTowerRecommender,
     GenerativeRecommender.family: GenerativeRecommender,
     BlendRecommender.family: BlendRecommender,
     PipelineRecommender.family: PipelineRecommender,
@@ -44,7 +46,7 @@ def build(run: RunSpec, part: RecommenderSpec) -> Recommender:
         return CrossEncoderRecommender(run, part)
     if isinstance(part, GenerativeSpec):
         return GenerativeRecommender(run, part)
-    return make_retriever(part)
+    return make_retriever(part, run.prompt)
 
 
 def load(folder: Path, dataset: Dataset, ctx: FitContext) -> Recommender:

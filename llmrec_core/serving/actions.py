@@ -21,8 +21,8 @@ from llmrec_core.errors import InputError, NotFoundError
 from llmrec_core.explanation.explain import explain as explain_item
 from llmrec_core.explanation.explain import explanation_json
 from llmrec_core.recommenders import registry
-from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.recommenders.generative import GenerativeRecommender
+from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.runs import Run, RunStore
 from llmrec_core.serving.policies import PolicyDesk, answer_with_policies, policies_of
 from llmrec_core.workspace import Workspace

@@ -51,6 +51,7 @@ from llmrec_core.specs.recommenders import (
     SequentialSpec,
     SVDSpec,
     TrendSpec,
+    TwoTowerSpec,
     UserKNNSpec,
 )
 from llmrec_core.specs.run import DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
@@ -102,6 +103,7 @@ __all__ = [
     "TrainingSpec",
     "TrendSpec",
     "TuningSpec",
+    "TwoTowerSpec",
     "UserKNNSpec",
     "canonical_json",
     "check_metric",

@@ -220,7 +220,56 @@ class SequentialSpec(Spec):
         return self
 
 
-MemberSpec = Annotated[_RankingBaseline | ContentKNNSpec | SequentialSpec, Field(discriminator="family")]
+class TwoTowerSpec(Spec):
+    family: Literal["two-tower"] = "two-tower"
+    model: str = Field(
+        "minilm", min_length=1, max_length=1024, description="catalogue name, local folder, or hub:owner/name"
+    )
+    user: Literal["history", "prompt"] = Field(
+        "history",
+        description="what stands for a user. history: a small transformer over the texts of the history's items; "
+        "prompt: the prompt without its candidate, read by the language model, some hundred times slower",
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns read beside the title; empty means the category columns and the year"
+    )
+    facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
+    n_text: int = Field(256, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
+    width: int = Field(128, ge=8, le=2048, multiple_of=8, description="size of the vectors of users and items")
+    n_layers: int = Field(1, ge=1, le=24, description="transformer layers over the history")
+    n_heads: int = Field(2, ge=1, le=64, description="attention heads; width must be a multiple")
+    max_history: int = Field(50, ge=1, le=1000, description="most recent history items that are read")
+    max_prompts: int = Field(2000, ge=16, description="training prompts drawn by seed, where prompts stand for users")
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout over the history")
+    temperature: float = Field(0.1, gt=0, le=10, description="cosines are divided by it before the softmax")
+    n_negatives: int = Field(
+        512, ge=1, description="items drawn uniformly a step, beside the other targets of the batch (logQ-corrected)"
+    )
+    epochs: int = Field(12, ge=1, le=1000, description="most passes while the language model stays as it came (fast)")
+    tuning: TuningSpec = Field(
+        default_factory=lambda: TuningSpec(), description="which of its weights are trained then"
+    )
+    tuning_steps: int = Field(0, ge=0, description="steps after that, with the language model; 0: it stays as it came")
+    tuning_texts: int = Field(128, ge=1, description="texts that such a step reads anew; the others as last read")
+    tuning_rate: float = Field(1e-5, gt=0, lt=1, description="peak learning rate of the language model")
+    patience: int = Field(4, ge=0, description="validations without gain before stopping; 0: never stop")
+    batch_size: int = Field(32, ge=1, description="histories (or prompts) a step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak learning rate of the towers")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay")
+    validation_users: int = Field(1000, ge=10, description="validation users whose ranking decides when to stop")
+    approximate_above: int = Field(
+        200_000, ge=0, description="larger catalogues are searched through FAISS where it is installed; others exactly"
+    )
+    recall: float = Field(0.95, gt=0, le=1, description="share of the exact best items that FAISS must find")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TwoTowerSpec:
+        if self.width % self.n_heads:
+            raise ValueError(f"n_heads: {self.n_heads} heads do not divide a width of {self.width}")
+        return self
+
+
+MemberSpec = Annotated[_RankingBaseline | ContentKNNSpec | SequentialSpec | TwoTowerSpec, Field(discriminator="family")]
 
 
 class BlendSpec(Spec):
@@ -282,7 +331,7 @@ class GenerativeSpec(Spec):
     )
 
 
-_Retriever = _Baseline | ContentKNNSpec | SequentialSpec | BlendSpec
+_Retriever = _Baseline | ContentKNNSpec | SequentialSpec | TwoTowerSpec | BlendSpec
 RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
 
 

@@ -33,6 +33,7 @@ from llmrec_core.specs import (
     SplitSpec,
     SVDSpec,
     TrendSpec,
+    TwoTowerSpec,
     UserKNNSpec,
 )
 
@@ -146,6 +147,15 @@ def _content_knn(split: Split, ctx: FitContext) -> Recommender:
     return _baseline(ContentKNNSpec(model=model, n_text=6))(split, ctx)
 
 
+def _two_tower(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
+    spec = TwoTowerSpec(
+        model=model, n_text=6, width=16, max_history=4, epochs=2, tuning_steps=3, tuning_texts=6, n_negatives=4
+    )
+    return _baseline(spec)(split, ctx)
+
+
 def _blend(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     members = [{"family": "item-knn"}, {"family": "ease"}, {"family": "sequential", "model": None, "epochs": 2}]
@@ -199,6 +209,7 @@ FAMILIES: dict[str, Factory] = {
     "cross-encoder": _cross_encoder,
     "sequential": _sequential,
     "generative": _generative,
+    "two-tower": _two_tower,
     "blend": _blend,
     "pipeline": _pipeline,
 }

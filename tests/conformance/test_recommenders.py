@@ -27,7 +27,7 @@ from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, 
 from llmrec_core.data import Split
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.recommenders.vector_search import similar_items
-from llmrec_core.specs import RecommenderSpec, Task
+from llmrec_core.specs import RecommenderSpec
 
 #: Endings of files that a load reads; taking one away or cutting it must be noticed.
 _LOADED = {".json", ".npy", ".safetensors"}

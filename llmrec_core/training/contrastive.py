@@ -1,0 +1,292 @@
+"""Training of the two towers: softmax over the items of the batch and drawn ones, first cheaply, then with the model.
+
+In the first rounds the language model stays as it came: every text is read once into a table, and a step costs
+milliseconds. In the later ones it is trained too. Reading all texts of a batch would then take most of the time, so
+each step reads some of them anew, with gradients, and writes them into the table; the others stand there as they were
+last read (a memory bank: Wu et al., CVPR 2018). Before each validation the whole table is read again.
+
+Candidates of a step are all distinct targets of the batch and items drawn uniformly. An item's logit is lowered by the
+log of its probability of being among them (logQ correction: Bengio and Senecal 2003; Yi et al., RecSys 2019), so that
+the sum over candidates estimates the sum over all items; a row's own target is there for certain and is not lowered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmrec_core.contracts import FitContext, IntArray
+from llmrec_core.models.device import resolve_precision
+from llmrec_core.models.loading import Backbone
+from llmrec_core.models.text_vectors import read_rows
+from llmrec_core.specs import TwoTowerSpec
+from llmrec_core.training.rounds import Outcome, RoundLoop
+from llmrec_core.training.sequence_network import Sequences
+from llmrec_core.training.sequences import Histories
+from llmrec_core.training.trainer import own_generators
+from llmrec_core.training.two_tower_network import TwoTowerNetwork
+
+#: Steps with the language model between two validations.
+_TUNED_ROUND = 30
+_WARMUP = 0.05
+
+
+class TextTable:
+    """Texts as tokens, and the pooled output of each as it was last read.
+
+    Args:
+        rows: token ids of each text: the items, and behind them the prompts of the training examples.
+    """
+
+    def __init__(self, backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
+        self.backbone, self.rows = backbone, rows
+        self.pooled = torch.empty(0)
+        choice = resolve_precision("auto", backbone.device)
+        self._half = None if choice.dtype == torch.float32 else choice.dtype
+
+    def read(self, which: Sequence[int] | None = None) -> Tensor:
+        """Pooled outputs of some texts (None: all), float32 [n, hidden_size]."""
+        rows = self.rows if which is None else [self.rows[i] for i in which]
+        device = self.backbone.device.type
+        with nullcontext() if self._half is None else torch.autocast(device, dtype=self._half):
+            return read_rows(self.backbone, rows).float()
+
+    def refresh(self) -> None:
+        """Reads every text again."""
+        self.backbone.model.eval()
+        with torch.no_grad():
+            self.pooled = self.read()
+
+
+@dataclass(frozen=True)
+class PromptExamples:
+    """Training examples of the prompt tower: text ``n_items + i`` of the table was asked for, ``targets[i]`` chosen."""
+
+    targets: IntArray
+    n_items: int
+
+
+def train_two_towers(
+    network: TwoTowerNetwork,
+    table: TextTable,
+    examples: Histories | PromptExamples,
+    offered: IntArray,
+    spec: TwoTowerSpec,
+    ctx: FitContext,
+    measure: Callable[[], float] | None,
+    metric: str,
+    fingerprint: str,
+) -> Outcome:
+    """Trains ``network`` and the language model of ``table`` in place; leaves the best weights and a fresh table.
+
+    Args:
+        examples: histories, each of whose rows is to be predicted from those before it, or prompts with their targets.
+        offered: item_idx that may be drawn as negatives.
+        measure: value of ``metric`` (higher is better) with network and table as they are; None: train to the end.
+        fingerprint: of data and settings; a checkpoint of another training is refused.
+
+    Raises:
+        As :meth:`RoundLoop.run`.
+    """
+    with own_generators(ctx.seed, table.backbone.device):
+        loop = _Loop(network, table, examples, offered, spec, ctx, measure, metric, fingerprint)
+        outcome = loop.run()
+        table.refresh()
+    return outcome
+
+
+class _Loop(RoundLoop):
+    def __init__(
+        self,
+        network: TwoTowerNetwork,
+        table: TextTable,
+        examples: Histories | PromptExamples,
+        offered: IntArray,
+        spec: TwoTowerSpec,
+        ctx: FitContext,
+        measure: Callable[[], float] | None,
+        metric: str,
+        fingerprint: str,
+    ) -> None:
+        self.network, self.table, self.examples, self.offered, self.spec = network, table, examples, offered, spec
+        self.device = table.backbone.device
+        encoder = table.backbone.model
+        self.tuned_steps = spec.tuning_steps if any(p.requires_grad for p in encoder.parameters()) else 0
+        targets = examples.targets if isinstance(examples, PromptExamples) else examples.items
+        self.share = np.bincount(targets, minlength=int(offered.max(initial=0)) + 1) / max(1, len(targets))
+        n_rows = len(targets)
+        if isinstance(examples, Histories):
+            n_rows = len(windows(examples.starts, spec.max_history, np.random.default_rng(0))[0])
+        if not n_rows:
+            self.tuned_steps = 0
+        self.n_batches = max(1, -(-n_rows // spec.batch_size))
+        groups = [
+            {
+                "params": [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == many],
+                "weight_decay": decay,
+            }
+            for part in (network, encoder)
+            for many, decay in ((True, spec.weight_decay), (False, 0.0))
+        ]
+        super().__init__(
+            nn.ModuleDict({"towers": network, "encoder": encoder}),
+            [group for group in groups if group["params"]],
+            ctx,
+            n_rounds=spec.epochs + -(-self.tuned_steps // _TUNED_ROUND),
+            patience=spec.patience,
+            total_steps=spec.epochs * self.n_batches + self.tuned_steps,
+            measure=None if measure is None else lambda: self._evaluated(measure),
+            metric=metric,
+            fingerprint=fingerprint,
+        )
+        self.encoder_parameters = {id(p) for p in encoder.parameters()}
+
+    def _evaluated(self, measure: Callable[[], float]) -> float:
+        self.network.eval()
+        return measure()
+
+    # -- rounds --------------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int) -> str | None:
+        tuned = number >= self.spec.epochs
+        if number == self.spec.epochs:
+            self.without_gain = 0
+            if self.best:
+                # The towers go on from their best epoch, not from their last.
+                self.put(self.best)
+        torch.manual_seed(self.ctx.seed * 100_003 + number)
+        self.rng = np.random.default_rng([self.ctx.seed, 9, number])
+        self.network.train()
+        self.table.backbone.model.train(tuned)
+        left = self.tuned_steps - (number - self.spec.epochs) * _TUNED_ROUND
+        batches = itertools.islice(self._endless(number), min(_TUNED_ROUND, left)) if tuned else self._batches(number)
+        for at, (inputs, targets) in enumerate(batches):
+            self._set_rates(number, at)
+            stopped = self._take_step(self._loss(inputs, targets, tuned), number, len(targets))
+            if stopped:
+                break
+        else:
+            stopped = None
+        if tuned:
+            self.table.refresh()
+        return stopped
+
+    def _run_dry(self, done: int) -> int | None:
+        return self.spec.epochs if self.tuned_steps and done < self.spec.epochs else None
+
+    def _set_rates(self, number: int, at: int) -> None:
+        """Learning rates: the towers rise and fall in the first phase and go on at a tenth; the model has its own."""
+        if number < self.spec.epochs:
+            towers, encoder = _pace((number + at / self.n_batches) / self.spec.epochs), 0.0
+        else:
+            done = ((number - self.spec.epochs) * _TUNED_ROUND + at) / self.tuned_steps
+            towers, encoder = 0.1, _pace(done)
+        for group in self.adam.param_groups:
+            is_encoder = id(group["params"][0]) in self.encoder_parameters
+            group["lr"] = self.spec.tuning_rate * encoder if is_encoder else self.spec.learning_rate * towers
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def _endless(self, number: int) -> Iterator[tuple[Sequences, Tensor]]:
+        for passed in itertools.count():
+            yield from self._batches(number + passed * self.n_rounds)
+
+    def _batches(self, number: int) -> Iterator[tuple[Sequences, Tensor]]:
+        """Inputs [n, length] and the item wanted at each place, [n, length], -1 where none is."""
+        rng = np.random.default_rng([self.ctx.seed, 7, number])
+        size = self.spec.batch_size
+        if isinstance(self.examples, PromptExamples):
+            order = rng.permutation(len(self.examples.targets))
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                rows = torch.from_numpy(self.examples.n_items + chosen)[:, None].to(self.device)
+                none = torch.zeros_like(rows)
+                wanted = torch.from_numpy(self.examples.targets[chosen])[:, None].to(self.device)
+                yield Sequences(rows, none, none, none == 0), wanted
+            return
+        low, high = windows(self.examples.starts, self.spec.max_history, rng)
+        for start in range(0, len(low), size):
+            part = slice(start, start + size)
+            whole = self.examples.batch(low[part], high[part], self.device)
+            inputs = Sequences(*(getattr(whole, name)[:, :-1] for name in ("items", "ratings", "gaps", "mask")))
+            # A window's last row is a target only.
+            yield inputs, torch.where(whole.mask[:, 1:], whole.items[:, 1:], -1)
+
+    def _loss(self, inputs: Sequences, targets: Tensor, tuned: bool) -> Tensor:
+        wanted = targets[targets >= 0]
+        drawn = torch.from_numpy(self.rng.choice(self.offered, self.spec.n_negatives)).to(self.device)
+        candidates = torch.unique(torch.cat([wanted, drawn]))
+        used = torch.unique(torch.cat([candidates, inputs.items[inputs.mask]]))
+        whitened = self.network.whitened(self._pooled(used, tuned))
+        # Padding may point anywhere: its state is never looked at.
+        place = torch.searchsorted(used, inputs.items.contiguous()).clamp_max(len(used) - 1)
+        states = self.network.users(whitened, Sequences(place, inputs.ratings, inputs.gaps, inputs.mask))[targets >= 0]
+        logits = states @ self.network.items(whitened[torch.searchsorted(used, candidates)]).T
+        own = torch.searchsorted(candidates, wanted)
+        log_share = self._log_inclusion(candidates.cpu().numpy(), len(wanted)).to(logits)
+        lowered = logits - log_share
+        lowered = lowered.scatter(1, own[:, None], logits.gather(1, own[:, None]))
+        return nn.functional.cross_entropy(lowered, own)
+
+    def _pooled(self, used: Tensor, tuned: bool) -> Tensor:
+        """Pooled outputs of the texts used in a step; in tuning some of them are read anew."""
+        pooled = self.table.pooled[used]
+        if not tuned:
+            return pooled
+        n_fresh = min(self.spec.tuning_texts, len(used))
+        chosen = np.sort(self.rng.choice(len(used), n_fresh, replace=False))
+        where = torch.from_numpy(chosen).to(self.device)
+        fresh = self.table.read(used[where].tolist())
+        self.table.pooled[used[where]] = fresh.detach()
+        return pooled.index_copy(0, where, fresh)
+
+    def _log_inclusion(self, candidates: IntArray, n_targets: int) -> Tensor:
+        """Log of the probability of each candidate to be in the batch: as one of the targets, or drawn."""
+        missed = n_targets * np.log1p(-np.minimum(self.share[candidates], 1 - 1e-9))
+        missed += self.spec.n_negatives * math.log1p(-1.0 / max(2, len(self.offered)))
+        return torch.from_numpy(np.log(-np.expm1(missed)))
+
+    # -- disk ----------------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> int:
+        number = super()._resume()
+        if number > self.spec.epochs:
+            # The table is not saved: every round of tuning ends with one that was read with the weights as they are.
+            self.table.refresh()
+        return number
+
+
+def windows(starts: IntArray, size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """(first, last + 1) row of windows of at most ``size`` inputs and one more row, in a drawn order.
+
+    A longer history is cut at an offset that is drawn each time; the row at a cut is the last target before it and the
+    first input after, so that every row but a history's first is a target exactly once.
+
+    Args:
+        starts: history h is rows ``starts[h]`` to ``starts[h + 1]``.
+    """
+    lengths = np.diff(starts)
+    offsets = np.where(lengths > size + 1, rng.integers(size, size=len(lengths)), 0)
+    n_cuts = np.maximum(0, -(-(lengths - 1 + offsets) // size))
+    history = np.repeat(np.arange(len(lengths)), n_cuts)
+    number = np.arange(len(history)) - np.repeat(np.cumsum(n_cuts) - n_cuts, n_cuts)
+    low = starts[history] + number * size - offsets[history]
+    high = np.minimum(low + size + 1, starts[history + 1])
+    low = np.maximum(low, starts[history])
+    kept = np.flatnonzero(high - low >= 2)
+    order = rng.permutation(kept)
+    return low[order], high[order]
+
+
+def _pace(done: float) -> float:
+    """Learning rate as a share of its peak: a short rise, then a cosine to a tenth."""
+    if done < _WARMUP:
+        return max(done / _WARMUP, 0.02)
+    return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (done - _WARMUP) / (1.0 - _WARMUP))))

@@ -1,0 +1,229 @@
+"""A training in rounds, each followed by a validation and a checkpoint: stopping, keeping the best, going on later.
+
+What is drawn in a round may depend on (seed, number of the round) alone; then a training that was cut short and resumed
+ends with the very weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_core.contracts import FitContext
+from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
+from llmrec_core.training import checkpoints
+from llmrec_core.training.optimizer import MasterWeightAdamW
+
+_EVENT_INTERVAL_S = 0.3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened: rounds run, the kept one (0: as it came), its value on validation, why it stopped (None: ran to
+    its end)."""
+
+    rounds: int
+    best_round: int | None
+    best_value: float | None
+    stopped: str | None
+
+
+class RoundLoop(ABC):
+    """Runs :meth:`_round` again and again; a subclass makes batches and losses.
+
+    Args:
+        parts: everything that is trained; parameters with ``requires_grad`` are kept, saved and put back.
+        groups: parameter groups for AdamW, with ``weight_decay``; rates are set by the subclass before each step.
+        n_rounds: rounds in all.
+        patience: rounds without gain before :meth:`_run_dry` is asked; 0: never.
+        total_steps: for progress; may be an estimate.
+        measure: value of ``metric`` (higher is better) with the parts as they are; None: train to the end.
+        fingerprint: of data and settings; a checkpoint of another training is refused.
+    """
+
+    def __init__(
+        self,
+        parts: nn.Module,
+        groups: list[dict[str, Any]],
+        ctx: FitContext,
+        *,
+        n_rounds: int,
+        patience: int,
+        total_steps: int,
+        measure: Callable[[], float] | None,
+        metric: str,
+        fingerprint: str,
+    ) -> None:
+        self.parts, self.ctx, self.n_rounds, self.patience = parts, ctx, n_rounds, patience
+        self.total_steps, self.measure, self.metric, self.fingerprint = total_steps, measure, metric, fingerprint
+        self.adam = MasterWeightAdamW(groups, lr=0.0, betas=(0.9, 0.98))
+        self.best: dict[str, Tensor] = {}
+        self.best_round: int | None = None
+        self.best_value: float | None = None
+        self.without_gain = 0
+        self.step = 0
+
+    # -- what a subclass says ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _round(self, number: int) -> str | None:
+        """Takes the steps of a round (from 0) through :meth:`_take_step`; returns why it was stopped, if it was."""
+
+    def _run_dry(self, done: int) -> int | None:
+        """The round to go on with after ``patience`` rounds without gain, ``done`` of them run; None: stop."""
+        return None
+
+    # -- the course ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Trains, and leaves the parts with the weights of the best round.
+
+        Raises:
+            RunCancelledError: ``ctx.should_stop()`` said "cancel".
+            RunFailedError: the loss is not finite, or a checkpoint cannot be written.
+            ModelError: ``ctx.resume_from`` holds checkpoints of another training.
+        """
+        number, stopped = self._resume(), None
+        self.started, self.first_step, self.last_event = time.monotonic(), self.step, 0.0
+        while number < self.n_rounds and stopped is None:
+            stopped = self._round(number)
+            number += 1
+            self._validate(number)
+            if stopped is None and 0 < self.patience <= self.without_gain and number < self.n_rounds:
+                target = self._run_dry(number)
+                message = f"No gain in {self.patience} validations: stopped after {number}; kept {self.best_round}."
+                self.ctx.emit("log", level="info", message=message)
+                if target is None:
+                    stopped = "early"
+                else:
+                    number, self.without_gain = target, 0
+            self._save(number)
+        if self.best_round is not None and self.best_round != number:
+            self.put(self.best)
+        return Outcome(number, self.best_round, self.best_value, stopped)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter that is trained."""
+        return {name: p for name, p in self.parts.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def put(self, weights: dict[str, Tensor]) -> None:
+        """Copies weights by name into the parts."""
+        own = self.trained()
+        if own.keys() != weights.keys() or any(own[n].shape != weights[n].shape for n in own):
+            raise ModelError("the checkpoint does not fit the model.", fix="Start a new run.")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained().items()}
+
+    def _take_step(self, loss: Tensor, number: int, n_rows: int) -> str | None:
+        """One step of the optimizer; returns "person" when somebody asked to stop."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RunFailedError(
+                f"the loss is {value} in round {number + 1}: the training has diverged.",
+                where="recommender.learning_rate",
+                fix="Lower the learning rate.",
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(list(self.trained().values()), 1.0)
+        self.adam.step()
+        self.adam.zero_grad()
+        self.step += 1
+        self._tell(number, value, n_rows)
+        asked = self.ctx.should_stop()
+        if asked == "cancel":
+            raise RunCancelledError("the run was cancelled.")
+        return "person" if asked == "stop" else None
+
+    def _tell(self, number: int, loss: float, n_rows: int) -> None:
+        now = time.monotonic()
+        if now - self.last_event < _EVENT_INTERVAL_S and self.step not in (1, self.total_steps):
+            return
+        self.last_event = now
+        pace = (now - self.started) / max(1, self.step - self.first_step)
+        total = max(self.total_steps, self.step)
+        eta_s = pace * (total - self.step)
+        self.ctx.emit(
+            "train",
+            step=self.step,
+            total=total,
+            epoch=number + 1,
+            loss=loss,
+            learning_rate=max(float(group["lr"]) for group in self.adam.param_groups),
+            samples_per_s=n_rows / max(pace, 1e-9),
+            tokens_per_s=None,
+            memory_bytes=None,
+            eta_s=eta_s,
+        )
+        self.ctx.emit("progress", stage="training", step=self.step, total=total, eta_s=eta_s)
+
+    def _validate(self, done: int) -> None:
+        if self.measure is None:
+            return
+        value = self.measure()
+        self.ctx.emit("validation", step=self.step, metrics={self.metric: value})
+        if self.best_value is None or value > self.best_value:
+            self.best_value, self.best_round, self.without_gain = value, done, 0
+            self.best = self._copy()
+        else:
+            self.without_gain += 1
+
+    # -- disk ----------------------------------------------------------------------------------------------------------
+
+    def _save(self, number: int) -> None:
+        if self.ctx.checkpoint_dir is None:
+            return
+        tensors: dict[str, dict[str, Tensor]] = {
+            "weights": {name: tensor.cpu() for name, tensor in self._copy().items()},
+            "optimizer": checkpoints.optimizer_tensors(self.adam),
+        }
+        if self.best:
+            tensors["best"] = {name: tensor.cpu() for name, tensor in self.best.items()}
+        state = {
+            "plan": self.fingerprint,
+            "round": number,
+            "step": self.step,
+            "best_round": self.best_round,
+            "best_value": self.best_value,
+            "without_gain": self.without_gain,
+        }
+        found = checkpoints.Checkpoint(tensors, state, {"global_step": self.step})
+        checkpoints.write_checkpoint(self.ctx.checkpoint_dir, number, found)
+
+    def _resume(self) -> int:
+        """The round to go on with."""
+        if self.ctx.resume_from is None:
+            return 0
+
+        def log(level: str, message: str) -> None:
+            self.ctx.emit("log", level=level, message=message)
+
+        found = checkpoints.newest_checkpoint(self.ctx.resume_from, log)
+        if found is None:
+            log("warning", "No usable checkpoint was found; training starts from the beginning.")
+            return 0
+        state = checkpoints.read_state(found)
+        if state.get("plan") != self.fingerprint:
+            raise ModelError(
+                "the checkpoint was made with other data or training settings.",
+                where=str(found),
+                fix="Resume with the spec of the run it comes from, or start a new run.",
+            )
+        self.put(checkpoints.read_tensors(found, "weights"))
+        checkpoints.load_optimizer(self.adam, checkpoints.read_tensors(found, "optimizer"))
+        self.best = checkpoints.read_tensors(found, "best")
+        self.step = int(state["step"])
+        self.best_round, self.best_value = state["best_round"], state["best_value"]
+        self.without_gain = int(state["without_gain"])
+        log("info", f"Going on after round {state['round']}.")
+        return int(state["round"])

@@ -1,0 +1,116 @@
+"""Two towers over one language model: what a user is looking for, and what an item is, as vectors on one sphere.
+
+An item is its text: the pooled output of the language model, whitened, mapped to ``width`` dimensions and scaled to
+length 1. There is nothing of it besides its text, so an item that nobody has met is embedded like any other. A user is
+either the history, read by a small causal transformer over the same whitened texts (with ratings, time gaps and a
+learnt decay by distance), or a prompt, read by the language model and mapped like an item. The score is the cosine over
+a temperature.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_core.models.text_vectors import Whitening
+from llmrec_core.specs import TwoTowerSpec
+from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, Sequences
+
+
+class TwoTowerNetwork(nn.Module):
+    """See the module; the language model itself stands outside, its pooled outputs come in.
+
+    Args:
+        whitening: of pooled item texts; fixed.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, spec: TwoTowerSpec, whitening: Whitening) -> None:
+        super().__init__()
+        self.spec = spec
+        width, n_text = spec.width, whitening.components.shape[1]
+        self.register_buffer("mean", torch.from_numpy(whitening.mean))
+        self.register_buffer("components", torch.from_numpy(whitening.components))
+        #: What an item is when it is looked for, and when it is remembered: what follows a film is not what is like it.
+        self.offered = nn.Linear(n_text, width, bias=False)
+        nn.init.normal_(self.offered.weight, std=1.0 / math.sqrt(n_text))
+        if spec.user == "history":
+            self.remembered = nn.Linear(n_text, width, bias=False)
+            nn.init.normal_(self.remembered.weight, std=1.0 / math.sqrt(n_text))
+            self.rating = nn.Parameter(torch.randn(N_RATING_BINS, width) * 0.1)
+            self.gap = nn.Parameter(torch.randn(N_GAP_BINS, width) * 0.1)
+            # Each head begins with a decay of its own (ALiBi: Press, Smith and Lewis, ICLR 2022), and learns on.
+            slopes = 0.3 * 2.0 ** (-4.0 * torch.arange(spec.n_heads) / spec.n_heads)
+            self.distance = nn.Parameter(-torch.outer(slopes, torch.arange(spec.max_history).float()))
+            self.norm_in = nn.LayerNorm(width)
+            self.drop = nn.Dropout(spec.dropout)
+            self.layers = nn.ModuleList(_Layer(width, spec.n_heads, spec.dropout) for _ in range(spec.n_layers))
+            self.norm_out = nn.LayerNorm(width)
+            self.wanted = nn.Linear(width, width)
+        #: Log of a factor on the user's side: how sure the model may be.
+        self.sharpness = nn.Parameter(torch.zeros(()))
+
+    def whitened(self, pooled: Tensor) -> Tensor:
+        """[n, hidden_size] -> [n, n_text]."""
+        return (pooled.float() - self.mean) @ self.components
+
+    def items(self, whitened: Tensor) -> Tensor:
+        """Unit vectors, [n, n_text] -> [n, width]."""
+        return nn.functional.normalize(self.offered(whitened), dim=-1)
+
+    def users(self, whitened: Tensor, batch: Sequences) -> Tensor:
+        """What is looked for after each position, [n, length, width], so long that its product with an item is a logit.
+
+        Args:
+            whitened: texts of history items, or of prompts, [n_texts, n_text].
+            batch: ``items`` are rows of ``whitened``; of prompts there is one a row.
+        """
+        if self.spec.user == "prompt":
+            return self._logit_scale() * self.items(whitened)[batch.items]
+        remembered = self.remembered(whitened)[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
+        states = self.drop(self.norm_in(remembered))
+        length = batch.items.shape[1]
+        place = torch.arange(length, device=states.device)
+        back = place[:, None] - place[None, :]
+        # Padding stands on the right, so the causal mask already hides it from every real position.
+        mask = self.distance[:, back.clamp_min(0)].masked_fill(back < 0, -torch.inf)
+        for layer in self.layers:
+            states = layer(states, mask)
+        return self._logit_scale() * nn.functional.normalize(self.wanted(self.norm_out(states)), dim=-1)
+
+    def last(self, whitened: Tensor, batch: Sequences) -> Tensor:
+        """:meth:`users` after each whole row, [n, width]; zeros after an empty one."""
+        lengths = batch.mask.sum(dim=1)
+        found = self.users(whitened, batch)
+        rows = torch.arange(len(found), device=found.device)
+        return found[rows, (lengths - 1).clamp_min(0)] * (lengths > 0)[:, None]
+
+    def _logit_scale(self) -> Tensor:
+        return self.sharpness.exp() / self.spec.temperature
+
+
+class _Layer(nn.Module):
+    """A pre-norm transformer layer, [n, length, width] in and out, whose heads add a mask of their own."""
+
+    def __init__(self, width: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.drop = nn.Dropout(dropout)
+        self.norm_attention, self.norm_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.attended = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """``mask``: added to the attention, [n_heads, length, length]."""
+        n, length, width = states.shape
+        whole = self.query_key_value(self.norm_attention(states))
+        query, key, value = whole.view(n, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        # Written out: at such lengths PyTorch's fused attention is the slower one backwards on a CPU.
+        shares = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask).softmax(dim=-1)
+        found = (self.drop(shares) @ value).transpose(1, 2).reshape(n, length, width)
+        states = states + self.drop(self.attended(found))
+        return states + self.drop(self.narrow(self.drop(nn.functional.gelu(self.widen(self.norm_hidden(states))))))

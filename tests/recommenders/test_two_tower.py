@@ -1,0 +1,306 @@
+"""Two towers: what they learn, logQ, fresh and remembered texts, prompts as users, cold items, resume, FAISS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import write_tiny_bert
+
+from llmrec_core.contracts import FitContext, HistoryItem, Query
+from llmrec_core.data import Dataset, Split, make_split
+from llmrec_core.errors import InputError, ModelError, RunCancelledError
+from llmrec_core.models.loading import load_backbone
+from llmrec_core.models.text_vectors import Whitening, token_rows
+from llmrec_core.recommenders._histories import training_histories
+from llmrec_core.recommenders.item_texts import item_texts
+from llmrec_core.recommenders.two_tower import TwoTowerRecommender
+from llmrec_core.recommenders.vector_search import similar_items
+from llmrec_core.specs import PromptSpec, SplitSpec, TuningSpec, TwoTowerSpec
+from llmrec_core.training.contrastive import TextTable, _Loop, windows
+from llmrec_core.training.two_tower_network import TwoTowerNetwork
+
+WORDS = ["red", "blue", "green", "dark", "light", "war", "love", "law", "life", "death", "house", "city"]
+N = len(WORDS)
+SMALL = {"n_text": 12, "width": 16, "max_history": 8, "dropout": 0.0, "learning_rate": 1e-2, "n_negatives": 16,
+         "tuning_steps": 0, "patience": 0, "epochs": 6}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_bert(folder / "tiny")
+    return folder
+
+
+def chain(n_users: int = 40, shuffled: bool = False) -> Split:
+    """Everyone walks i -> i + 1 around a ring of 12; "twin" has the title of the first item, and nobody met it."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(n_users):
+        walk = [(user + step) % N for step in range(9)]
+        if shuffled:
+            walk = rng.permutation(walk).tolist()
+        rows += [(f"u{user:02d}", f"i{item:02d}", 1.0 + item % 5, 3600.0 * step) for step, item in enumerate(walk)]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    items = pd.DataFrame({"item_id": [*(f"i{n:02d}" for n in range(N)), "twin"], "title": [*WORDS, WORDS[0]]})
+    return make_split(Dataset.from_frames("ring", frame, items), SplitSpec())
+
+
+def fitted(split: Split, models: Path, ctx: FitContext | None = None, **fields: object) -> TwoTowerRecommender:
+    model = TwoTowerRecommender(
+        TwoTowerSpec(**{"model": str(models / "tiny"), **SMALL, **fields}), PromptSpec(max_tokens=64, max_history=3)
+    )
+    ctx = ctx or FitContext(device="cpu")
+    ctx.workspace_models = models
+    model.fit(split, ctx)
+    return model
+
+
+def hit_rate(model: TwoTowerRecommender, split: Split) -> float:
+    asked = split.queries("test")
+    cold = np.array([N])
+    rankings = model.top_k(asked.queries, 1, [np.union1d(seen, cold) for seen in asked.exclude])
+    return float(np.mean([r.items[0] in t for r, t in zip(rankings, asked.targets, strict=True)]))
+
+
+def test_the_planted_order_is_learnt_and_a_shuffled_one_is_not(models):
+    assert hit_rate(fitted(chain(), models, epochs=20), chain()) > 0.9
+    # 9 of 12 items are seen: a guess among the 3 left hits a third.
+    assert hit_rate(fitted(chain(shuffled=True), models, epochs=20), chain(shuffled=True)) < 0.65
+
+
+@pytest.mark.parametrize("method", ["full", "top-layers", "lora"])
+def test_the_language_model_learns_too_and_comes_back_from_disk(models, method, tmp_path, monkeypatch):
+    # Without validation users it is the last state that is kept, not the best.
+    monkeypatch.setattr("llmrec_core.recommenders.two_tower.watched", lambda *_: None)
+    split = chain(n_users=10)
+    tuning = TuningSpec(method=method, n_top_layers=1, lora_rank=2)
+    before = fitted(split, models, epochs=2)
+    # The table is read by the model as it is after tuning: the vectors of texts follow from it.
+    model = fitted(split, models, epochs=2, tuning=tuning, tuning_steps=8, tuning_texts=5, tuning_rate=1e-2)
+    texts = item_texts(split.dataset)
+    trained = [n for n, p in before._fitted()[0].model.state_dict().items() if p.ndim > 1]
+    states = [m._fitted()[0].model.state_dict() for m in (before, model)]
+    if method != "lora":
+        moved = [n for n in trained if not torch.equal(states[0][n], states[1][n])]
+        assert any("layer.1" in n for n in moved)
+        assert (method == "full") == any("layer.0" in n for n in moved)
+        assert not any("embeddings" in n for n in moved)
+    np.testing.assert_allclose(model.embed(texts), model._vectors(), atol=1e-5)
+    model.save(tmp_path)
+    loaded = TwoTowerRecommender.load(tmp_path, split.dataset, FitContext(workspace_models=models, device="cpu"))
+    np.testing.assert_allclose(loaded.embed(texts), model.embed(texts), atol=1e-6)
+
+
+def test_cold_items_are_their_texts(models):
+    split = chain()
+    model = fitted(split, models, epochs=30)
+    twin, first = split.dataset.item_idx("twin"), split.dataset.item_idx("i00")
+    np.testing.assert_allclose(model.item_vectors()[twin], model.item_vectors()[first], atol=1e-6)
+    before = Query("new", tuple(HistoryItem(f"i{n:02d}", None, 3600.0 * n) for n in range(6, N)))
+    assert set(model.top_k([before], 2)[0].items.tolist()) == {twin, first}
+    assert similar_items(model, first, 1).items.tolist() == [twin]
+
+
+def test_only_what_the_history_says_counts(models):
+    model = fitted(chain(), models)
+    past = tuple(HistoryItem(f"i{n:02d}", 3.0, 3600.0 * n) for n in range(4))
+    everything = np.arange(N + 1)
+    same = model.score([Query("u01", past), Query("nobody", past)], everything)
+    np.testing.assert_allclose(same[0], same[1], atol=1e-5)
+    strange = (HistoryItem("??", 3.0, 0.0), *past)
+    np.testing.assert_allclose(model.score([Query("a", strange)], everything)[0], same[0], atol=1e-5)
+    order = model.top_k([Query("new")], N)[0].items
+    assert (np.diff(chain().train_item_counts[order]) <= 0).all(), "without history popularity orders"
+
+
+def loop(split: Split, models: Path, **fields: object) -> _Loop:
+    """An unstarted training of towers over the tiny model, whose texts have been read."""
+    backbone = load_backbone(models / "tiny")
+    table = TextTable(backbone, token_rows(backbone, item_texts(split.dataset)))
+    table.refresh()
+    spec = TwoTowerSpec(**{"model": str(models / "tiny"), **SMALL, **fields})
+    torch.manual_seed(0)
+    network = TwoTowerNetwork(spec, Whitening.fit(table.pooled[:N].numpy(), 12))
+    offered = split.offered("train")
+    made = _Loop(network, table, training_histories(split), offered, spec, FitContext(), None, "ndcg@10", "")
+    made.rng = np.random.default_rng(0)
+    return made
+
+
+def test_few_candidates_estimate_the_sum_over_all_items(models):
+    """A skewed catalogue of which a step sees a part: with logQ the losses average to that of all items."""
+    rng = np.random.default_rng(0)
+    n_items = 60
+    share = 1.0 / np.arange(1, n_items + 1) ** 1.5
+    rows = [
+        (f"u{u}", f"i{i:02d}", float(s))
+        for u in range(60)
+        for s, i in enumerate(rng.choice(n_items, 5, replace=False, p=share / share.sum()))
+    ]
+    names = [f"{WORDS[n % N]} {WORDS[n // N]} {n % 10}" for n in range(n_items)]
+    items = pd.DataFrame({"item_id": [f"i{n:02d}" for n in range(n_items)], "title": names})
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    split = make_split(Dataset.from_frames("skewed", frame, items), SplitSpec())
+    whole = loop(split, models, n_negatives=5000, batch_size=8)
+    # All items are candidates then, so nothing is lowered: the full softmax.
+    batches = list(whole._batches(0))
+    wanted = np.mean([float(whole._loss(*batch, False).detach()) for batch in batches])
+    part = loop(split, models, n_negatives=12, batch_size=8)
+    found = [float(part._loss(*batch, False).detach()) for _ in range(6) for batch in batches]
+    assert np.mean(found) == pytest.approx(wanted, abs=0.2)
+    part._log_inclusion = lambda candidates, n: torch.zeros(len(candidates), dtype=torch.float64)  # type: ignore[method-assign]
+    uncorrected = [float(part._loss(*batch, False).detach()) for _ in range(6) for batch in batches]
+    assert np.mean(uncorrected) < wanted - 0.5, "what was not drawn is missing from the sum"
+
+
+def test_the_chance_of_being_a_candidate_is_that_of_drawing(models):
+    made = loop(chain(), models, n_negatives=3)
+    made.share, made.offered = np.array([0.5, 0.3, 0.2, 0.0]), np.arange(4)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate(
+        [rng.choice(4, (20_000, 2), p=[0.5, 0.3, 0.2, 0.0]), rng.integers(4, size=(20_000, 3))], axis=1
+    )
+    often = [(drawn == item).any(axis=1).mean() for item in range(4)]
+    np.testing.assert_allclose(np.exp(made._log_inclusion(np.arange(4), 2).numpy()), often, atol=0.012)
+
+
+def test_a_tuned_step_reads_some_texts_anew_and_remembers_the_others(models):
+    made = loop(chain(), models, tuning_steps=10, tuning_texts=4)
+    made.network.train()
+    inputs, targets = next(made._batches(0))
+    stale = made.table.pooled.clone()
+    made.table.pooled += 1.0
+    made._loss(inputs, targets, True).backward()
+    fresh = (made.table.pooled - stale).abs().amax(dim=1) < 1e-4
+    assert int(fresh.sum()) == 4, "the vectors read anew stand in the table, the rest as it was"
+    assert made.table.backbone.model.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 9), st.integers(0, 5))
+def test_windows_predict_every_row_but_the_first_once(lengths: list[int], size: int, seed: int):
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    low, high = windows(starts, size, np.random.default_rng(seed))
+    assert ((high - low >= 2) & (high - low <= size + 1)).all()
+    predicted = sorted(row for a, b in zip(low, high, strict=True) for row in range(a + 1, b))
+    assert predicted == sorted(set(range(int(starts[-1]))) - set(starts[:-1].tolist()))
+    history = np.searchsorted(starts, low, side="right")
+    assert (history == np.searchsorted(starts, high - 1, side="right")).all(), "no window spans two histories"
+
+
+def test_prompts_can_stand_for_users(models):
+    split = chain()
+    model = fitted(split, models, user="prompt", max_prompts=200, epochs=12, tuning_steps=4, batch_size=16)
+    assert hit_rate(model, split) > 0.5
+    prompts = model._prompts([Query("n", (HistoryItem("i01", 5.0, 1.0),)), Query("n")])
+    assert "blue" in prompts[0]
+    assert prompts[1] == "Would this user like"
+    everything = np.arange(N + 1)
+    scores = model.score([Query("a", (HistoryItem("i01"),)), Query("b", (HistoryItem("i05"),)), Query("c")], everything)
+    assert np.isfinite(scores).all()
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+    assert np.ptp(scores[2]) > 1e-3, "no history is a prompt too"
+
+
+class Stops(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_resume_equals_uninterrupted_training(models, tmp_path, rounds, monkeypatch):
+    """Cut short in the first phase, and in the tuning of the language model."""
+    monkeypatch.setattr("llmrec_core.training.contrastive._TUNED_ROUND", 3)
+    fields = {"epochs": 3, "tuning_steps": 7, "tuning_texts": 3, "dropout": 0.2, "batch_size": 32}
+    split = chain(n_users=12)
+    whole = fitted(split, models, **fields)
+    seen = []
+
+    def stop_later(event: str, **values: object) -> None:
+        if event == "validation":
+            seen.append(values)
+            if len(seen) == rounds + 1:
+                raise Stops
+
+    with pytest.raises(Stops):
+        fitted(split, models, FitContext(device="cpu", checkpoint_dir=tmp_path / "c", emit=stop_later), **fields)
+    told: list[str] = []
+    again = FitContext(
+        device="cpu", resume_from=tmp_path / "c", emit=lambda event, **v: told.append(str(v.get("message")))
+    )
+    resumed = fitted(split, models, again, **fields)
+    assert any(f"Going on after round {rounds}" in message for message in told)
+    np.testing.assert_array_equal(resumed.item_vectors(), whole.item_vectors())
+    assert resumed.outcome == whole.outcome
+    with pytest.raises(ModelError, match="other data or training settings"):
+        fitted(chain(n_users=13), models, again, **fields)
+
+
+def test_stopping_and_cancelling(models):
+    split = chain(n_users=10)
+    early = fitted(split, models, epochs=40, patience=2, learning_rate=1e-6, tuning_steps=5, tuning_rate=1e-9)
+    assert early.outcome.rounds == 41, "patience ends the first phase, not the second"  # type: ignore[union-attr]
+    alone = fitted(split, models, epochs=40, patience=2, learning_rate=1e-6)
+    assert alone.outcome.stopped == "early"  # type: ignore[union-attr]
+    person = fitted(split, models, FitContext(device="cpu", should_stop=lambda: "stop"), epochs=40)
+    assert person.outcome.stopped == "person"  # type: ignore[union-attr]
+    assert np.isfinite(person.score([Query("a")], np.arange(3))).all()
+    with pytest.raises(RunCancelledError):
+        fitted(split, models, FitContext(device="cpu", should_stop=lambda: "cancel"))
+
+
+def test_the_best_round_is_kept(models, monkeypatch):
+    values = []
+    ctx = FitContext(
+        device="cpu", emit=lambda e, **v: values.append(v["metrics"]["ndcg@10"]) if e == "validation" else None
+    )
+    monkeypatch.setattr("llmrec_core.training.contrastive._TUNED_ROUND", 4)
+    split = chain(n_users=15)
+    model = fitted(split, models, ctx, epochs=4, tuning_steps=6, tuning_rate=0.05)
+    assert len(values) == 6
+    assert model.outcome is not None
+    assert model.outcome.best_value == max(values)
+    from llmrec_core.recommenders._watch import watched
+
+    value = watched(split, 1000, FitContext())
+    assert value is not None
+    assert value(model) == pytest.approx(max(values), abs=1e-6)
+
+
+def test_above_the_stated_size_faiss_ranks(models):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    n_items = 700
+    rows = [(f"u{u}", f"i{i:03d}", float(s)) for u in range(8) for s, i in enumerate(rng.choice(n_items, 4, False))]
+    names = [" ".join(rng.choice(WORDS, 5)) for _ in range(n_items)]
+    items = pd.DataFrame({"item_id": [f"i{n:03d}" for n in range(n_items)], "title": names})
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    split = make_split(Dataset.from_frames("many", frame, items), SplitSpec())
+    model = fitted(split, models, epochs=1, approximate_above=500, recall=0.9)
+    asked = split.queries("test")
+    queries = [*asked.queries, Query("nobody")]
+    exclude = [*asked.exclude, np.arange(5)]
+    found = model.top_k(queries, 10, exclude)
+    assert model._index is not None
+    assert model._index.approximate
+    exact = super(TwoTowerRecommender, model).top_k(queries, 10, exclude)
+    shares = [np.isin(one.items, other.items).mean() for one, other in zip(found, exact, strict=True)]
+    assert np.mean(shares) >= 0.9
+    assert found[-1].items.tolist() == exact[-1].items.tolist(), "nobody is ranked by popularity, exactly"
+    for one, other in zip(found, exact, strict=True):
+        both, at, there = np.intersect1d(one.items, other.items, return_indices=True)
+        assert len(both)
+        np.testing.assert_allclose(one.scores[at], other.scores[there], atol=1e-4)
+
+
+def test_an_unfitted_one_and_odd_specs_are_refused():
+    with pytest.raises(InputError, match="not fitted"):
+        TwoTowerRecommender().score([Query("a")], np.array([0]))
+    with pytest.raises(ValueError, match="do not divide"):
+        TwoTowerSpec(width=16, n_heads=3)
