@@ -129,8 +129,8 @@ PRESETS: dict[str, Preset] = {
                 "training": {
                     "max_samples": 1600,
                     "batch_size": 8,
-                    "learning_rate": 5e-4,
-                    "validation_every": 40,
+                    "learning_rate": 2e-4,
+                    "validation_every": 25,
                     "validation_samples": 400,
                 },
                 "evaluation": {"max_users": 100, "click_negatives": 2},

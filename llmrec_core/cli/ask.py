@@ -156,8 +156,9 @@ def say(
     if answer["claims"]:
         out.print(shown)
     for attempt in answer["rejected"]:
-        wrong = ", ".join(claim["text"] for claim in attempt["unbacked"]) or "nothing was written"
-        err.print(f"Put aside, since nothing backs it: {plain(wrong)}", soft_wrap=True)
+        wrong = ", ".join(claim["text"] for claim in attempt["unbacked"])
+        nothing = "it does not name the item" if attempt["text"] else "nothing was written"
+        err.print(f"Put aside: {f'nothing backs {plain(wrong)}' if wrong else nothing}", soft_wrap=True)
     if answer["source"] == "fields":
         err.print("The model wrote nothing that could stand, so the item's fields speak for themselves.")
     _print_warnings(answer)

@@ -5,7 +5,8 @@ The model is changed in place and keeps its class and its forward, so nothing do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,21 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     return model
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """A frozen model as it came: LoRA updates do not count inside; without adapters nothing changes."""
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for module in adapted:
+            module.enable_adapters(False)
+        yield
+    finally:
+        for module in adapted:
+            module.enable_adapters(True)
+            # peft takes adapters that are switched on for ones to be trained.
+            module.requires_grad_(False)
 
 
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:

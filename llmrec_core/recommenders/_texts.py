@@ -1,8 +1,8 @@
 """Short texts about an item, written by the decoder from the item's own fields and facts, and checked afterwards.
 
 The prompt holds the item's title, fields and facts, and the titles that the user chose before; nothing else is there to
-be told. A text that claims what none of these says is put aside and another is drawn; after a stated number of tries
-a plain sentence made of the fields takes its place. The same seed gives the same text.
+be told. A text that claims what none of these says, or does not name the item, is put aside and another is drawn; after
+a stated number of tries a plain sentence made of the fields takes its place. The same seed gives the same text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmrec_core.models.label_words import LanguageHead
 from llmrec_core.models.loading import Backbone
 from llmrec_core.prompts import Sandbox
 from llmrec_core.recommenders._titles import TitlePrompts
-from llmrec_core.recommenders.grounding import HISTORY, Claim, Grounding
+from llmrec_core.recommenders.grounding import HISTORY, Claim, Grounding, names
 from llmrec_core.specs import GenerativeSpec
 from llmrec_core.training.generative import WritingNetwork
 
@@ -40,10 +40,7 @@ _TEMPERATURE = 0.7
 #: A bare code of a knowledge graph says nothing in a sentence.
 _CODE = re.compile(r"[a-z]+[./][0-9a-z_./]+|[A-Z]\d+")
 
-_TASK = (
-    "In one or two sentences, tell the reader what this is and why it may suit them. Use only what stands above. "
-    "Name no other titles, people, years or categories."
-)
+_TASK = "Recommend {} to this reader in one or two sentences. Use only the facts above."
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ class WrittenText:
     Attributes:
         source: "model", or "fields" where every try of the model said something that nothing backs.
         claims: of ``text``, with what backs them.
-        rejected: tries put aside, each with its claims that nothing backs (none: it was empty).
+        rejected: tries put aside, each with its claims that nothing backs (none: it was empty, or did not name the
+            item).
         prompt: what the model read.
     """
 
@@ -158,13 +156,15 @@ class TextWriter:
         for name, values in sources.items():
             if name != self._spec.text_field:
                 label = name.removeprefix("fact: ").replace("_", " ")
+                label = "item" if name == TITLE else label
                 lines.append(f"{label}: {', '.join(value[:longest] for value in values)[: 2 * longest]}")
-        lines = lines[: len(lines) if len(lines) <= _MAX_FACTS else _MAX_FACTS]
+        lines = lines[:_MAX_FACTS]
         room = self._backbone.max_tokens - self._spec.text_tokens
         while True:
             told = "\n".join(lines)
-            read = f"\n\nThe reader chose before: {'; '.join(chosen)}." if chosen else ""
-            text, tokens = self._asked(f"{told}{read}\n\n{_TASK}")
+            read = f"The reader chose before: {'; '.join(chosen)}.\n\n" if chosen else ""
+            # The item comes last and is named once more: small models go on with what they read last.
+            text, tokens = self._asked(f"{read}{told}\n\n{_TASK.format(sources[TITLE][0][:longest])}")
             if len(tokens) <= room:
                 return text, tokens
             if chosen:
@@ -225,7 +225,9 @@ class TextWriter:
             text = _tidy(self._prompts.renderer.clean(tokenizer.decode(written)), whole)
             claims = tuple(self._grounding.claims(text, sources))
             unbacked = tuple(claim for claim in claims if not claim.backed_by)
-            if text and not unbacked:
+            # Descriptions that were learned need not name what they describe; else a text may be about nothing.
+            about = self._spec.text_field is not None or names(text, sources[TITLE][0])
+            if text and not unbacked and about:
                 return WrittenText(text, "model", claims, tuple(rejected), asked, seed)
             rejected.append((text, unbacked))
         text = plain_sentence(sources)

@@ -11,6 +11,7 @@ What is saved is what was trained; the model below it must be at hand, since its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -40,7 +41,7 @@ from llmrec_core.models.generation import TitleDecoder
 from llmrec_core.models.label_words import LanguageHead, language_head
 from llmrec_core.models.loading import Backbone, load_backbone
 from llmrec_core.models.trie import Trie
-from llmrec_core.models.tuning import apply_tuning, load_trainable_state, parameter_counts
+from llmrec_core.models.tuning import adapters_off, apply_tuning, load_trainable_state, parameter_counts
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders._texts import TextWriter, WrittenText, chat_template, texts_to_learn
@@ -260,7 +261,10 @@ class GenerativeRecommender(Recommender):
         if not 0 <= item_idx < parts.dataset.n_items:
             raise InputError(f"item number {item_idx} is outside the catalogue.", where="item")
         writer = TextWriter(parts.dataset, parts.prompts, parts.backbone, parts.chat, self.spec)
-        return writer.write(query, item_idx, parts.network, self._words(), seed)
+        # Adapters that learned titles alone make sentences worse.
+        own = adapters_off(parts.backbone.model) if self.spec.text_field is None else nullcontext()
+        with own:
+            return writer.write(query, item_idx, parts.network, self._words(), seed)
 
     # -- parts -----------------------------------------------------------------------------------------------------
 

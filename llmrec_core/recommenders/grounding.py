@@ -154,6 +154,12 @@ def _words(text: str) -> list[_Word]:
     return found
 
 
+def names(text: str, title: str) -> bool:
+    """Whether ``text`` calls an item by its title, in any of the ways people write it."""
+    words = _folded(text)
+    return any(bool(spelling) and _contains(words, spelling) for spelling in map(_folded, _spellings(title)))
+
+
 def _folded(text: str) -> Words:
     return tuple(match.group().casefold() for match in _WORD.finditer(text))
 

@@ -61,7 +61,8 @@ def show_written(answer: dict[str, Any]) -> None:
         with st.expander(f"Put aside: {len(answer['rejected'])}", icon=":material/block:"):
             for attempt in answer["rejected"]:
                 wrong = ", ".join(claim["text"] for claim in attempt["unbacked"])
-                st.caption(f"Nothing backs: {plain(wrong, 300)}" if wrong else "Nothing was written.")
+                nothing = "It does not name the item." if attempt["text"] else "Nothing was written."
+                st.caption(f"Nothing backs: {plain(wrong, 300)}" if wrong else nothing)
                 if attempt["text"]:
                     st.markdown(f"> {plain(attempt['text'], 1000)}")
     with st.expander("What the model read", icon=":material/menu_book:"):

@@ -318,10 +318,14 @@ def test_a_text_is_checked_and_falls_back_to_a_plain_sentence(models, monkeypatc
     assert "category: drama" in found.prompt
     assert "film 1 of the night" in found.prompt
     assert "film 2 of the night" not in found.prompt, "what the user disliked is no reason"
-    answers = iter(["a good night, no more"])
-    ids["a good night, no more"] = model._fitted().backbone.tokenizer.encode("a good night").ids
-    good = model.write(query, 5)
-    assert (good.text, good.source, good.claims, good.rejected) == ("a good night", "model", (), ())
+    asked.clear()
+    good, vague = "film 5 of the night is a good story .", "a good story of the night ."
+    ids |= {text: model._fitted().backbone.tokenizer.encode(text).ids for text in (good, vague)}
+    answers = iter([vague, good])
+    named = model.write(query, 5)
+    assert (named.text, named.source) == (good, "model")
+    assert [(claim.text, claim.backed_by) for claim in named.claims] == [("film 5 of the night", ("title",))]
+    assert named.rejected == ((vague, ()),), "a text that does not name the item may be about anything"
 
 
 def test_texts_are_drawn_by_seed(models):
@@ -348,7 +352,7 @@ def test_texts_are_learned_from_descriptions_and_reviews(models, field):
         table["review"] = "a good story of the night ."
     table["user_id"], table["item_id"] = table["user_id"].astype(str), table["item_id"].astype(str)
     split = make_split(Dataset.from_frames("told", table, items), SplitSpec())
-    training = {"max_samples": 16, "epochs": 14, "learning_rate": 8e-3, "validation_every": 1000}
+    training = {"max_samples": 16, "epochs": 24, "learning_rate": 1e-2, "validation_every": 1000}
     events = Events()
     model = fitted(split, models, training, {"emit": events.emit}, tuning={"method": "full"}, text_field=field)
     assert "16 titles to write and " in events.messages
@@ -361,6 +365,19 @@ def test_texts_are_learned_from_descriptions_and_reviews(models, field):
         fitted(split, models, text_field="plot")
 
 
+def test_adapters_that_learned_titles_write_no_texts(models):
+    split = tiny_split()
+    query = split.queries("test").queries[0]
+    came = fitted(split, models, text_tokens=16)
+    tuned = fitted(split, models, {"learning_rate": 0.05}, text_tokens=16, tuning={"method": "lora"})
+    everything = np.arange(14)
+    scores = tuned.score([query], everything)
+    assert np.abs(scores - came.score([query], everything)).max() > 1e-2
+    assert tuned.write(query, 2) == came.write(query, 2)
+    np.testing.assert_array_equal(tuned.score([query], everything), scores)
+    assert not any(parameter.requires_grad for parameter in tuned._fitted().backbone.model.parameters())
+
+
 def test_a_chat_template_is_used_and_a_broken_one_is_not(models, tmp_path):
     split = tiny_split()
     folder = write_tiny_llama(tmp_path / "chatty")
@@ -368,7 +385,7 @@ def test_a_chat_template_is_used_and_a_broken_one_is_not(models, tmp_path):
     template.write_text("{% for m in messages %}user: {{ m['content'] }}{% endfor %} answer:")
     query = Query("u0")
     text = fitted(split, tmp_path, model=str(folder)).write(query, 5).prompt
-    assert text.startswith("user: title: film 5 of the night")
+    assert text.startswith("user: item: film 5 of the night\ncategory: drama\n\nRecommend film 5 of the night")
     assert text.endswith("answer:")
     template.write_text("{{ ''.__class__ }}")
     assert fitted(split, tmp_path, model=str(folder)).write(query, 5).prompt.endswith("\n\nText:")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from llmrec_core.data import Dataset
-from llmrec_core.recommenders.grounding import HISTORY, Grounding
+from llmrec_core.recommenders.grounding import HISTORY, Grounding, names
 
 TITLES = ["Harbour Lights (1995)", "Postman, The", "Heat", "Heat Wave", "我喜欢的电影", "usb cable"]
 CATEGORIES = ["Drama", "Comedy", "Science Fiction, Drama", "Horror", "", ""]
@@ -74,6 +74,14 @@ def test_what_nothing_backs(grounding, text, claim):
 )
 def test_common_words_are_no_titles(grounding, text):
     assert [claim for claim in grounding.claims(text, SOURCES) if not claim.backed_by] == []
+
+
+def test_an_item_is_named_in_several_ways():
+    assert names("harbour lights is good", "Harbour Lights (1995)")
+    assert names("See The Postman.", "Postman, The")
+    assert names("Heat!", "Heat")
+    assert not names("The heater is on.", "Heat")
+    assert not names("", "Heat")
 
 
 def test_the_longest_title_counts_and_numbers_are_compared_as_numbers(grounding):
