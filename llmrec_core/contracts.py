@@ -164,6 +164,7 @@ class FitContext:
         checkpoint_dir: where checkpoints go; None: no checkpoints.
         resume_from: a parent's checkpoint folder to go on from.
         floors: fitted baselines by name; their value of the validation metric is reported beside the model's.
+        start_from: folder of a finished run's recommender; a text model begins with its weights.
     """
 
     workspace_models: Path | None = None
@@ -174,6 +175,7 @@ class FitContext:
     checkpoint_dir: Path | None = None
     resume_from: Path | None = None
     floors: Mapping[str, Recommender] = field(default_factory=dict)
+    start_from: Path | None = None
 
 
 class Recommender(ABC):

@@ -27,6 +27,8 @@ class Preset:
     fields: Mapping[str, Any]
 
 
+#: Like rates, means, neighbours and popularity beside the text, which then learns what they do not say.
+_BESIDE = {"family": "pipeline", "ranker": {"family": "cross-encoder", "behaviour": {}}}
 #: Parts that came with the data are kept as they are; else leave-one-out on users and items with five or more.
 _FIVE_CORE = {"protocol": "auto", "min_user_interactions": 5, "min_item_interactions": 5}
 
@@ -66,7 +68,7 @@ PRESETS: dict[str, Preset] = {
             "The usual choice: learns who would like what from history and item text, and re-ranks what kNN finds.",
             "interactions; ratings or clicks; item titles",
             6,
-            {"split": _FIVE_CORE, "objectives": [{"task": "click"}]},
+            {"split": _FIVE_CORE, "recommender": _BESIDE, "objectives": [{"task": "click"}]},
         ),
         Preset(
             "bert-rating",
@@ -76,6 +78,7 @@ PRESETS: dict[str, Preset] = {
             6,
             {
                 "split": _FIVE_CORE,
+                "recommender": _BESIDE,
                 "objectives": [{"task": "rating"}],
                 "training": {"validation_metric": "rmse"},
                 "evaluation": {"primary_metric": "rmse"},
@@ -87,16 +90,18 @@ PRESETS: dict[str, Preset] = {
             "When only the order matters: softmax over a list with one right item.",
             "interactions; item titles",
             6,
-            {"split": _FIVE_CORE, "objectives": [{"task": "rank"}]},
+            {"split": _FIVE_CORE, "recommender": _BESIDE, "objectives": [{"task": "rank"}]},
         ),
         Preset(
             "multitask",
             "Click, rating and rank together",
-            "One shared encoder with three heads; helps when each signal alone is thin.",
+            "One shared encoder with three heads; helps when each signal alone is thin. A second stage can then go on "
+            "with one of them.",
             "interactions with ratings; item titles",
             6,
             {
                 "split": _FIVE_CORE,
+                "recommender": _BESIDE,
                 "objectives": [
                     {"task": "click", "weight": 1.0},
                     {"task": "rating", "weight": 0.5},

@@ -76,6 +76,25 @@ def reasons_table(answer: dict[str, Any]) -> None:
         )
 
 
+def parts(answer: dict[str, Any]) -> None:
+    """The text's part of the score and what each feature of behaviour adds, where both stand side by side."""
+    if not answer.get("parts"):
+        return
+    with st.expander("Text and behaviour: the same score as a sum", icon=":material/add:"):
+        st.caption(
+            "Numbers of user and item stand beside the text. What an item itself brings (its mean, its popularity) is "
+            "no reason above: it is in the score without any reason."
+        )
+        st.dataframe(
+            pd.DataFrame(
+                {"part": [part["name"] for part in answer["parts"]], "adds": [p["value"] for p in answer["parts"]]}
+            ),
+            hide_index=True,
+            column_config={"adds": st.column_config.NumberColumn("Adds", format="%+.4f")},
+            key="explain_parts",
+        )
+
+
 def show(answer: dict[str, Any]) -> None:
     st.markdown(f"### {plain(answer['title'], 120)}")
     st.info(plain(answer["sentence"], 1500), icon=":material/chat:")
@@ -100,6 +119,7 @@ def show(answer: dict[str, Any]) -> None:
             "the same words and decide differently.",
             icon=":material/visibility:",
         )
+    parts(answer)
     figure_side, words_side = st.columns([3, 2], gap="large")
     with figure_side:
         st.plotly_chart(waterfall_figure(answer), key="waterfall", config=FIGURE_TOOLS)

@@ -34,7 +34,7 @@ from pages._studio.policies import policy_choice
 from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
 
-_TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order"}
+_TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order", "similarity": "What goes together"}
 #: Fields of a family that most people look at; the others stand under Expert.
 _FAMILY_TITLES = {
     "epochs": "Epochs at most",
@@ -65,12 +65,17 @@ def start_point() -> RunSpec | None:
     if cloned:
         run = run_store().get(cloned)
         with middle, st.container(horizontal=True, vertical_alignment="bottom"):
-            st.info(f"Starts from {plain(run_title(run))}", icon=":material/content_copy:")
+            second = st.session_state.get("second_stage") == cloned
+            what = "Goes on from the weights of" if second else "Starts from"
+            st.info(f"{what} {plain(run_title(run))}", icon=":material/content_copy:")
             if st.button("Use a preset instead", key="clone_drop"):
                 st.session_state.pop("clone_of")
+                st.session_state.pop("second_stage", None)
                 st.rerun()
         raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train"}
         raw["dataset"] = {"name": dataset, "version": None}
+        if second:
+            raw |= {"continue_from": cloned, "dataset": run.spec.dataset.model_dump(mode="json"), "name": ""}
         return RunSpec.model_validate(raw)
     with middle:
         name = st.selectbox(
@@ -179,8 +184,9 @@ def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
         default=list(weights),
         format_func=_TASKS.__getitem__,
         key=f"{key}-tasks",
-        help="Clicks: who would like it. Ratings: how many stars. The right order: one good item above others. "
-        "Several are trained together, as a weighted sum of their losses.",
+        help="Clicks: who would like it. Ratings: how many stars. The right order: one good item above others. What "
+        "goes together: how often the candidate comes with the history. Several are trained together, as a weighted "
+        "sum of their losses.",
         wrap=True,
         persist_state="session",
     )
@@ -304,7 +310,31 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     ):
         with column:
             field(fields, path, key, title, changes)
+    if len(chosen) > 1:
+        field(fields, "training.balance", key, "Weights of the objectives", changes)
+    changes |= behaviour_choice(spec, key, fields)
     return changes | {"objectives": chosen}
+
+
+def behaviour_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
+    """Whether numbers stand beside the text; their settings are under Expert once they do."""
+    path = ranker_path(spec)
+    part = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    if not isinstance(part, CrossEncoderSpec):
+        return {}
+    wanted = st.toggle(
+        "Behaviour beside the text",
+        value=part.behaviour is not None,
+        key=f"{key}-behaviour",
+        help="Like rates, means, neighbours, popularity and age of user and item; the text then learns what they do "
+        "not say",
+        persist_state="session",
+    )
+    if wanted == (part.behaviour is not None):
+        return {}
+    for name in [name for name in fields if name.startswith(f"{path}.behaviour")]:
+        del fields[name]
+    return {f"{path}.behaviour": {} if wanted else None}
 
 
 def expert(fields: dict[str, FormField], key: str) -> dict[str, Any]:

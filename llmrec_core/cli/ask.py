@@ -109,6 +109,9 @@ def explain(
         shown.add_row(f"{player['value']:+.4f}", player["kind"], plain(player["text"]))
     out.print(shown)
     out.print(plain(answer.get("sentence", "")), soft_wrap=True)
+    if answer.get("parts"):
+        made = "; ".join(f"{plain(part['name'])} {part['value']:+.4f}" for part in answer["parts"])
+        out.print(f"The same score as a sum: {made}.", soft_wrap=True)
     err.print(
         f"score {answer['target']:.4f}, without any of these {answer['base_value']:.4f}, "
         f"additivity gap {answer['additivity_gap']:.1e}"

@@ -58,15 +58,30 @@ def train(
     assignments: SetOption = None,
     policies: PolicyOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start in the background and return the run id.")] = False,
+    continue_from: Annotated[
+        str | None,
+        typer.Option(
+            "--continue-from",
+            help="Second stage: the spec and the weights of a finished run, with what --set changes, for example "
+            "'objectives=[{task: rank}]'.",
+        ),
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune and measure: a spec file, or a preset on a dataset."""
+    """Fine-tune and measure: a spec file, a preset on a dataset, or a second stage of a finished run."""
     place = workspace_of(workspace)
     overrides = _overrides(assignments, policies)
-    if (spec_file is None) == (preset is None):
-        raise SpecError("give either a spec file or --preset.", fix=f"Presets: {', '.join(PRESETS)}.")
-    if preset is not None:
+    if sum(given is not None for given in (spec_file, preset, continue_from)) != 1:
+        fix = f"Presets: {', '.join(PRESETS)}."
+        raise SpecError("give either a spec file, --preset or --continue-from.", fix=fix)
+    if continue_from is not None:
+        from llmrec_core.runs import RunStore
+
+        first = RunStore(place).get(continue_from).spec
+        again = {"kind": "train", "parent_run": None, "continue_from": continue_from}
+        spec = override_spec(first, {**again, **overrides})
+    elif preset is not None:
         if dataset is None:
             raise SpecError("--preset needs --dataset.", where="--dataset", fix="See `llmrec data list`.")
         from llmrec_core.data import DatasetStore

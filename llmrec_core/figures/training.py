@@ -9,7 +9,19 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from llmrec_core.figures.theme import BLUE, GREY, VERMILLION, empty_figure, escape, finish, finite, hover, number
+from llmrec_core.figures.theme import (
+    BLUE,
+    GREY,
+    SERIES,
+    SYMBOLS,
+    VERMILLION,
+    empty_figure,
+    escape,
+    finish,
+    finite,
+    hover,
+    number,
+)
 from llmrec_core.specs import LOWER_IS_BETTER
 
 
@@ -27,11 +39,10 @@ def training_figure(events: Sequence[Mapping[str, Any]], metric: str | None = No
     if not losses and not values:
         return empty_figure("No training step yet: the curve appears with the first one.", "Learning curve")
 
-    both = bool(losses) and bool(values)
-    figure = make_subplots(
-        rows=2 if both else 1, cols=1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[0.5, 0.5] if both else None
-    )
-    finish(figure, "Learning curve", height=460 if both else 320, legend=False)
+    weights = _moving_weights(events)
+    n_rows = bool(losses) + bool(values and metric) + bool(weights)
+    figure = make_subplots(rows=n_rows, cols=1, shared_xaxes=True, vertical_spacing=0.1)
+    finish(figure, "Learning curve", height=180 + 140 * n_rows, legend=False)
     if losses:
         _add_line(figure, losses, "training loss", BLUE, "circle", row=1)
         figure.update_yaxes(title_text="training loss", row=1, col=1)
@@ -48,13 +59,33 @@ def training_figure(events: Sequence[Mapping[str, Any]], metric: str | None = No
                 font={"color": VERMILLION},
             )
     if values and metric:
-        row = 2 if both else 1
+        row = 2 if losses else 1
         _add_line(figure, values, f"validation {metric}", VERMILLION, "diamond", row=row)
         better = "lower" if metric in LOWER_IS_BETTER else "higher"
         figure.update_yaxes(title_text=f"validation {escape(metric)}<br>({better} is better)", row=row, col=1)
         _add_floor(figure, events, metric, row)
-    figure.update_xaxes(title_text="optimizer step", row=2 if both else 1, col=1)
+    for (task, points), (colour, symbol) in zip(weights.items(), zip(SERIES, SYMBOLS, strict=True), strict=False):
+        _add_line(figure, points, f"weight of {task}", colour, symbol, row=n_rows)
+        # Named at the line's end: a legend would speak of the other panels too.
+        figure.add_annotation(
+            text=escape(task), x=points[-1][0], y=points[-1][1], xanchor="right", yanchor="bottom", showarrow=False,
+            font={"color": colour}, row=n_rows, col=1,
+        )  # fmt: skip
+    if weights:
+        figure.update_yaxes(title_text="weight of the loss", row=n_rows, col=1)
+    figure.update_xaxes(title_text="optimizer step", row=n_rows, col=1)
     return figure
+
+
+def _moving_weights(events: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Task -> (step, weight of its loss) where the weights of several objectives follow the training; else {}."""
+    tasks = {str(task) for event in events if event.get("type") == "train" for task in event.get("weights") or {}}
+    found = {
+        task: _points(events, "train", lambda event, task=task: (event.get("weights") or {}).get(task))
+        for task in sorted(tasks)
+    }
+    moved = any(len({round(weight, 6) for _, weight in points}) > 1 for points in found.values())
+    return found if moved else {}
 
 
 def _metrics(event: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from llmrec_core.errors import SpecError
 from llmrec_core.specs import Task
 
-TASKS: tuple[Task, ...] = ("click", "rating", "rank")
+TASKS: tuple[Task, ...] = ("click", "rating", "rank", "similarity")
 
 
 class TaskHeads(nn.Module):
     """A linear head for each task, in float32 whatever the backbone runs in.
 
-    Outputs are raw: "click" a logit, "rank" a score within a list, "rating" a rating on the 0-1 scale (not clamped).
+    Outputs are raw: "click" and "similarity" logits, "rank" a score within a list, "rating" a rating on the 0-1 scale
+    (not clamped).
 
     Args:
         hidden_size: width of the pooled vector.
@@ -51,7 +52,7 @@ class TaskHeads(nn.Module):
             if task not in tasks:
                 continue
             head = nn.utils.skip_init(nn.Linear, hidden_size, 1)
-            generator = torch.Generator().manual_seed(seed * len(TASKS) + number)
+            generator = torch.Generator().manual_seed(seed * 1000 + number)
             with torch.no_grad():
                 head.weight.normal_(0.0, 0.02, generator=generator)
                 head.bias.fill_((biases or {}).get(task, 0.0))

@@ -2,12 +2,14 @@
 
 Score = raw output of one head (rank before click before rating unless a task is named): a trained linear layer, or the
 model's own answer in words (``models.label_words``), which needs no training. History shared by many candidates is read
-once (``training.packing``); equal prompts are scored once.
+once (``training.packing``); equal prompts are scored once. With ``behaviour``, numbers of user and item stand beside
+the text (``training.behaviour``), and the score is the sum of both parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -45,6 +47,7 @@ from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.behaviour import Behaviour
 from llmrec_core.training.network import Pooling, PromptNetwork, can_share
 from llmrec_core.training.packing import TokenisedPrompts, pack, tokenise
 from llmrec_core.training.samples import (
@@ -64,8 +67,10 @@ if TYPE_CHECKING:
 
 #: Prompts rendered and scored at once: bounds memory however many are asked for.
 _BLOCK = 4096
+#: Where a saved pipeline keeps its cross-encoder.
+RANKER_FOLDER = "ranker"
 #: Files of a saved cross-encoder.
-_MODEL, _HEADS, _ADAPTER = "model", "heads.safetensors", "adapter.safetensors"
+_MODEL, _HEADS, _ADAPTER, _BEHAVIOUR = "model", "heads.safetensors", "adapter.safetensors", "behaviour"
 
 
 class CrossEncoderRecommender(Recommender):
@@ -90,6 +95,8 @@ class CrossEncoderRecommender(Recommender):
         self._renderer: PromptRenderer | None = None
         self._dataset: Dataset | None = None
         self._base: dict[str, str] = {}
+        #: What stands beside the text; None: text alone.
+        self.behaviour: Behaviour | None = None
         #: Names of the backbone's trained weights: after the fit everything is frozen.
         self._tuned: frozenset[str] = frozenset()
 
@@ -117,7 +124,18 @@ class CrossEncoderRecommender(Recommender):
         self._renderer = self._make_renderer(dataset, backbone)
         lists = None if zero_shot else training_lists(split, self.run, ctx.seed, self.negative_pool)
         held_out = validation_lists(split, self.run, ctx.seed)
-        network = self._network = self._make_network(backbone, ctx, self._head_biases(lists) if lists else {})
+        if self.spec.behaviour is not None:
+            self.behaviour = Behaviour.fit(
+                split, self.run, self.spec.behaviour, held_out, None if zero_shot else self.negative_pool, ctx
+            )
+            held_out = replace(held_out, offsets=self.behaviour.of_lists(held_out))
+            lists = None if lists is None else replace(lists, offsets=self.behaviour.of_training(lists))
+            self.behaviour.features.forget_folds()
+        # Beside behaviour the text begins by saying nothing.
+        biases = self._head_biases(lists) if lists is not None and self.behaviour is None else {}
+        network = self._network = self._make_network(backbone, ctx, biases)
+        if ctx.start_from is not None:
+            self._start_from(ctx.start_from, dataset, ctx)
         weights = {o.task: o.weight for o in self.run.objectives}
         low, high = dataset.rating_scale or (0.0, 1.0)
         threshold = like_threshold(dataset, self.run)
@@ -131,6 +149,9 @@ class CrossEncoderRecommender(Recommender):
         )
         for name, floor in ctx.floors.items():
             ctx.emit("baseline", name=name, metrics=validation.measure_floor(floor))
+        if self.behaviour is not None:
+            alone = held_out.offsets[validation.task]
+            ctx.emit("baseline", name="behaviour alone", metrics=validation.metric_of(alone))
         if lists is None:
             self.outcome = _without_training(network, validation, ctx)
         else:
@@ -146,7 +167,21 @@ class CrossEncoderRecommender(Recommender):
             )
             ctx.emit("stage", stage="training")
             self.outcome = train(network, plan, validation, cast(dict[str, float], weights), self.run.training, ctx)
+        if self.behaviour is not None:
+            self._join(self.behaviour, held_out, validation, ctx)
         self._freeze(network)
+
+    def _join(self, behaviour: Behaviour, held_out: SampleLists, validation: Validation, ctx: FitContext) -> None:
+        """Chooses the weight of the text on validation, and says what each part is worth there."""
+        network, _, _ = self._fitted()
+        text = validation.outputs(network)
+        behaviour.choose_text_weight(held_out, text, held_out.offsets, ctx)
+        task, metric = validation.task, validation.metric
+        joined = behaviour.join(text[task], held_out.offsets[task], task)
+        alone, both = validation.metric_of(held_out.offsets[task]), validation.metric_of(joined)
+        if metric in both and metric in alone:
+            message = f"validation {metric}: behaviour alone {alone[metric]:.4f}, with the text {both[metric]:.4f}."
+            ctx.emit("log", level="info", message=message)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
         _, _, dataset = self._fitted()
@@ -169,14 +204,33 @@ class CrossEncoderRecommender(Recommender):
             row, column = rows[start : start + _BLOCK], columns[start : start + _BLOCK]
             chosen = items[row, column]
             pairs = [(queries[r], i) for r, i in zip(row.tolist(), chosen.tolist(), strict=True)]
-            scores[row, column] = self._score_pairs(pairs, task)
+            text = self._score_pairs(pairs, task)
+            if self.behaviour is not None:
+                asked = queries[int(row[0]) : int(row[-1]) + 1]
+                text = self.behaviour.join(text, self.behaviour.scores(asked, row - row[0], chosen, task), task)
+            scores[row, column] = text
         return scores
+
+    def parts(self, query: Query, item_idx: int, task: str | None = None) -> list[tuple[str, float]] | None:
+        """What adds up to the score: the text's part, then each feature of behaviour; None without behaviour.
+
+        Raises:
+            InputError: an item outside the catalogue, or a task it does not have.
+        """
+        if self.behaviour is None:
+            return None
+        _, _, dataset = self._fitted()
+        check_task(task, self.capabilities.tasks)
+        check_candidates(np.array([item_idx]), 1, dataset.n_items)
+        name = task or main_task(self.tasks)
+        text = float(self._score_pairs([(query, item_idx)], name)[0])
+        return [("text", self.behaviour.text_weight[name] * text), *self.behaviour.parts(query, item_idx, name)]
 
     def _score_pairs(self, pairs: Sequence[tuple[Query, int]], task: str) -> FloatArray:
         return self.score_prompts(self._fitted()[1].render_many(pairs), task)
 
     def score_prompts(self, prompts: Sequence[RenderedPrompt], task: str | None = None) -> FloatArray:
-        """Scores of ready prompts, float32 [n_prompts]; equal prompts are read once.
+        """Scores of ready prompts by their text alone, float32 [n_prompts]; equal prompts are read once.
 
         Raises:
             InputError: a task it does not have, or a prompt beyond the model's length.
@@ -293,6 +347,37 @@ class CrossEncoderRecommender(Recommender):
             mask_id=mask_id,
         )
 
+    def _start_from(self, folder: Path, dataset: Dataset, ctx: FitContext) -> None:
+        """Takes over the weights of a finished run: the language model's, and those of heads that both have.
+
+        Raises:
+            ModelError: it holds no model that reads prompts, or one of another kind or tuning than this one.
+        """
+        network, _, _ = self._fitted()
+        inner = folder / RANKER_FOLDER
+        found = type(self).load(inner if inner.is_dir() else folder, dataset, ctx)
+        other, _, _ = found._fitted()
+        same = (found.spec.model, found.spec.tuning, found.spec.head) == (
+            self.spec.model, self.spec.tuning, self.spec.head,
+        )  # fmt: skip
+        if not same:
+            raise ModelError(
+                "the run to go on from has another model, head or way of tuning.",
+                where="continue_from",
+                fix="Use its recommender.model, head and tuning here too.",
+            )
+        network.encoder.load_state_dict(other.encoder.state_dict())
+        heads, own = other.heads.state_dict(), network.heads.state_dict()
+        shared = {name: tensor for name, tensor in heads.items() if name in own and own[name].shape == tensor.shape}
+        network.heads.load_state_dict(own | shared)
+        both = [task for task in self.tasks if task in found.tasks]
+        ctx.emit(
+            "log",
+            level="info",
+            message="The training goes on from the weights of a finished run; heads taken over: "
+            f"{', '.join(both) or 'none'}.",
+        )
+
     def _head_biases(self, lists: SampleLists) -> dict[Task, float]:
         """Heads start at what they would say without reading: the click rate, the mean rating."""
         biases: dict[Task, float] = {}
@@ -332,6 +417,9 @@ class CrossEncoderRecommender(Recommender):
         else:
             state = network.encoder.state_dict()
             save_file({n: state[n].detach().cpu().contiguous() for n in sorted(self._tuned)}, folder / _ADAPTER)
+        if self.behaviour is not None:
+            (folder / _BEHAVIOUR).mkdir()
+            self.behaviour.save(folder / _BEHAVIOUR)
         # The template's text goes along: a saved template may change or go after the run.
         run = self.run.model_copy(
             update={"prompt": self.run.prompt.model_copy(update={"source": renderer.source})}
@@ -377,6 +465,8 @@ class CrossEncoderRecommender(Recommender):
             network.heads.load_state_dict(load_file(folder / _HEADS))
         except RuntimeError as error:
             raise ModelError(f"the heads do not fit: {error}.", where=str(folder), fix="Train it again.") from None
+        if part.behaviour is not None:
+            loaded.behaviour = Behaviour.load(folder / _BEHAVIOUR, part.behaviour, loaded.tasks, dataset, ctx)
         loaded._freeze(network)
         loaded._network = network
         loaded._renderer = loaded._make_renderer(dataset, backbone)

@@ -211,6 +211,21 @@ class PipelineRecommender(Recommender):
         """The model's; see :meth:`CrossEncoderRecommender.attention`."""
         return self.ranker.attention(query, item_idx)
 
+    def parts(self, query: Query, item_idx: int, task: str | None = None) -> list[tuple[str, float]] | None:
+        """What adds up to the score: text and features of the ranker, and the retriever; None without behaviour."""
+        fusion = self._fitted()
+        inner = self.ranker.parts(query, item_idx, task)
+        if inner is None or (task is not None and task != main_task(self.ranker.tasks)):
+            return inner
+        item = np.array([[item_idx]], np.int64)
+        retrieved = float(self._relative([query], item)[0, 0])
+        found = [(name, fusion.model_weight * value / fusion.model_std) for name, value in inner]
+        # What standardises both scores is the same for everybody.
+        constant = -fusion.model_weight * fusion.model_mean / fusion.model_std
+        retriever = (1 - fusion.model_weight) * (retrieved - fusion.retriever_mean) / fusion.retriever_std
+        found[-1] = (found[-1][0], found[-1][1] + constant)
+        return [found[0], (f"retriever ({self.retriever.family})", retriever), *found[1:]]
+
     def _fitted(self) -> Fusion:
         if self.fusion is None:
             raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llmrec_core.contracts import FitContext, Recommender
@@ -63,7 +64,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         recommenders = _load_all(spec, run, dataset, context)
     else:
         _ensure_models(spec, run)
-        recommenders = _fit_all(spec, run, split, context)
+        recommenders = _fit_all(spec, run, split, replace(context, start_from=_first_stage(spec, run)))
     _check_cancel(run)
     chain = _policies(spec, recommenders[MODEL], split, run)
     run.emit("stage", stage="evaluating")
@@ -168,6 +169,18 @@ def _save(recommender: Recommender, run: RunHandle, name: str) -> None:
     folder = run.artifacts_dir / name
     folder.mkdir(parents=True)
     recommender.save(folder)
+
+
+def _first_stage(spec: RunSpec, run: RunHandle) -> Path | None:
+    """The saved recommender that a second stage goes on from; None where there is none."""
+    if spec.continue_from is None:
+        return None
+    first = RunStore(run.workspace).get(spec.continue_from)
+    if first.status.state != "done":
+        raise SpecError(f"run {first.run_id} is {first.status.state}.", where="continue_from", fix="Choose another.")
+    if first.warning:
+        run.emit("log", level="warning", message=f"run {first.run_id}: {first.warning}")
+    return first.folder / "artifacts" / "recommender"
 
 
 def _load_all(spec: RunSpec, run: RunHandle, dataset: Dataset, context: FitContext) -> dict[str, Recommender]:

@@ -228,6 +228,8 @@ class RunStore:
                     where="parent_run",
                     fix="Wait for it, or resume it.",
                 )
+        if spec.kind == "train" and spec.continue_from is not None:
+            self._check_second_stage(spec, self.get(spec.continue_from))
         # The template's text goes into the spec: a saved template may get new versions while the run waits.
         source = template_source(spec.prompt, TemplateStore(self.workspace))
         return spec.model_copy(
@@ -236,6 +238,22 @@ class RunStore:
                 "prompt": spec.prompt.model_copy(update={"source": source}),
             }
         )
+
+    def _check_second_stage(self, spec: RunSpec, first: Run) -> None:
+        """Raises: InputError: the run is not finished, or of other data or another split: it may know the test."""
+        if first.status.state != "done":
+            raise InputError(
+                f"run {first.run_id} is {first.status.state}, only a finished run has weights to go on from.",
+                where="continue_from",
+                fix="Wait for it, or resume it.",
+            )
+        dataset = self._resolve(self.workspace, spec.dataset)
+        if (first.spec.dataset, first.spec.split) != (dataset, spec.split):
+            raise InputError(
+                f"run {first.run_id} was trained on other data or another split: it may know what is held out here.",
+                where="continue_from",
+                fix=f"Use dataset {first.spec.dataset.name}, version {first.spec.dataset.version}, and the same split.",
+            )
 
     def _submit(self, spec: RunSpec, request_key: str | None, twin_of: str | None = None) -> str:
         runs = self.workspace.runs

@@ -21,7 +21,9 @@ from llmrec_core.errors import InputError, NotFoundError
 from llmrec_core.explanation.explain import explain as explain_item
 from llmrec_core.explanation.explain import explanation_json
 from llmrec_core.recommenders import registry
+from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.runs import Run, RunStore
 from llmrec_core.serving.policies import PolicyDesk, answer_with_policies, policies_of
@@ -30,6 +32,9 @@ from llmrec_core.workspace import Workspace
 MODEL = "model"
 #: Runs held in memory at once; a MiniLM run takes some 100 MB.
 _KEEP = 2
+
+#: Families whose score can have behaviour beside the text.
+_MADE_OF_PARTS = (CrossEncoderRecommender, PipelineRecommender)
 
 
 @dataclass
@@ -82,8 +87,8 @@ class Server:
         self.actions: dict[str, Callable[..., dict[str, Any]]] = {
             "recommend": self.recommend,
             "explain": self.explain,
-            "similar": self.similar,
             "say": self.say,
+            "similar": self.similar,
             "forget": self.forget,
             "facts": self.facts,
         }
@@ -247,14 +252,18 @@ class Server:
     ) -> dict[str, Any]:
         """Why this item for this user; see :func:`llmrec_core.explanation.explain.explain`.
 
+        Where behaviour stands beside the text, ``parts[{name, value}]`` adds up to the score as well: the text, then
+        each feature. An item's own record (its mean, its popularity) is no player and stands in the base value.
+
         Raises:
             InputError: unknown user, item, method or recommender.
         """
         loaded = self.load(run_id)
         query, _ = self._query(loaded, user_id, history, context)
         item_idx = loaded.dataset.item_idx(item_id)
+        recommender = loaded.recommender(model)
         explanation = explain_item(
-            loaded.recommender(model),
+            recommender,
             loaded.dataset,
             query,
             item_idx,
@@ -262,7 +271,11 @@ class Server:
             max_players=max_players,
             seed=loaded.run.spec.seed,
         )
-        return {**explanation_json(explanation, loaded.dataset), "warnings": loaded.warnings}
+        answer = explanation_json(explanation, loaded.dataset)
+        joined = recommender.parts(query, item_idx) if isinstance(recommender, _MADE_OF_PARTS) else None
+        if joined is not None:
+            answer["parts"] = [{"name": name, "value": value} for name, value in joined]
+        return {**answer, "warnings": loaded.warnings}
 
     def say(
         self,

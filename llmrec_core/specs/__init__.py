@@ -56,7 +56,7 @@ from llmrec_core.specs.recommenders import (
 )
 from llmrec_core.specs.run import DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
 from llmrec_core.specs.split import Protocol, SplitSpec
-from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec, TuningSpec
+from llmrec_core.specs.training import BehaviourSpec, ObjectiveSpec, PromptSpec, TrainingSpec, TuningSpec
 
 __all__ = [
     "CLICK_METRICS",
@@ -68,6 +68,7 @@ __all__ = [
     "ALSSpec",
     "BPRSpec",
     "BaselineSpec",
+    "BehaviourSpec",
     "BiasKNNSpec",
     "BlendSpec",
     "BlocklistSpec",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Task = Literal["click", "rating", "rank"]
+Task = Literal["click", "rating", "rank", "similarity"]
 Part = Literal["train", "valid", "test"]
 
 #: Metric names without their cut-off; those in RANKING_METRICS are always written ``name@k``.

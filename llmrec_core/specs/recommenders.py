@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from llmrec_core.specs.base import Spec
-from llmrec_core.specs.training import TuningSpec
+from llmrec_core.specs.training import BehaviourSpec, TuningSpec
 
 
 class PopularitySpec(Spec):
@@ -138,6 +138,11 @@ class CrossEncoderSpec(Spec):
         ("Yes", "No"), min_length=2, max_length=2, description="answers of label-words: for, against; one token each"
     )
     tuning: TuningSpec = Field(default_factory=lambda: TuningSpec(), description="which weights are trained")
+    behaviour: BehaviourSpec | None = Field(
+        None,
+        description="numbers beside the text (like rates, means, neighbours, popularity, age); the text then learns "
+        "what they do not say; empty: text alone",
+    )
 
     @model_validator(mode="after")
     def _heads_can_answer(self) -> CrossEncoderSpec:

@@ -13,6 +13,7 @@ from llmrec_core.specs.policies import POLICIES, PolicySpec, check_policies
 from llmrec_core.specs.recommenders import (
     FAMILIES,
     BaselineSpec,
+    CrossEncoderSpec,
     ItemKNNSpec,
     ListwiseSpec,
     PipelineSpec,
@@ -72,6 +73,12 @@ class RunSpec(Spec):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every draw in this run")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     parent_run: str | None = Field(None, description="run that this one resumes or evaluates")
+    continue_from: str | None = Field(
+        None,
+        max_length=120,
+        description="finished run on the same data and split whose trained weights this training starts from: a second "
+        "stage, for example on one of its objectives",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
@@ -84,6 +91,8 @@ class RunSpec(Spec):
             _check_listwise(self.recommender.ranker, tasks, self.training)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
+        if self.continue_from is not None:
+            _check_second_stage(self.recommender)
         return self
 
     def canonical_json(self) -> str:
@@ -93,6 +102,12 @@ class RunSpec(Spec):
     def spec_hash(self) -> str:
         """SHA-256 (hex) of :meth:`canonical_json`."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def _check_second_stage(recommender: RecommenderSpec) -> None:
+    ranker = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
+    if not isinstance(ranker, CrossEncoderSpec):
+        raise ValueError(f"continue_from: a {ranker.family} recommender has no second stage, a cross-encoder has")
 
 
 def _check_listwise(ranker: ListwiseSpec, tasks: list[str], training: TrainingSpec) -> None:

@@ -38,10 +38,27 @@ class TuningSpec(Spec):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the LoRA matrices")
 
 
+class BehaviourSpec(Spec):
+    model: Literal["auto", "linear", "mlp"] = Field(
+        "auto",
+        description="how the features become a score: linear, a small network, or whichever is better on validation",
+    )
+    max_history: int = Field(30, ge=1, le=200, description="most recent history items that the features look at")
+    max_samples: int = Field(
+        40_000, ge=16, description="training prompts from which the weights of the features are learned"
+    )
+    n_folds: int = Field(
+        5, ge=2, le=50, description="groups of users: features of a training row come from the other groups alone"
+    )
+    damping: float = Field(5.0, gt=0, description="ratings that a mean of an item is outweighed by")
+    shrink: float = Field(100.0, ge=0, description="raters in common that a covariance of two items is outweighed by")
+
+
 class ObjectiveSpec(Spec):
     task: Task = Field(
         description="click: binary cross-entropy; rating: squared error on ratings scaled to 0-1; "
-        "rank: softmax over a candidate list"
+        "rank: softmax over a candidate list; similarity: how often the candidate comes with the history's items "
+        "(teaches which texts go together, also where nobody has the item yet)"
     )
     weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
 
@@ -64,6 +81,15 @@ class TrainingSpec(Spec):
         0.34, ge=0, le=1, description="share of the negatives taken from the retriever's best items (two-stage only)"
     )
     rank_candidates: int = Field(8, ge=2, le=100, description="items a list holds in the rank objective")
+    balance: Literal["fixed", "uncertainty", "grad-norm"] = Field(
+        "fixed",
+        description="weights of several objectives: fixed; uncertainty: each loss over its learned noise; grad-norm: "
+        "gradients of similar length",
+    )
+    balance_rate: float = Field(0.03, gt=0, le=1, description="step of the weights (uncertainty, grad-norm)")
+    balance_alpha: float = Field(
+        1.0, ge=0, le=5, description="how much faster tasks are pushed that have learned less (grad-norm)"
+    )
     like_threshold: float | None = Field(
         None, description="ratings above it count as clicked; empty means the middle of the rating scale"
     )

@@ -50,6 +50,7 @@ class BatchPlan(TorchDataset[Batch]):
         self.tokens = tokens
         self._pad_id = pad_id
         self._labels = {task: torch.from_numpy(values) for task, values in lists.labels.items()}
+        self._offsets = {task: torch.from_numpy(values) for task, values in lists.offsets.items()}
         n_lists = len(lists.queries)
         self._starts = np.searchsorted(lists.list_of, np.arange(n_lists + 1))
         list_size = max(1, int(np.diff(self._starts).max(initial=1)))
@@ -77,7 +78,10 @@ class BatchPlan(TorchDataset[Batch]):
         packed = self._pack(prompts)
         chosen = torch.from_numpy(prompts)
         labels = Labels(
-            {task: values[chosen] for task, values in self._labels.items()}, torch.from_numpy(list_of), len(lists)
+            {task: values[chosen] for task, values in self._labels.items()},
+            torch.from_numpy(list_of),
+            len(lists),
+            {task: values[chosen] for task, values in self._offsets.items()},
         )
         return Batch(lists, packed, labels, len(prompts), packed.n_tokens)
 
@@ -89,7 +93,7 @@ class BatchPlan(TorchDataset[Batch]):
         return pack(self.tokens, prompts, plan_rows(self.tokens, prompts, MAX_TAILS), self._pad_id)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the order, the tokens and the labels: equal plans train equally."""
+        """SHA-256 (hex) of the order, the tokens, the labels and the offsets: equal plans train equally."""
         digest = hashlib.sha256()
         for lists in self.schedule:
             digest.update(lists.tobytes())
@@ -97,6 +101,8 @@ class BatchPlan(TorchDataset[Batch]):
             digest.update(np.ascontiguousarray(array).tobytes())
         for task in sorted(self._labels):
             digest.update(task.encode() + self._labels[task].numpy().tobytes())
+        for task in sorted(self._offsets):
+            digest.update(b"offset " + task.encode() + self._offsets[task].numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""The losses: click, rating, rank, and any weighted set of them."""
+"""The losses: click, rating, rank, similarity, and any weighted set of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,17 +16,21 @@ class Labels:
 
     Attributes:
         values: task -> float32 [n_prompts]; NaN where the task says nothing about a prompt. click: 0 or 1; rating:
-            0-1; rank: 1 for the item that came next in its list, 0 for the others.
+            0-1; rank: 1 for the item that came next in its list, 0 for the others; similarity: 0-1.
         list_of: int64 [n_prompts], the number of the list that each prompt belongs to, counted from 0.
         n_lists: lists in the batch.
+        offsets: task -> float32 [n_prompts], what stands beside the network (behaviour): added to its outputs. Tasks
+            without are added nothing.
     """
 
     values: Mapping[str, Tensor]
     list_of: Tensor
     n_lists: int
+    offsets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Labels:
-        return Labels({t: v.to(device) for t, v in self.values.items()}, self.list_of.to(device), self.n_lists)
+        values, offsets = ({t: v.to(device) for t, v in part.items()} for part in (self.values, self.offsets))
+        return Labels(values, self.list_of.to(device), self.n_lists, offsets)
 
     def counts(self) -> dict[str, int]:
         """What each task's mean runs over: labelled prompts, for rank the lists with a right item."""
@@ -44,8 +48,9 @@ def weighted_loss(
 ) -> Tensor:
     """Sum over tasks of weight x mean loss over the task's own labels; a task without labels here adds 0.
 
-    click is binary cross-entropy on logits, rating squared error on the 0-1 scale, rank the softmax cross-entropy
-    over each list (Cao et al., ListNet, ICML 2007, with one right item), averaged over lists.
+    click is binary cross-entropy on logits, similarity the same with a closeness of 0-1 as what is right, rating
+    squared error on the 0-1 scale, rank the softmax cross-entropy over each list (Cao et al., ListNet, ICML 2007, with
+    one right item), averaged over lists.
 
     Args:
         outputs: task -> raw head outputs, float32 [n_prompts].
@@ -53,17 +58,26 @@ def weighted_loss(
         counts: what to divide by, :meth:`Labels.counts` of the whole batch when ``labels`` is one share of it; the
             losses of all shares then add up to the loss of the whole.
     """
-    counts = counts or labels.counts()
     total = torch.zeros((), device=labels.list_of.device)
-    for task, weight in weights.items():
-        total = total + weight * _summed_loss(task, outputs[task], labels) / max(1, counts[task])
+    for task, loss in task_losses(outputs, labels, tuple(weights), counts).items():
+        total = total + weights[task] * loss
     return total
+
+
+def task_losses(
+    outputs: Mapping[str, Tensor], labels: Labels, tasks: Sequence[str], counts: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """The mean loss of each task, as in :func:`weighted_loss` before weights; 0 for a task without labels here."""
+    counts = counts or labels.counts()
+    return {task: _summed_loss(task, outputs[task], labels) / max(1, counts[task]) for task in tasks}
 
 
 def _summed_loss(task: str, output: Tensor, labels: Labels) -> Tensor:
     values = labels.values[task]
     known = ~torch.isnan(values)
-    if task == "click":
+    if task in labels.offsets:
+        output = output + labels.offsets[task]
+    if task in ("click", "similarity"):
         return F.binary_cross_entropy_with_logits(output[known], values[known], reduction="sum")
     if task == "rating":
         return F.mse_loss(output[known], values[known], reduction="sum")

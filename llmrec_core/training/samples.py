@@ -11,15 +11,16 @@ that a split withholds from training (cold-item) are not drawn in training: ther
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from llmrec_core.contracts import FloatArray, IntArray, Query
+from llmrec_core.baselines import ItemKNNRecommender
+from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query
 from llmrec_core.errors import DataError
-from llmrec_core.specs import Part, RunSpec
+from llmrec_core.specs import ItemKNNSpec, Part, RunSpec
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -41,6 +42,7 @@ class SampleLists:
         list_of: the list of each prompt, [n_prompts], ascending.
         items: item_idx, [n_prompts]; the interaction that really happened is the first of its list.
         labels: task -> float32 [n_prompts]; NaN where the task says nothing.
+        offsets: task -> float32 [n_prompts]; what stands beside the text model and is added to its outputs.
     """
 
     queries: list[Query]
@@ -48,6 +50,7 @@ class SampleLists:
     list_of: IntArray
     items: IntArray
     labels: dict[str, FloatArray]
+    offsets: dict[str, FloatArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -174,10 +177,32 @@ def _lists(
         values = np.full((n_lists, size), np.nan, np.float32)
         values[:, 0] = scale_ratings(ratings, dataset.rating_scale)
         labels["rating"] = values.ravel()
+    if "similarity" in tasks:
+        labels["similarity"] = _closeness(split, queries, items).ravel()
     # Where the catalogue is nearly used up, missing negatives are -1: those places are dropped.
     kept = items.ravel() >= 0
     list_of = np.repeat(np.arange(n_lists, dtype=np.int64), size)[kept]
     return SampleLists(queries, users, list_of, items.ravel()[kept], {t: v[kept] for t, v in labels.items()})
+
+
+def _closeness(split: Split, queries: Sequence[Query], items: IntArray) -> FloatArray:
+    """How close each candidate is to the last items of the query's history, 0-1; NaN for those without a history.
+
+    The score of item-kNN over training rows in both directions, s / (s + m) with m the median of the positive ones: a
+    target that also unseen items have, and which a text can be asked for alone. The user's own rows are among the
+    training rows; the target is learned, not shown.
+    """
+    knn = ItemKNNRecommender(ItemKNNSpec(direction="both", last_items=5))
+    knn.fit(split, FitContext())
+    # Items of no training row are not far away, they are unknown.
+    known = (items >= 0) & (split.train_item_counts[np.maximum(items, 0)] > 0)
+    scores = knn.score(queries, items)
+    # Ties among items without a vote are ordered by a term far below any vote.
+    scores = np.where(scores > 1e-9, scores, 0.0)
+    positive = scores[known & (scores > 0)]
+    closeness = scores / (scores + (float(np.median(positive)) if len(positive) else 1.0))
+    has_history = np.array([len(query.history) > 0 for query in queries], bool)
+    return np.where(known & has_history[:, None], closeness, np.nan).astype(np.float32)
 
 
 #: Items of the retriever among which hard negatives are drawn.

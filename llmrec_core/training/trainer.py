@@ -29,9 +29,10 @@ from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.device import memory_in_use
 from llmrec_core.specs import LOWER_IS_BETTER, TrainingSpec
 from llmrec_core.training import checkpoints
+from llmrec_core.training.balancing import make_balance
 from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.network import PromptNetwork
-from llmrec_core.training.objectives import weighted_loss
+from llmrec_core.training.objectives import task_losses
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
 from llmrec_core.training.validation import Validation
 
@@ -73,7 +74,7 @@ def train(
         network: trainable weights have ``requires_grad``.
         plan: batches.
         validation: rows watched for early stopping; None: train to the end.
-        weights: task -> weight of its loss.
+        weights: task -> weight of its loss; with ``spec.balance``, where it begins.
 
     Raises:
         RunCancelledError: ``ctx.should_stop()`` said "cancel".
@@ -107,7 +108,8 @@ class _Trainer(HuggingFaceTrainer):
         spec: TrainingSpec,
         ctx: FitContext,
     ) -> None:
-        self.spec, self.ctx, self.plan, self.validation, self.weights = spec, ctx, plan, validation, weights
+        self.spec, self.ctx, self.plan, self.validation = spec, ctx, plan, validation
+        self.balance = make_balance(weights, spec)
         self.network = network
         self.losses: list[float] = []
         self.best_step: int | None = None
@@ -118,6 +120,11 @@ class _Trainer(HuggingFaceTrainer):
         self._parts = 1
         self._step_lists: list[Any] = []
         self._step_loss = 0.0
+        self._batch_losses: dict[str, float] = {}
+        self._batch_norms: dict[str, float] = {}
+        self._step_losses: dict[str, list[float]] = {}
+        self._step_norms: dict[str, list[float]] = {}
+        self._last_losses: dict[str, float] = {}
         self._redo = False
         self._adam: MasterWeightAdamW = make_optimizer(network, spec)
         self._clock = _Clock()
@@ -182,6 +189,10 @@ class _Trainer(HuggingFaceTrainer):
                     raise
             # Outside the handler: its traceback would keep the memory that is to be freed.
             self._halve()
+        for task, value in self._batch_losses.items():
+            self._step_losses.setdefault(task, []).append(value)
+        for task, squares in self._batch_norms.items():
+            self._step_norms.setdefault(task, []).append(squares**0.5)
         self._clock.count(batch)
         self._step_loss += loss / self.current_gradient_accumulation_steps
         return torch.tensor(loss, device=self.args.device)
@@ -191,11 +202,17 @@ class _Trainer(HuggingFaceTrainer):
         n_parts = min(self._parts, len(batch.lists))
         whole = 0.0
         counts = batch.labels.counts()
+        weights = self.balance.weights()
+        self._batch_losses, self._batch_norms = {}, {}
         self.network.train()
         for lists in np.array_split(batch.lists, n_parts):
             part = batch if n_parts == 1 else self.plan.collate(lists)
-            outputs = self.network(part.packed)
-            loss = weighted_loss(outputs, part.labels.to(self.network.device), self.weights, counts)
+            # Split where gradients are looked at; other networks than prompts' have outputs alone.
+            vectors = self.network.vectors(part.packed) if self.balance.needs_norms else None
+            outputs = self.network(part.packed) if vectors is None else self.network.heads(vectors)
+            losses = task_losses(outputs, part.labels.to(self.network.device), tuple(weights), counts)
+            self._measure(losses, vectors, counts)
+            loss = torch.stack([weights[task] * value for task, value in losses.items()]).sum()
             (loss / self.current_gradient_accumulation_steps).backward()
             whole += float(loss.detach())
         if not np.isfinite(whole):
@@ -205,6 +222,17 @@ class _Trainer(HuggingFaceTrainer):
                 fix="Lower the learning rate, or set training.precision to fp32.",
             )
         return whole
+
+    def _measure(self, losses: Mapping[str, Tensor], vectors: Tensor | None, counts: Mapping[str, int]) -> None:
+        """Adds up the losses of this batch's parts, and their gradients at the vectors that the heads read."""
+        for task, loss in losses.items():
+            if not counts[task]:
+                continue
+            self._batch_losses[task] = self._batch_losses.get(task, 0.0) + float(loss.detach())
+            if vectors is not None:
+                (gradient,) = torch.autograd.grad(loss, vectors, retain_graph=True)
+                squares = self._batch_norms.get(task, 0.0) + float((gradient.float() ** 2).sum())
+                self._batch_norms[task] = squares
 
     def _halve(self) -> None:
         self._parts *= 2
@@ -227,6 +255,13 @@ class _Trainer(HuggingFaceTrainer):
         self._step_lists.clear()
         self.losses.append(self._step_loss)
         self._step_loss = 0.0
+        losses, norms = (
+            {task: float(np.mean(values)) for task, values in found.items()}
+            for found in (self._step_losses, self._step_norms)
+        )
+        self.balance.follow(losses, norms)
+        self._last_losses |= losses
+        self._step_losses, self._step_norms = {}, {}
         asked = self.ctx.should_stop()
         if asked == "cancel":
             raise RunCancelledError("the run was cancelled.")
@@ -260,8 +295,14 @@ class _Trainer(HuggingFaceTrainer):
             tokens_per_s=facts.tokens_per_s,
             memory_bytes=memory_in_use(self.network.device),
             eta_s=eta,
+            **self._tasks_apart(),
         )
         self.ctx.emit("progress", stage="training", step=step, total=total, eta_s=eta)
+
+    def _tasks_apart(self) -> dict[str, dict[str, float]]:
+        """Each task's newest loss and the weight it now has; {} with one task."""
+        weights = self.balance.weights()
+        return {"losses": dict(self._last_losses), "weights": weights} if len(weights) > 1 else {}
 
     def _validate(self, step: int) -> None:
         assert self.validation is not None
@@ -318,6 +359,7 @@ class _Trainer(HuggingFaceTrainer):
             "best_value": self.best_value,
             "without_gain": self._without_gain,
             "parts": self._parts,
+            "balance": self.balance.state(),
             "generators": rng_values,
         }
         tensors = {
@@ -362,6 +404,8 @@ class _Trainer(HuggingFaceTrainer):
         self._put_weights(weights)
         self.best_step, self.best_value = state["best_step"], state["best_value"]
         self._without_gain, self._parts = state["without_gain"], state["parts"]
+        if state.get("balance"):
+            self.balance.restore(state["balance"])
         self._best = checkpoints.read_tensors(folder, "best")
         if self.best_step is not None and not self._best:
             self._best = weights

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmrec_core.contracts import IntArray, Recommender
+from llmrec_core.contracts import FloatArray, IntArray, Recommender
 from llmrec_core.errors import SpecError
 from llmrec_core.evaluation.validation import validation_metric
 from llmrec_core.specs import CLICK_METRICS, RATING_METRICS
@@ -18,7 +18,7 @@ from llmrec_core.training.packing import TokenisedPrompts
 from llmrec_core.training.samples import SampleLists
 
 #: Which head ranks when nothing else is said.
-MAIN_TASKS = ("rank", "click", "rating")
+MAIN_TASKS = ("rank", "click", "rating", "similarity")
 
 
 def main_task(tasks: tuple[str, ...]) -> str:
@@ -57,6 +57,7 @@ class Validation:
         self._users: IntArray = lists.users[lists.list_of]
         self._list_of = lists.list_of
         self._labels = lists.labels
+        self._offsets = lists.offsets
         tasks = tuple(weights)
         # Each metric is read from the head that was made for it: AUC asks what is clicked, not what came next.
         self._task = "rating" if metric in RATING_METRICS else main_task(tasks)
@@ -78,18 +79,33 @@ class Validation:
 
     def measure(self, network: PromptNetwork) -> dict[str, float]:
         """``{"loss": ..., metric: ...}``; the metric is missing where it is not defined on these rows."""
-        outputs = network.predict(self._tokens, tuple(self._weights))
+        outputs = self.outputs(network)
         labels = Labels(
             {task: torch.from_numpy(values) for task, values in self._labels.items()},
             torch.from_numpy(self._list_of),
             int(self._list_of.max(initial=-1)) + 1,
+            {task: torch.from_numpy(values) for task, values in self._offsets.items()},
         )
         tensors = {task: torch.from_numpy(values) for task, values in outputs.items()}
         found = {"loss": float(weighted_loss(tensors, labels, self._weights))}
-        scores = outputs[self._task][self._kept].astype(np.float64)
+        scores = outputs[self._task] + self._offsets.get(self._task, np.float32(0))
+        return found | self.metric_of(scores)
+
+    def outputs(self, network: PromptNetwork) -> dict[str, FloatArray]:
+        """Raw outputs of every trained head, float32 [n_prompts], without what stands beside the network."""
+        return network.predict(self._tokens, tuple(self._weights))
+
+    @property
+    def task(self) -> str:
+        """The task whose outputs :meth:`metric_of` takes."""
+        return self._task
+
+    def metric_of(self, outputs: FloatArray) -> dict[str, float]:
+        """``{metric: ...}`` of outputs [n_prompts] of :attr:`task`; empty where it is not defined on these rows."""
+        scores = outputs[self._kept].astype(np.float64)
         if self.metric in RATING_METRICS:
             scores = np.clip(scores, 0.0, 1.0) * self._scale
-        return found | self._value(scores)
+        return self._value(scores)
 
     def measure_floor(self, floor: Recommender) -> dict[str, float]:
         """``{metric: ...}`` of a fitted baseline on the same rows; empty where it cannot answer."""

@@ -14,6 +14,7 @@ from llmrec_core.errors import LLMRecError
 from llmrec_core.evaluation.report import metric_title
 from llmrec_core.figures import training_figure
 from llmrec_core.runs import Run, RunStore, supervisor_for
+from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec
 from llmrec_core.workspace import Workspace
 from pages._studio.base import (
     FIGURE_TOOLS,
@@ -227,6 +228,12 @@ def _numbers(events: Sequence[Mapping[str, Any]], metric: str | None) -> None:
     columns[4].metric("Memory", size(last.get("memory_bytes")))
 
 
+def has_second_stage(spec: RunSpec) -> bool:
+    """Whether a training could start from the weights of such a run."""
+    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    return spec.kind == "train" and isinstance(ranker, CrossEncoderSpec)
+
+
 def _controls(run: Run) -> None:
     """Buttons that fit the state; each does its work and redraws the screen."""
     run_id, state, store = run.run_id, run.status.state, run_store()
@@ -247,6 +254,20 @@ def _controls(run: Run) -> None:
                 open_run(store.resume(run_id))
         if st.button("Clone", key="run_clone", icon=":material/content_copy:", help="Start a new form from this spec"):
             st.session_state["clone_of"] = run_id
+            st.session_state.pop("second_stage", None)
+            st.rerun()
+        if (
+            state == "done"
+            and has_second_stage(run.spec)
+            and st.button(
+                "Second stage",
+                key="run_second_stage",
+                icon=":material/stairs_2:",
+                help="A new training that starts from this run's weights: choose one objective to go on with",
+            )
+        ):
+            st.session_state["clone_of"] = run_id
+            st.session_state["second_stage"] = run_id
             st.rerun()
         if state not in LIVE:
             with st.popover("Delete", icon=":material/delete:"):

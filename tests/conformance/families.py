@@ -165,6 +165,17 @@ def _blend(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _behaviour(split: Split, ctx: FitContext) -> Recommender:
+    """Behaviour beside the text, and all four heads."""
+    assert ctx.workspace_models is not None
+    encoder = _tiny_run(ctx.workspace_models).recommender.model_dump()
+    tasks = [{"task": task} for task in ("click", "rating", "rank", "similarity")]
+    run = _tiny_run(ctx.workspace_models, recommender=encoder | {"behaviour": {"shrink": 2.0}}, objectives=tasks)
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
 def _pipeline(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     model = _tiny_run(ctx.workspace_models).recommender
@@ -215,4 +226,4 @@ FAMILIES: dict[str, Factory] = {
 }
 
 #: The same families with other parts.
-VARIANTS: dict[str, Factory] = {"pipeline, listwise": _listwise}
+VARIANTS: dict[str, Factory] = {"pipeline, listwise": _listwise, "cross-encoder, behaviour": _behaviour}

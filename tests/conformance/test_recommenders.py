@@ -27,7 +27,7 @@ from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, 
 from llmrec_core.data import Split
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.recommenders.vector_search import similar_items
-from llmrec_core.specs import RecommenderSpec
+from llmrec_core.specs import RecommenderSpec, Task
 
 #: Endings of files that a load reads; taking one away or cutting it must be noticed.
 _LOADED = {".json", ".npy", ".safetensors"}
@@ -92,7 +92,7 @@ def test_its_name_and_capabilities(fitted):
     assert recommender.family == recommender.spec.family
     assert FAMILIES[recommender.family]
     assert isinstance(recommender.capabilities, Capabilities)
-    assert recommender.capabilities.tasks <= {"click", "rating", "rank"}
+    assert recommender.capabilities.tasks <= set(get_args(Task))
     assert recommender.n_items == fitted.split.dataset.n_items
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "evaluation": {"data"},
     "policies": {"data"},
     "models": {"data", "prompts"},
-    "training": {"data", "prompts", "models", "evaluation"},
+    "training": {"data", "prompts", "baselines", "models", "evaluation"},
     "recommenders": {"data", "prompts", "models", "training", "baselines", "evaluation"},
     "explanation": {"data", "prompts", "models", "training", "recommenders"},
     "figures": {"data"},

@@ -75,3 +75,17 @@ def test_names_are_shown_literally():
         _train(1, 1),
     ]
     assert_harmless(training_figure(events))
+
+
+def test_weights_that_follow_the_training_have_a_panel_of_their_own():
+    def step(number, click, rank):
+        return {**_train(number, 0.5), "weights": {"click": click, "rank": rank}}
+
+    figure = training_figure([step(1, 1.0, 1.0), _valid(2, auc=0.6), step(2, 1.2, 0.8)])
+    assert [(trace.name, list(trace.y)) for trace in figure.data[2:]] == [
+        ("weight of click", [1.0, 1.2]),
+        ("weight of rank", [1.0, 0.8]),
+    ]
+    assert figure.layout.yaxis3.title.text == "weight of the loss"
+    # Fixed weights are no news.
+    assert len(training_figure([step(1, 1.0, 0.5), step(2, 1.0, 0.5)]).data) == 1

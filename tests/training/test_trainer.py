@@ -277,7 +277,7 @@ def test_out_of_memory_for_ever_is_a_clear_failure(models, split, monkeypatch):
 
 
 def test_a_diverged_loss_is_a_clear_failure(models, split, monkeypatch):
-    monkeypatch.setattr(trainer_module, "weighted_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr(trainer_module, "task_losses", lambda *_: {"click": torch.tensor(math.nan, requires_grad=True)})
     with pytest.raises(RunFailedError, match="diverged"):
         fit(planted_run(models, **SHORT), split, models)
 
