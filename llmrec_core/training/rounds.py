@@ -134,7 +134,7 @@ class RoundLoop(ABC):
                 where="recommender.learning_rate",
                 fix="Lower the learning rate.",
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(list(self.trained().values()), 1.0)
         self.adam.step()
         self.adam.zero_grad()
