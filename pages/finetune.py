@@ -241,8 +241,10 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
 
 
 def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
-    """Which recommenders are blended; one that is added has its family's defaults."""
-    known: dict[str, Any] = {member.family: member.model_dump(mode="json") for member in blend.members}
+    """Which families are blended: with all members that the preset has of them, or one with its defaults."""
+    known: dict[str, list[Any]] = {}
+    for member in blend.members:
+        known.setdefault(member.family, []).append(member.model_dump(mode="json"))
     families = [get_args(cls.model_fields["family"].annotation)[0] for cls in get_args(get_args(MemberSpec)[0])]
     chosen = st.pills(
         "Recommenders that are blended",
@@ -256,7 +258,7 @@ def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
         persist_state="session",
     )
     # An empty choice is refused by the spec, in words.
-    return {"recommender.members": [known.get(family, {"family": family}) for family in chosen]}
+    return {"recommender.members": [m for family in chosen for m in known.get(family, [{"family": family}])]}
 
 
 def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
