@@ -37,9 +37,9 @@ from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import SequentialSpec
+from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.sequence_network import SequenceNetwork
 from llmrec_core.training.sequences import (
-    SequenceOutcome,
     last_item_scores,
     train_sequences,
 )
@@ -63,7 +63,7 @@ class SequentialRecommender(Recommender):
 
     def __init__(self, spec: SequentialSpec | None = None) -> None:
         self.spec: SequentialSpec = spec or SequentialSpec()
-        self.outcome: SequenceOutcome | None = None
+        self.outcome: Outcome | None = None
         self._network: SequenceNetwork | None = None
         self._scale: tuple[float, float] | None = None
         self._counts: IntArray = np.empty(0, np.int64)

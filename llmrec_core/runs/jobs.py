@@ -27,6 +27,7 @@ from llmrec_core.serving.actions import MODEL
 from llmrec_core.specs import (
     BlendSpec,
     PipelineSpec,
+    RankerSpec,
     RecommenderSpec,
     RunSpec,
 )
@@ -117,7 +118,7 @@ def _check_cancel(run: RunHandle) -> None:
         raise RunCancelledError("the run was cancelled.")
 
 
-def _model_names(part: RecommenderSpec) -> set[str]:
+def _model_names(part: RecommenderSpec | RankerSpec) -> set[str]:
     """The language models that a recommender and its parts need."""
     if isinstance(part, PipelineSpec):
         return _model_names(part.retriever) | _model_names(part.ranker)

@@ -27,15 +27,14 @@ from llmrec_core.models.device import resolve_precision
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.text_vectors import read_rows
 from llmrec_core.specs import TwoTowerSpec
-from llmrec_core.training.rounds import Outcome, RoundLoop
+from llmrec_core.training.rounds import Outcome, RoundLoop, pace
 from llmrec_core.training.sequence_network import Sequences
-from llmrec_core.training.sequences import Histories
+from llmrec_core.training.sequences import Histories, inputs_and_targets, windows
 from llmrec_core.training.trainer import own_generators
 from llmrec_core.training.two_tower_network import TwoTowerNetwork
 
 #: Steps with the language model between two validations.
 _TUNED_ROUND = 30
-_WARMUP = 0.05
 
 
 class TextTable:
@@ -142,15 +141,11 @@ class _Loop(RoundLoop):
             n_rounds=spec.epochs + -(-self.tuned_steps // _TUNED_ROUND),
             patience=spec.patience,
             total_steps=spec.epochs * self.n_batches + self.tuned_steps,
-            measure=None if measure is None else lambda: self._evaluated(measure),
+            measure=measure,
             metric=metric,
             fingerprint=fingerprint,
         )
         self.encoder_parameters = {id(p) for p in encoder.parameters()}
-
-    def _evaluated(self, measure: Callable[[], float]) -> float:
-        self.network.eval()
-        return measure()
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
@@ -163,6 +158,7 @@ class _Loop(RoundLoop):
                 self.put(self.best)
         torch.manual_seed(self.ctx.seed * 100_003 + number)
         self.rng = np.random.default_rng([self.ctx.seed, 9, number])
+        self.network.drop.seed([self.ctx.seed, 11, number])
         self.network.train()
         self.table.backbone.model.train(tuned)
         left = self.tuned_steps - (number - self.spec.epochs) * _TUNED_ROUND
@@ -184,10 +180,10 @@ class _Loop(RoundLoop):
     def _set_rates(self, number: int, at: int) -> None:
         """Learning rates: the towers rise and fall in the first phase and go on at a tenth; the model has its own."""
         if number < self.spec.epochs:
-            towers, encoder = _pace((number + at / self.n_batches) / self.spec.epochs), 0.0
+            towers, encoder = pace((number + at / self.n_batches) / self.spec.epochs), 0.0
         else:
             done = ((number - self.spec.epochs) * _TUNED_ROUND + at) / self.tuned_steps
-            towers, encoder = 0.1, _pace(done)
+            towers, encoder = 0.1, pace(done)
         for group in self.adam.param_groups:
             is_encoder = id(group["params"][0]) in self.encoder_parameters
             group["lr"] = self.spec.tuning_rate * encoder if is_encoder else self.spec.learning_rate * towers
@@ -214,10 +210,7 @@ class _Loop(RoundLoop):
         low, high = windows(self.examples.starts, self.spec.max_history, rng)
         for start in range(0, len(low), size):
             part = slice(start, start + size)
-            whole = self.examples.batch(low[part], high[part], self.device)
-            inputs = Sequences(*(getattr(whole, name)[:, :-1] for name in ("items", "ratings", "gaps", "mask")))
-            # A window's last row is a target only.
-            yield inputs, torch.where(whole.mask[:, 1:], whole.items[:, 1:], -1)
+            yield inputs_and_targets(self.examples.batch(low[part], high[part], self.device))
 
     def _loss(self, inputs: Sequences, targets: Tensor, tuned: bool) -> Tensor:
         wanted = targets[targets >= 0]
@@ -261,32 +254,3 @@ class _Loop(RoundLoop):
             # The table is not saved: every round of tuning ends with one that was read with the weights as they are.
             self.table.refresh()
         return number
-
-
-def windows(starts: IntArray, size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """(first, last + 1) row of windows of at most ``size`` inputs and one more row, in a drawn order.
-
-    A longer history is cut at an offset that is drawn each time; the row at a cut is the last target before it and the
-    first input after, so that every row but a history's first is a target exactly once.
-
-    Args:
-        starts: history h is rows ``starts[h]`` to ``starts[h + 1]``.
-    """
-    lengths = np.diff(starts)
-    offsets = np.where(lengths > size + 1, rng.integers(size, size=len(lengths)), 0)
-    n_cuts = np.maximum(0, -(-(lengths - 1 + offsets) // size))
-    history = np.repeat(np.arange(len(lengths)), n_cuts)
-    number = np.arange(len(history)) - np.repeat(np.cumsum(n_cuts) - n_cuts, n_cuts)
-    low = starts[history] + number * size - offsets[history]
-    high = np.minimum(low + size + 1, starts[history + 1])
-    low = np.maximum(low, starts[history])
-    kept = np.flatnonzero(high - low >= 2)
-    order = rng.permutation(kept)
-    return low[order], high[order]
-
-
-def _pace(done: float) -> float:
-    """Learning rate as a share of its peak: a short rise, then a cosine to a tenth."""
-    if done < _WARMUP:
-        return max(done / _WARMUP, 0.02)
-    return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (done - _WARMUP) / (1.0 - _WARMUP))))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmrec_core.training import checkpoints
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
 _EVENT_INTERVAL_S = 0.3
+_WARMUP = 0.05
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RoundLoop(ABC):
         total_steps: for progress; may be an estimate.
         measure: value of ``metric`` (higher is better) with the parts as they are; None: train to the end.
         fingerprint: of data and settings; a checkpoint of another training is refused.
+        average: what is measured and kept is a running mean of the weights, which forgets 1 - this a step; 0: the last.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class RoundLoop(ABC):
         measure: Callable[[], float] | None,
         metric: str,
         fingerprint: str,
+        average: float = 0.0,
     ) -> None:
         self.parts, self.ctx, self.n_rounds, self.patience = parts, ctx, n_rounds, patience
         self.total_steps, self.measure, self.metric, self.fingerprint = total_steps, measure, metric, fingerprint
@@ -69,6 +73,9 @@ class RoundLoop(ABC):
         self.best_value: float | None = None
         self.without_gain = 0
         self.step = 0
+        self.average = average
+        #: Running mean of the weights; empty where the last ones are kept.
+        self.mean = self._copy() if average else {}
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
 
@@ -105,8 +112,8 @@ class RoundLoop(ABC):
                 else:
                     number, self.without_gain = target, 0
             self._save(number)
-        if self.best_round is not None and self.best_round != number:
-            self.put(self.best)
+        if self.best or self.mean:
+            self.put(self.best or self.mean)
         return Outcome(number, self.best_round, self.best_value, stopped)
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -139,6 +146,7 @@ class RoundLoop(ABC):
         self.adam.step()
         self.adam.zero_grad()
         self.step += 1
+        self._add_to_mean()
         self._tell(number, value, n_rows)
         asked = self.ctx.should_stop()
         if asked == "cancel":
@@ -170,25 +178,44 @@ class RoundLoop(ABC):
     def _validate(self, done: int) -> None:
         if self.measure is None:
             return
-        value = self.measure()
+        self.parts.eval()
+        with self._averaged():
+            value = self.measure()
+            gained = self.best_value is None or value > self.best_value
+            if gained:
+                self.best_value, self.best_round, self.without_gain = value, done, 0
+                self.best = self._copy()
         self.ctx.emit("validation", step=self.step, metrics={self.metric: value})
-        if self.best_value is None or value > self.best_value:
-            self.best_value, self.best_round, self.without_gain = value, done, 0
-            self.best = self._copy()
-        else:
+        if not gained:
             self.without_gain += 1
+
+    def _add_to_mean(self) -> None:
+        # Early weights are far off: the mean forgets faster in the first steps.
+        share = 1.0 - min(self.average, (1.0 + self.step) / (10.0 + self.step))
+        for name, mean in self.mean.items():
+            mean.lerp_(self.trained()[name].detach(), share)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The parts as they are measured and kept; afterwards as they are trained on."""
+        if not self.mean:
+            yield
+            return
+        last = self._copy()
+        self.put(self.mean)
+        try:
+            yield
+        finally:
+            self.put(last)
 
     # -- disk ----------------------------------------------------------------------------------------------------------
 
     def _save(self, number: int) -> None:
         if self.ctx.checkpoint_dir is None:
             return
-        tensors: dict[str, dict[str, Tensor]] = {
-            "weights": {name: tensor.cpu() for name, tensor in self._copy().items()},
-            "optimizer": checkpoints.optimizer_tensors(self.adam),
-        }
-        if self.best:
-            tensors["best"] = {name: tensor.cpu() for name, tensor in self.best.items()}
+        kept = {"weights": self._copy(), "best": self.best, "mean": self.mean}
+        tensors = {title: {name: t.cpu() for name, t in part.items()} for title, part in kept.items() if part}
+        tensors["optimizer"] = checkpoints.optimizer_tensors(self.adam)
         state = {
             "plan": self.fingerprint,
             "round": number,
@@ -222,8 +249,17 @@ class RoundLoop(ABC):
         self.put(checkpoints.read_tensors(found, "weights"))
         checkpoints.load_optimizer(self.adam, checkpoints.read_tensors(found, "optimizer"))
         self.best = checkpoints.read_tensors(found, "best")
+        for name, mean in checkpoints.read_tensors(found, "mean").items():
+            self.mean[name].copy_(mean)
         self.step = int(state["step"])
         self.best_round, self.best_value = state["best_round"], state["best_value"]
         self.without_gain = int(state["without_gain"])
         log("info", f"Going on after round {state['round']}.")
         return int(state["round"])
+
+
+def pace(done: float) -> float:
+    """Learning rate as a share of its peak, ``done`` of the training over: a short rise, then a cosine to a tenth."""
+    if done < _WARMUP:
+        return max(done / _WARMUP, 0.02)
+    return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (done - _WARMUP) / (1.0 - _WARMUP))))

@@ -78,7 +78,7 @@ class Dropout:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer layer with causal attention; [n, length, width] in and out."""
+    """A pre-norm transformer layer; [n, length, width] in and out."""
 
     def __init__(self, width: int, n_heads: int, drop: Dropout) -> None:
         super().__init__()
@@ -91,12 +91,13 @@ class Block(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
         nn.init.xavier_uniform_(self.query_key_value.weight)
 
-    def forward(self, states: Tensor, causal: Tensor) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """``mask``: added to the attention, [length, length] or [n_heads, length, length]."""
         n, length, width = states.shape
         whole = self.query_key_value(self.norm_attention(states))
         query, key, value = whole.view(n, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         # Written out: at such lengths PyTorch's fused attention is the slower one backwards on a CPU.
-        scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2) + causal
+        scores = (query * (query.shape[-1] ** -0.5)) @ key.transpose(-1, -2) + mask
         found = self.drop(scores.softmax(dim=-1), self.training) @ value
         states = states + self.drop(self.attended(found.transpose(1, 2).reshape(n, length, width)), self.training)
         hidden = self.drop(nn.functional.gelu(self.widen(self.norm_hidden(states))), self.training)

@@ -7,10 +7,7 @@ a resumed training goes on exactly where it stopped.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from llmrec_core.contracts import FitContext, FloatArray, IntArray
-from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.specs import SequentialSpec
-from llmrec_core.training import checkpoints
-from llmrec_core.training.optimizer import MasterWeightAdamW
+from llmrec_core.training.rounds import Outcome, RoundLoop, pace
 from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, SequenceNetwork, Sequences, catalogue_loss
 from llmrec_core.training.trainer import own_generators
-
-_EVENT_INTERVAL_S = 0.3
-_WARMUP = 0.05
 
 
 @dataclass(frozen=True)
@@ -85,16 +77,6 @@ def gap_bins(times: npt.ArrayLike, starts: IntArray) -> IntArray:
     return bins
 
 
-@dataclass(frozen=True)
-class SequenceOutcome:
-    """What happened: epochs run, the kept one, its value on validation, why it stopped (None: ran to its end)."""
-
-    epochs: int
-    best_epoch: int | None
-    best_value: float | None
-    stopped: str | None
-
-
 def train_sequences(
     network: SequenceNetwork,
     histories: Histories,
@@ -103,7 +85,7 @@ def train_sequences(
     measure: Callable[[], float] | None,
     metric: str,
     fingerprint: str,
-) -> SequenceOutcome:
+) -> Outcome:
     """Trains ``network`` in place and leaves it with the weights of the best epoch.
 
     Args:
@@ -111,16 +93,15 @@ def train_sequences(
         fingerprint: of data and settings; a checkpoint of another training is refused.
 
     Raises:
-        RunCancelledError: ``ctx.should_stop()`` said "cancel".
-        RunFailedError: the loss is not finite, or a checkpoint cannot be written.
-        ModelError: ``ctx.resume_from`` holds checkpoints of another training.
+        As :meth:`RoundLoop.run`.
     """
-    device = network.delta.device
-    with own_generators(ctx.seed, device):
+    with own_generators(ctx.seed, network.delta.device):
         return _Loop(network, histories, spec, ctx, measure, metric, fingerprint).run()
 
 
-class _Loop:
+class _Loop(RoundLoop):
+    """A round is an epoch."""
+
     def __init__(
         self,
         network: SequenceNetwork,
@@ -131,106 +112,56 @@ class _Loop:
         metric: str,
         fingerprint: str,
     ) -> None:
-        self.network, self.histories, self.spec, self.ctx = network, histories, spec, ctx
-        self.measure, self.metric, self.fingerprint = measure, metric, fingerprint
-        vectors = [p for p in network.parameters() if p.ndim < 2]
-        matrices = [p for p in network.parameters() if p.ndim >= 2]
-        self.adam = MasterWeightAdamW(
-            [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=spec.learning_rate,
-            betas=(0.9, 0.98),
+        self.network, self.histories, self.spec = network, histories, spec
+        # An estimate: the cut of long histories moves by epoch, and may make a window more or less of each.
+        n_windows = len(self._windows(0, ctx.seed)[0])
+        parameters = list(network.parameters())
+        super().__init__(
+            network,
+            [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            ctx,
+            n_rounds=spec.epochs,
+            patience=spec.patience,
+            total_steps=spec.epochs * max(1, -(-n_windows // spec.batch_size)),
+            measure=measure,
+            metric=metric,
+            fingerprint=fingerprint,
+            average=spec.average,
         )
-        # Upper bound: the cut of long histories moves by epoch, and may make one window more of each.
-        self.steps_per_epoch = max(1, -(-len(self._windows(0)[0]) // spec.batch_size))
-        self.losses: Sequence[float] = ()
-        self.best: dict[str, Tensor] = {}
-        #: Running mean of the weights; empty where the last ones are kept.
-        self.average = self._weights() if spec.average else {}
-        self.best_epoch: int | None = None
-        self.best_value: float | None = None
-        self.without_gain = 0
-        self.step = 0
         counts = np.bincount(histories.items, minlength=len(network.trained)).astype(np.float64)
         share = 0.5 * counts / max(1.0, counts.sum()) + 0.5 / len(counts)
         self.draw_share = torch.from_numpy(share).to(network.delta.device)
         self.sampled = len(counts) > spec.full_softmax_items
 
-    def run(self) -> SequenceOutcome:
-        stopped: str | None = None
-        epoch = self._resume()
-        self.started, self.first_step, self.last_event = time.monotonic(), self.step, 0.0
-        while epoch < self.spec.epochs and stopped is None:
-            stopped = self._epoch(epoch)
-            epoch += 1
-            stopped = self._validate(epoch) or stopped
-            self._save(epoch)
-        if self.best or self.average:
-            self.network.load_state_dict(self.best or self.average, strict=False)
-        return SequenceOutcome(epoch, self.best_epoch, self.best_value, stopped)
+    def _round(self, number: int) -> str | None:
+        torch.manual_seed(self.ctx.seed * 100_003 + number)
+        self.network.drop.seed([self.ctx.seed, 11, number])
+        self.network.train()
+        for inputs, targets in self._batches(number):
+            for group in self.adam.param_groups:
+                group["lr"] = self.spec.learning_rate * pace(self.step / self.total_steps)
+            stopped = self._take_step(self._loss(inputs, targets), number, len(inputs.items))
+            if stopped:
+                return stopped
+        return None
 
-    # -- one epoch -------------------------------------------------------------------------------------------------
+    def _windows(self, number: int, seed: int) -> tuple[IntArray, IntArray]:
+        return windows(self.histories.starts, self.spec.max_history, np.random.default_rng([seed, 7, number]))
 
-    def _windows(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """(first, last + 1) row of each window: at most max_history inputs and, one step on, as many targets."""
-        rng = np.random.default_rng([self.ctx.seed, 7, epoch])
-        size = self.spec.max_history
-        low: list[int] = []
-        high: list[int] = []
-        starts = self.histories.starts
-        offsets = rng.integers(0, size, len(self.histories))
-        for start, end, offset in zip(starts[:-1].tolist(), starts[1:].tolist(), offsets.tolist(), strict=True):
-            if end - start < 2:
-                continue
-            # Cuts are places between rows; the row at a cut is the last target before it and the first input after.
-            first = start if end - start <= size + 1 else start - offset
-            for at in range(first, end - 1, size):
-                low.append(max(at, start))
-                high.append(min(at + size + 1, end))
-        kept = np.array(high, np.int64) - np.array(low, np.int64) >= 2
-        order = rng.permutation(int(kept.sum()))
-        return np.array(low, np.int64)[kept][order], np.array(high, np.int64)[kept][order]
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Sequences, Tensor]]:
-        low, high = self._windows(epoch)
-        turned = torch.from_numpy(np.random.default_rng([self.ctx.seed, 9, epoch]).random(len(low)) < self.spec.reverse)
+    def _batches(self, number: int) -> Iterator[tuple[Sequences, Tensor]]:
+        """Inputs [n, length] and the item wanted at each place, [n, length], -1 where none is."""
+        low, high = self._windows(number, self.ctx.seed)
+        turned = torch.from_numpy(
+            np.random.default_rng([self.ctx.seed, 9, number]).random(len(low)) < self.spec.reverse
+        )
         for start in range(0, len(low), self.spec.batch_size):
             part = slice(start, start + self.spec.batch_size)
             device = self.network.delta.device
             whole = self.histories.batch(low[part], high[part], device).reversed(turned[part].to(device))
-            inputs = Sequences(*(getattr(whole, n)[:, :-1] for n in ("items", "ratings", "gaps", "mask")))
-            # A window's last row is a target only.
-            targets = torch.where(whole.mask[:, 1:], whole.items[:, 1:], -1)
-            yield inputs, targets
-
-    def _epoch(self, epoch: int) -> str | None:
-        torch.manual_seed(self.ctx.seed * 100_003 + epoch)
-        self.network.drop.seed([self.ctx.seed, 11, epoch])
-        self.network.train()
-        total = self.spec.epochs * self.steps_per_epoch
-        for inputs, targets in self._batches(epoch):
-            for group in self.adam.param_groups:
-                group["lr"] = self.spec.learning_rate * _pace(self.step / total)
-            loss = self._loss(inputs, targets)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise RunFailedError(
-                    f"the loss is {value} in epoch {epoch + 1}: the training has diverged.",
-                    where="recommender.learning_rate",
-                    fix="Lower the learning rate.",
-                )
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            self.adam.step()
-            self.adam.zero_grad()
-            self.step += 1
-            self._add_to_average()
-            self._tell(epoch, value, len(inputs.items), total)
-            asked = self.ctx.should_stop()
-            if asked == "cancel":
-                raise RunCancelledError("the run was cancelled.")
-            if asked == "stop":
-                return "person"
-        return None
+            yield inputs_and_targets(whole)
 
     def _loss(self, inputs: Sequences, targets: Tensor) -> Tensor:
         vectors = self.network.item_vectors()
@@ -247,130 +178,36 @@ class _Loop:
         zeros = torch.zeros(len(wanted), dtype=torch.int64, device=wanted.device)
         return nn.functional.cross_entropy(torch.cat([own, others], dim=1), zeros)
 
-    def _tell(self, epoch: int, loss: float, n: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.last_event < _EVENT_INTERVAL_S and self.step not in (1, total):
-            return
-        self.last_event = now
-        pace = (now - self.started) / max(1, self.step - self.first_step)
-        self.ctx.emit(
-            "train",
-            step=self.step,
-            total=total,
-            epoch=round(epoch + (self.step % self.steps_per_epoch) / self.steps_per_epoch, 4),
-            loss=loss,
-            learning_rate=float(self.adam.param_groups[0]["lr"]),
-            samples_per_s=n / max(pace, 1e-9),
-            tokens_per_s=None,
-            memory_bytes=None,
-            eta_s=pace * max(0, total - self.step),
-        )
-        self.ctx.emit("progress", stage="training", step=self.step, total=total, eta_s=pace * max(0, total - self.step))
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.network.named_parameters()}
+def windows(starts: IntArray, size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """(first, last + 1) row of windows of at most ``size`` inputs and one more row, in a drawn order.
 
-    def _add_to_average(self) -> None:
-        # Early weights are far off: the mean forgets faster in the first steps.
-        share = 1.0 - min(self.spec.average, (1.0 + self.step) / (10.0 + self.step))
-        for name, tensor in self.network.named_parameters():
-            if name in self.average:
-                self.average[name].lerp_(tensor.detach(), share)
+    A longer history is cut at an offset that is drawn each time; the row at a cut is the last target before it and the
+    first input after, so that every row but a history's first is a target exactly once.
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network as it is measured and kept; afterwards as it is trained on."""
-        if not self.average:
-            yield
-            return
-        trained = self._weights()
-        self.network.load_state_dict(self.average, strict=False)
-        try:
-            yield
-        finally:
-            self.network.load_state_dict(trained, strict=False)
-
-    # -- after an epoch --------------------------------------------------------------------------------------------
-
-    def _validate(self, epoch: int) -> str | None:
-        if self.measure is None:
-            return None
-        self.network.eval()
-        with self._averaged():
-            value = self.measure()
-            gained = self.best_value is None or value > self.best_value
-            if gained:
-                self.best_value, self.best_epoch, self.without_gain = value, epoch, 0
-                self.best = self._weights()
-        self.ctx.emit("validation", step=self.step, metrics={self.metric: value})
-        if not gained:
-            self.without_gain += 1
-        if 0 < self.spec.patience <= self.without_gain and epoch < self.spec.epochs:
-            message = f"No gain in {self.without_gain} epochs: stopped after {epoch}; kept epoch {self.best_epoch}."
-            self.ctx.emit("log", level="info", message=message)
-            return "early"
-        return None
-
-    def _save(self, epoch: int) -> None:
-        if self.ctx.checkpoint_dir is None:
-            return
-        tensors = {"weights": self._weights(), "optimizer": checkpoints.optimizer_tensors(self.adam)}
-        tensors |= {name: part for name, part in (("best", self.best), ("average", self.average)) if part}
-        tensors = {name: {key: tensor.cpu() for key, tensor in part.items()} for name, part in tensors.items()}
-        state = {
-            "plan": self.fingerprint,
-            "epoch": epoch,
-            "step": self.step,
-            "best_epoch": self.best_epoch,
-            "best_value": self.best_value,
-            "without_gain": self.without_gain,
-        }
-        checkpoints.write_checkpoint(
-            self.ctx.checkpoint_dir, epoch, checkpoints.Checkpoint(tensors, state, {"global_step": self.step})
-        )
-
-    def _resume(self) -> int:
-        """The epoch to go on with."""
-        if self.ctx.resume_from is None:
-            return 0
-
-        def log(level: str, message: str) -> None:
-            self.ctx.emit("log", level=level, message=message)
-
-        found = checkpoints.newest_checkpoint(self.ctx.resume_from, log)
-        if found is None:
-            log("warning", "No usable checkpoint was found; training starts from the beginning.")
-            return 0
-        state = checkpoints.read_state(found)
-        if state.get("plan") != self.fingerprint:
-            raise ModelError(
-                "the checkpoint was made with other data or training settings.",
-                where=str(found),
-                fix="Resume with the spec of the run it comes from, or start a new run.",
-            )
-        try:
-            self.network.load_state_dict(checkpoints.read_tensors(found, "weights"), strict=False)
-        except RuntimeError as error:
-            raise ModelError(
-                f"the checkpoint does not fit: {error}.", where=str(found), fix="Start a new run."
-            ) from None
-        checkpoints.load_optimizer(self.adam, checkpoints.read_tensors(found, "optimizer"))
-        self.best = checkpoints.read_tensors(found, "best")
-        if self.average:
-            device = self.network.delta.device
-            self.average = {n: t.to(device) for n, t in checkpoints.read_tensors(found, "average").items()}
-        self.step = int(state["step"])
-        self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
-        self.without_gain = int(state["without_gain"])
-        log("info", f"Going on after epoch {state['epoch']}.")
-        return int(state["epoch"])
+    Args:
+        starts: history h is rows ``starts[h]`` to ``starts[h + 1]``.
+    """
+    lengths = np.diff(starts)
+    offsets = np.where(lengths > size + 1, rng.integers(size, size=len(lengths)), 0)
+    n_cuts = np.maximum(0, -(-(lengths - 1 + offsets) // size))
+    history = np.repeat(np.arange(len(lengths)), n_cuts)
+    number = np.arange(len(history)) - np.repeat(np.cumsum(n_cuts) - n_cuts, n_cuts)
+    low = starts[history] + number * size - offsets[history]
+    high = np.minimum(low + size + 1, starts[history + 1])
+    low = np.maximum(low, starts[history])
+    kept = np.flatnonzero(high - low >= 2)
+    order = rng.permutation(kept)
+    return low[order], high[order]
 
 
-def _pace(done: float) -> float:
-    """Learning rate as a share of its peak: a short rise, then a cosine to a tenth."""
-    if done < _WARMUP:
-        return max(done / _WARMUP, 0.02)
-    return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (done - _WARMUP) / (1.0 - _WARMUP))))
+def inputs_and_targets(whole: Sequences) -> tuple[Sequences, Tensor]:
+    """Each row of windows without its last entry, and what comes next at each place (-1: nothing), [n, length - 1].
+
+    A window's last entry is a target only.
+    """
+    inputs = Sequences(*(getattr(whole, name)[:, :-1] for name in ("items", "ratings", "gaps", "mask")))
+    return inputs, torch.where(whole.mask[:, 1:], whole.items[:, 1:], -1)
 
 
 def last_item_scores(network: SequenceNetwork, batch: Sequences) -> FloatArray:

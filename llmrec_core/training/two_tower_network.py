@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmrec_core.models.text_vectors import Whitening
 from llmrec_core.specs import TwoTowerSpec
-from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, Sequences
+from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, Block, Dropout, Sequences
 
 
 class TwoTowerNetwork(nn.Module):
@@ -33,6 +33,7 @@ class TwoTowerNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         width, n_text = spec.width, whitening.components.shape[1]
+        self.drop = Dropout(spec.dropout)
         self.register_buffer("mean", torch.from_numpy(whitening.mean))
         self.register_buffer("components", torch.from_numpy(whitening.components))
         #: What an item is when it is looked for, and when it is remembered: what follows a film is not what is like it.
@@ -47,8 +48,7 @@ class TwoTowerNetwork(nn.Module):
             slopes = 0.3 * 2.0 ** (-4.0 * torch.arange(spec.n_heads) / spec.n_heads)
             self.distance = nn.Parameter(-torch.outer(slopes, torch.arange(spec.max_history).float()))
             self.norm_in = nn.LayerNorm(width)
-            self.drop = nn.Dropout(spec.dropout)
-            self.layers = nn.ModuleList(_Layer(width, spec.n_heads, spec.dropout) for _ in range(spec.n_layers))
+            self.layers = nn.ModuleList(Block(width, spec.n_heads, self.drop) for _ in range(spec.n_layers))
             self.norm_out = nn.LayerNorm(width)
             self.wanted = nn.Linear(width, width)
         #: Log of a factor on the user's side: how sure the model may be.
@@ -72,7 +72,7 @@ class TwoTowerNetwork(nn.Module):
         if self.spec.user == "prompt":
             return self._logit_scale() * self.items(whitened)[batch.items]
         remembered = self.remembered(whitened)[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
-        states = self.drop(self.norm_in(remembered))
+        states = self.drop(self.norm_in(remembered), self.training)
         length = batch.items.shape[1]
         place = torch.arange(length, device=states.device)
         back = place[:, None] - place[None, :]
@@ -91,26 +91,3 @@ class TwoTowerNetwork(nn.Module):
 
     def _logit_scale(self) -> Tensor:
         return self.sharpness.exp() / self.spec.temperature
-
-
-class _Layer(nn.Module):
-    """A pre-norm transformer layer, [n, length, width] in and out, whose heads add a mask of their own."""
-
-    def __init__(self, width: int, n_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.drop = nn.Dropout(dropout)
-        self.norm_attention, self.norm_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value, self.attended = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """``mask``: added to the attention, [n_heads, length, length]."""
-        n, length, width = states.shape
-        whole = self.query_key_value(self.norm_attention(states))
-        query, key, value = whole.view(n, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        # Written out: at such lengths PyTorch's fused attention is the slower one backwards on a CPU.
-        shares = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask).softmax(dim=-1)
-        found = (self.drop(shares) @ value).transpose(1, 2).reshape(n, length, width)
-        states = states + self.drop(self.attended(found))
-        return states + self.drop(self.narrow(self.drop(nn.functional.gelu(self.widen(self.norm_hidden(states))))))

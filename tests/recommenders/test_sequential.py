@@ -261,9 +261,8 @@ def test_resume_equals_uninterrupted_training(tmp_path: Path):
         if event == "validation" and values["step"] == 3 * steps:
             raise Stops
 
-    steps = _Loop(
-        whole._network, training_histories(split), whole.spec, FitContext(), None, "ndcg@10", ""
-    ).steps_per_epoch
+    loop = _Loop(whole._network, training_histories(split), whole.spec, FitContext(), None, "ndcg@10", "")
+    steps = loop.total_steps // 6
     ctx = FitContext(device="cpu", checkpoint_dir=tmp_path / "c", emit=stop_after_three)
     with pytest.raises(Stops):
         fitted(split, ctx, epochs=6, patience=0, dropout=0.2)
@@ -272,7 +271,7 @@ def test_resume_equals_uninterrupted_training(tmp_path: Path):
         device="cpu", resume_from=tmp_path / "c", emit=lambda event, **v: told.append(str(v.get("message")))
     )
     resumed = fitted(split, again, epochs=6, patience=0, dropout=0.2)
-    assert any("Going on after epoch 2" in message for message in told)
+    assert any("Going on after round 2" in message for message in told)
     np.testing.assert_array_equal(resumed.item_vectors(), whole.item_vectors())
     with pytest.raises(ModelError, match="other data or training settings"):
         fitted(chain(seed=1, shuffled=True), again, epochs=6, patience=0, dropout=0.2)
@@ -288,7 +287,7 @@ def test_stopping_and_cancelling():
         fitted(split, FitContext(device="cpu", should_stop=lambda: "cancel"))
 
 
-def test_the_best_epoch_is_kept_and_floors_are_told():
+def test_the_best_round_is_kept_and_floors_are_told():
     from llmrec_core.baselines import PopularityRecommender
 
     split = chain()

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_models import write_tiny_bert
 
 from llmrec_core.contracts import FitContext, HistoryItem, Query
@@ -22,7 +20,7 @@ from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.specs import PromptSpec, SplitSpec, TuningSpec, TwoTowerSpec
-from llmrec_core.training.contrastive import TextTable, _Loop, windows
+from llmrec_core.training.contrastive import TextTable, _Loop
 from llmrec_core.training.two_tower_network import TwoTowerNetwork
 
 WORDS = ["red", "blue", "green", "dark", "light", "war", "love", "law", "life", "death", "house", "city"]
@@ -181,18 +179,6 @@ def test_a_tuned_step_reads_some_texts_anew_and_remembers_the_others(models):
     fresh = (made.table.pooled - stale).abs().amax(dim=1) < 1e-4
     assert int(fresh.sum()) == 4, "the vectors read anew stand in the table, the rest as it was"
     assert made.table.backbone.model.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 0
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 9), st.integers(0, 5))
-def test_windows_predict_every_row_but_the_first_once(lengths: list[int], size: int, seed: int):
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    low, high = windows(starts, size, np.random.default_rng(seed))
-    assert ((high - low >= 2) & (high - low <= size + 1)).all()
-    predicted = sorted(row for a, b in zip(low, high, strict=True) for row in range(a + 1, b))
-    assert predicted == sorted(set(range(int(starts[-1]))) - set(starts[:-1].tolist()))
-    history = np.searchsorted(starts, low, side="right")
-    assert (history == np.searchsorted(starts, high - 1, side="right")).all(), "no window spans two histories"
 
 
 def test_prompts_can_stand_for_users(models):
