@@ -110,6 +110,20 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         Preset(
+            "ratings",
+            "How many stars (factors and item texts)",
+            "The most exact ratings, within a minute and without prompts: who rated what and how, and item texts "
+            "where few have rated; new users and items are served too.",
+            "interactions with ratings; item titles help",
+            1,
+            {
+                "split": _FIVE_CORE,
+                "recommender": {"family": "ratings"},
+                "baselines": [{"family": "popularity"}, {"family": "bias-knn"}],
+                "evaluation": {"primary_metric": "rmse", "max_users": None},
+            },
+        ),
+        Preset(
             "sequential",
             "What comes next (sequence over item texts)",
             "For long histories with times: a small transformer over language-model vectors ranks the whole catalogue, "

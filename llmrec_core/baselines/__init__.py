@@ -11,6 +11,7 @@ from llmrec_core.baselines.ease import EASERecommender
 from llmrec_core.baselines.factors import ALSRecommender, BPRRecommender, SVDRecommender
 from llmrec_core.baselines.item_knn import ItemKNNRecommender
 from llmrec_core.baselines.popularity import PopularityRecommender
+from llmrec_core.baselines.rating_factors import RatingFactorsRecommender
 from llmrec_core.baselines.trend import TrendRecommender
 from llmrec_core.baselines.user_knn import UserKNNRecommender
 from llmrec_core.contracts import Recommender
@@ -28,6 +29,7 @@ BASELINES: dict[str, type[Recommender]] = {
         BPRRecommender,
         TrendRecommender,
         BiasKNNRecommender,
+        RatingFactorsRecommender,
     )
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "HistoryRecommender",
     "ItemKNNRecommender",
     "PopularityRecommender",
+    "RatingFactorsRecommender",
     "SVDRecommender",
     "TrendRecommender",
     "UserKNNRecommender",

@@ -34,10 +34,19 @@ from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.content_knn import ContentKNNRecommender
+from llmrec_core.recommenders.ratings import RatingsRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import BlendSpec, ContentKNNSpec, PromptSpec, RetrieverSpec, SequentialSpec, TwoTowerSpec
+from llmrec_core.specs import (
+    BlendSpec,
+    ContentKNNSpec,
+    PromptSpec,
+    RatingsSpec,
+    RetrieverSpec,
+    SequentialSpec,
+    TwoTowerSpec,
+)
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, EvalSet, Split
@@ -221,6 +230,8 @@ def make_retriever(spec: RetrieverSpec, prompt: PromptSpec | None = None) -> Rec
         return SequentialRecommender(spec)
     if isinstance(spec, ContentKNNSpec):
         return ContentKNNRecommender(spec)
+    if isinstance(spec, RatingsSpec):
+        return RatingsRecommender(spec)
     if isinstance(spec, TwoTowerSpec):
         return TwoTowerRecommender(spec, prompt)
     family: Callable[..., Recommender] = BASELINES[spec.family]

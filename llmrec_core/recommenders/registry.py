@@ -13,6 +13,7 @@ from llmrec_core.recommenders.content_knn import ContentKNNRecommender
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.ratings import RatingsRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.saved import HEAD_FILE, read_head
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, type[Recommender]] = {
     **BASELINES,
     ContentKNNRecommender.family: ContentKNNRecommender,
+    RatingsRecommender.family: RatingsRecommender,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
     SequentialRecommender.family: SequentialRecommender,
     TwoTowerRecommender.family: TwoTowerRecommender,

@@ -91,6 +91,39 @@ class BiasKNNSpec(Spec):
     shrink: float = Field(100.0, ge=0, description="raters in common that a correlation is outweighed by")
 
 
+class RatingFactorsFields(Spec):
+    """What every model of rating factors has."""
+
+    n_factors: int = Field(20, ge=1, le=200, description="latent factors beside the offsets of user and item")
+    n_iterations: int = Field(40, ge=1, le=1000, description="passes over users and items")
+    seen: bool = Field(
+        True, description="what somebody rated at all, and by whom an item was, says something too (as in SVD++)"
+    )
+    prior_ridge: float = Field(2.0, gt=0, description="ridge on what who-rated-what and texts say about the factors")
+    n_models: int = Field(2, ge=1, le=50, description="models that begin with other random factors, averaged")
+
+
+class RatingFactorsSpec(RatingFactorsFields):
+    family: Literal["rating-factors"] = "rating-factors"
+
+
+class RatingsSpec(RatingFactorsFields):
+    family: Literal["ratings"] = "ratings"
+    model: str | None = Field(
+        "minilm",
+        max_length=1024,
+        description="language model that reads the item texts; empty: their words are counted",
+    )
+    item_fields: tuple[str, ...] = Field(
+        (), description="item columns read beside the title; empty means the category columns and the year"
+    )
+    facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
+    n_text: int = Field(64, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
+    text_weight: float = Field(
+        1.0, gt=0, le=100, description="length of a text beside that of the raters of an item, which is 1"
+    )
+
+
 class ContentKNNSpec(Spec):
     family: Literal["content-knn"] = "content-knn"
     model: str | None = Field(
@@ -110,9 +143,9 @@ class ContentKNNSpec(Spec):
     )
 
 
-#: Baselines that rank whole catalogues by what comes next; bias-kNN predicts ratings and is none.
+#: Baselines that rank whole catalogues by what comes next; bias-kNN and rating factors predict ratings instead.
 _RankingBaseline = PopularitySpec | ItemKNNSpec | UserKNNSpec | EASESpec | SVDSpec | ALSSpec | BPRSpec | TrendSpec
-_Baseline = _RankingBaseline | BiasKNNSpec
+_Baseline = _RankingBaseline | BiasKNNSpec | RatingFactorsSpec
 #: What may stand beside a run as its floor.
 BaselineSpec = Annotated[_Baseline | ContentKNNSpec, Field(discriminator="family")]
 
@@ -336,7 +369,7 @@ class GenerativeSpec(Spec):
     )
 
 
-_Retriever = _Baseline | ContentKNNSpec | SequentialSpec | TwoTowerSpec | BlendSpec
+_Retriever = _Baseline | ContentKNNSpec | RatingsSpec | SequentialSpec | TwoTowerSpec | BlendSpec
 RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
 
 

@@ -18,6 +18,8 @@ FAMILY_TITLES = {
     "als": "ALS (matrix factors)",
     "bpr": "BPR (pairwise factors)",
     "bias-knn": "Rating model (bias and kNN)",
+    "rating-factors": "Rating model (Bayesian factors)",
+    "ratings": "Ratings (Bayesian factors and item texts)",
     "content-knn": "Content-kNN (similar texts)",
     "trend": "Trend (what is read now)",
     "listwise": "Language model that orders whole lists",

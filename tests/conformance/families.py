@@ -28,6 +28,8 @@ from llmrec_core.specs import (
     EASESpec,
     ItemKNNSpec,
     PopularitySpec,
+    RatingFactorsSpec,
+    RatingsSpec,
     RetrieverSpec,
     RunSpec,
     SplitSpec,
@@ -147,6 +149,12 @@ def _content_knn(split: Split, ctx: FitContext) -> Recommender:
     return _baseline(ContentKNNSpec(model=model, n_text=6))(split, ctx)
 
 
+def _ratings(split: Split, ctx: FitContext) -> Recommender:
+    assert ctx.workspace_models is not None
+    model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
+    return _baseline(RatingsSpec(model=model, n_text=4, n_factors=2, n_models=2, n_iterations=10))(split, ctx)
+
+
 def _two_tower(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
@@ -216,7 +224,9 @@ FAMILIES: dict[str, Factory] = {
     "bpr": _baseline(BPRSpec(n_factors=4, n_iterations=20)),
     "trend": _baseline(TrendSpec(half_life_days=2.0)),
     "bias-knn": _baseline(BiasKNNSpec(n_neighbours=3, shrink=2.0)),
+    "rating-factors": _baseline(RatingFactorsSpec(n_factors=2, n_iterations=10)),
     "content-knn": _content_knn,
+    "ratings": _ratings,
     "cross-encoder": _cross_encoder,
     "sequential": _sequential,
     "generative": _generative,
