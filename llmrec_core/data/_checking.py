@@ -236,10 +236,16 @@ class TableReader:
         for name, column in self.texts.items():
             columns[name] = self._text(raw, name, column, faults)
         bad = marked(n_rows, faults)
+        left_out = bad
         if self.planned.kind in ("items", "users"):
-            self._refuse_repeats(coded, bad, faults)
-        good = ~bad if bad.any() else None
-        seen.needs_lines = good is not None and raw.lines is None
+            repeats = self._repeats(coded, bad)
+            left_out = bad | marked(n_rows, [repeats])
+            if not self.planned.ids_of_texts:
+                # Where an id is made from the words of its row, a repeat says nothing new: it is no row to refuse.
+                faults.append(repeats)
+                bad = left_out
+        good = ~left_out if left_out.any() else None
+        seen.needs_lines = bool(bad.any()) and raw.lines is None
         if seen.needs_lines:
             return seen
         kept: dict[str, Any] = {role: _coded(codes, words, good) for role, (codes, words) in coded.items()}
@@ -330,13 +336,8 @@ class TableReader:
         hide = self.masks.get(column) or self.masks.get(name)
         return text if hide is None else hide(text)
 
-    def _refuse_repeats(
-        self,
-        coded: Mapping[str, tuple[npt.NDArray[np.int32], pa.Array]],
-        bad: Mask,
-        faults: list[Fault],
-    ) -> None:
-        """Companions have one row an id: the first acceptable one stays. ``bad`` takes the others in."""
+    def _repeats(self, coded: Mapping[str, tuple[npt.NDArray[np.int32], pa.Array]], bad: Mask) -> Fault:
+        """Companions have one row an id: the first acceptable one stays, these are the others."""
         role = ITEM if self.planned.kind == "items" else USER
         codes, words = coded[role]
         texts = words.to_pylist()
@@ -347,10 +348,8 @@ class TableReader:
         seen = np.fromiter((text in self.known for text in texts), bool, len(texts))
         repeated = sound[(first[codes[sound]] != sound) | seen[codes[sound]]]
         self.known.update(texts[code] for code in np.flatnonzero((first >= 0) & ~seen).tolist())
-        if len(repeated):
-            words_said = f"{role} came before" if self.hide else f"{role} {{cell}} came before"
-            faults.append(Fault(repeated, self.ids[role], words_said, _spelled(words, codes)))
-            bad[repeated] = True
+        words_said = f"{role} came before" if self.hide else f"{role} {{cell}} came before"
+        return Fault(repeated, self.ids[role], words_said, _spelled(words, codes))
 
 
 # ------------------------------------------------------------------------------------------------ columns

@@ -1,4 +1,5 @@
-"""JSON in its several coats -> columns of text: lines of objects, one list of them, a list inside an object.
+"""JSON in its several coats -> columns of text: lines of objects, one list of them, a list inside an object; bare lists
+of cells instead of objects.
 
 Everything is streamed: no more than one block of rows is held, but for a table by columns, which has no rows before its
 end and may therefore not be large. Numbers stay the text they are, so that ids keep every
@@ -12,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from llmrec_core.data._encodings import MAX_LINE_BYTES, detect_encoding, utf8_bl
 from llmrec_core.data._json_shapes import Shape, rows_of, shape_of
 from llmrec_core.data._json_window import Broken, Refused, Twice, Window, decoded
 from llmrec_core.data._raw import MAX_RAW_CHARS, RawTable, Rejects, text_schema
-from llmrec_core.data._roles import check_headers
+from llmrec_core.data._roles import check_headers, is_role_name
 from llmrec_core.errors import DataError
 
 _BLOCK_ROWS, _BLOCK_CHARS = 20_000, 32 << 20
@@ -60,6 +62,9 @@ class JsonFile:
     places: tuple[tuple[str, str | None], ...] = ()
     shape: Shape | None = None
     notes: tuple[str, ...] = ()
+    #: Names of the cells, where rows are bare lists; whether the first of them gave these names.
+    cells: tuple[str, ...] = ()
+    header: bool = True
 
 
 def sniff_json(path: Path, encoding: str | None = None, *, name: str = "") -> list[JsonFile]:
@@ -85,7 +90,11 @@ def sniff_json(path: Path, encoding: str | None = None, *, name: str = "") -> li
     else:
         form, more_notes = _form_of(path, codec, name)
         notes = [*notes, *more_notes]
-        tables = [JsonFile(path, name, codec, form)]
+        cells, header = _cells_of(path, codec, name, form)
+        if cells:
+            named = "the first names the columns" if header else f"the columns are called {', '.join(cells[:2])} ..."
+            notes = [*notes, f"rows are bare lists of cells; {named}"]
+        tables = [JsonFile(path, name, codec, form, cells=cells, header=header or not cells)]
     return [_with_columns(table, notes) for table in tables]
 
 
@@ -152,9 +161,11 @@ def _start_of(path: Path, codec: str, name: str) -> str:
 def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
     head = _start_of(path, codec, name)
     start = head[:1]
+    first, *more = [line for line in re.split(r"\r\n?|\n", head) if line.strip()][:2] or [""]
     if start == "[":
-        return "list", []
-    first = next((line for line in re.split(r"\r\n?|\n", head) if line.strip()), "")
+        row = decoded(first)
+        bare = bool(more) and isinstance(row, list) and not all(isinstance(cell, list | dict) for cell in row)
+        return "lines" if bare else "list", []
     if start == "{" and isinstance(_python_dict(first), dict) and isinstance(decoded(first), Refused):
         return "python", ["the lines are Python dicts, not JSON; they were read as such"]
     window = Window(path, codec, name)
@@ -166,6 +177,26 @@ def _form_of(path: Path, codec: str, name: str) -> tuple[str, list[str]]:
         return "lines", []
     over_lines = isinstance(value, dict) and isinstance(decoded(first), Refused)
     return ("stream" if over_lines and window.ahead() in ("{", "") else "lines"), []
+
+
+def _cells_of(path: Path, codec: str, name: str, form: str) -> tuple[tuple[str, ...], bool]:
+    """(names of the cells, whether the first row gives them) where rows are bare lists; ((), False) elsewhere."""
+    window = Window(path, codec, name)
+    window.skip_space()
+    if form == "list":
+        window.position += 1
+        window.skip_space()
+    if form not in ("list", "lines") or window.ahead() != "[":
+        return (), False
+    try:
+        row = window.value()
+    except (Broken, Twice):
+        return (), False
+    if not 2 <= len(row) <= _MAX_COLUMNS:
+        return (), False
+    if all(isinstance(cell, str) for cell in row) and sum(map(is_role_name, row)) >= 2:
+        return tuple(cell.strip() for cell in row), True
+    return tuple(f"column_{number}" for number in range(1, len(row) + 1)), False
 
 
 # ------------------------------------------------------------------------------------------------ elements
@@ -200,6 +231,21 @@ def _plain(value: Any) -> Any:
 
 
 def _elements(file: JsonFile) -> Elements:
+    found = _values(file)
+    if not file.cells:
+        yield from found
+        return
+    for line, value in islice(found, int(file.header), None):
+        if not isinstance(value, list):
+            yield line, value if isinstance(value, Refused) else Refused("not a list of cells")
+        elif len(value) != len(file.cells):
+            yield line, Refused(f"{len(value)} cells instead of {len(file.cells)}")
+        else:
+            yield line, dict(zip(file.cells, value, strict=True))
+
+
+def _values(file: JsonFile) -> Elements:
+    row = list if file.cells else dict
     if file.form in ("lines", "python"):
         yield from _lines(file)
         return
@@ -216,39 +262,39 @@ def _elements(file: JsonFile) -> Elements:
         window.skip_space()
         line, ahead = window.line(), window.ahead()
         if ahead == "" and file.form != "stream":
-            yield line, "the list is not closed"
+            yield line, Refused("the list is not closed")
         if ahead == "" or (ahead == "]" and file.form != "stream"):
             return
         try:
             value = window.value()
         except Broken as error:
-            yield line, f"not valid JSON from here on ({error})"
+            yield line, Refused(f"not valid JSON from here on ({error})")
             return
         except Twice as error:
-            value = f"not valid JSON ({error})"
-            yield line, value
+            yield line, Refused(f"not valid JSON ({error})")
             continue
-        yield line, value if isinstance(value, dict) else "not an object with fields"
+        yield line, value if isinstance(value, row) else Refused("not an object with fields")
 
 
 def _lines(file: JsonFile) -> Elements:
     number = 0
     parse = _python_dict if file.form == "python" else decoded
+    row = list if file.cells else dict
     for chunk in utf8_chunks(file.path, file.encoding, file.name):
         for raw in chunk.splitlines():
             number += 1
             if not raw.strip():
                 continue
             if len(raw) > MAX_LINE_BYTES:
-                yield number, f"the line is longer than {MAX_LINE_BYTES:,} bytes"
+                yield number, Refused(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
                 continue
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError:
-                yield number, f"the line is not valid {file.encoding}"
+                yield number, Refused(f"the line is not valid {file.encoding}")
                 continue
             value = parse(line)
-            if not isinstance(value, dict):
+            if not isinstance(value, row):
                 value = value if isinstance(value, Refused) else Refused("not an object with fields")
                 value.text = line[:MAX_RAW_CHARS]
             yield number, value
@@ -267,6 +313,9 @@ class _Field:
 
 def _places(file: JsonFile) -> dict[str, tuple[str, str | None]]:
     """Column -> the field it comes from, and the field inside that one."""
+    if file.cells:
+        check_headers(file.cells, file.name)
+        return {name: (name, None) for name in file.cells}
     if file.form == "lines" and file.encoding == "utf-8" and not _has_objects(file):
         keys = _all_keys(file.path)
         if len(keys) > _MAX_COLUMNS:

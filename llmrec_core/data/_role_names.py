@@ -153,6 +153,10 @@ USERISH_WORDS = (
 )
 
 
+#: Words for a day that mean other things as often: a column called so holds times only where its cells are whole dates.
+DAYS = frozenset(["tag", "day", "jour", "dia", "giorno", "dag", "日", "天", "日子"])
+
+
 def plain(name: str) -> str:
     """A column name as it is compared with known ones: no case, accents, spaces, dashes and underscores."""
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", name)).casefold()

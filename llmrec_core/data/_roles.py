@@ -15,6 +15,7 @@ from llmrec_core.data import _role_values
 from llmrec_core.data._corrections import Corrections, names_file, parse_mapping
 from llmrec_core.data._role_names import (
     ALL_ROLES,
+    DAYS,
     KINDS,
     LAYOUTS,
     NEEDED_OF,
@@ -86,6 +87,8 @@ def judge(file_name: str, columns: Sequence[str], sample: pa.Table, corrections:
             if fitting[1:] and role in _DOUBTFUL:
                 others = ", ".join(repr(c[:60]) for c in fitting[1:5])
                 notes.append(f"{role}: taken from {fitting[0]!r}; could also be {others}")
+        elif role == "timestamp":
+            _take_days(columns, sample, roles, why)
     if not {"user_id", "item_id"} <= roles.keys():
         _guess_bare_id(file_name, columns, roles, why)
     said = [(role, column) for kind, role, column in corrections.roles if kind is None]
@@ -153,6 +156,21 @@ def _refused(role: str, columns: Sequence[str], sample: pa.Table, taken: Iterabl
         if column not in used and rank_of(role, column) is not None and not _fits(role, sample.column(column)):
             example = next(cell for cell in sample.column(column).to_pylist() if cell.strip())
             yield f"{column!r} is called like a {role}, but its cells are no {what} ({example[:40]!r})"
+
+
+def _take_days(columns: Sequence[str], sample: pa.Table, roles: dict[str, str], why: dict[str, str]) -> None:
+    """A column called ``Tag`` or ``day`` whose cells are whole dates: not tags, days of a month or of a week."""
+    for column in columns:
+        if column in roles.values() or plain(column) not in DAYS:
+            continue
+        cells = [cell.strip() for cell in sample.column(column).to_pylist() if cell.strip()]
+        dates = sum(_WHOLE_DATE.match(cell) is not None for cell in cells)
+        if cells and 2 * dates > len(cells) and _fits("timestamp", sample.column(column)):
+            roles["timestamp"], why["timestamp"] = column, f"the column is called {column!r} and holds dates"
+            return
+
+
+_WHOLE_DATE = re.compile(r"\d{1,4}\s?[-./年]\s?\d{1,2}\s?[-./月]\s?\d{1,4}")
 
 
 def _take_labels(

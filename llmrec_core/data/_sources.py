@@ -294,6 +294,7 @@ def _json(table: JsonFile) -> Source:
         lambda: careful(None),
         careful,
         table.encoding,
+        header=table.header,
         notes=table.notes,
         name=table.name,
         batches=lambda max_rows: json_blocks(table, max_rows),

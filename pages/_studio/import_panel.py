@@ -290,6 +290,8 @@ def _open_ends(guesses: Sequence[ImportGuess], broken: Sequence[str]) -> list[st
         ends.append("every table is left out")
     elif not any(guess.kind == "interactions" for guess in taken):
         ends.append("which table holds interactions: one with both a user and an item column")
+    elif all(_is_empty(guess) for guess in taken if guess.kind == "interactions"):
+        ends.append("there is no row of interactions: below its header the table is empty")
     for guess in taken:
         missing = [ROLE_WORDS.get(role, role) for role in NEEDED_OF[guess.kind] if role not in guess.roles]
         if missing:
@@ -299,6 +301,10 @@ def _open_ends(guesses: Sequence[ImportGuess], broken: Sequence[str]) -> list[st
     if len(events) > 1 and st.session_state.get("import_parts"):
         ends += [f"which part of the split {plain(file)} is" for file, part in events.items() if not part]
     return ends
+
+
+def _is_empty(guess: ImportGuess) -> bool:
+    return guess.layout == "rows" and guess.sample is not None and not len(guess.sample)
 
 
 # ------------------------------------------------------------------------------------------------ the end

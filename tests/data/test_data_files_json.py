@@ -71,6 +71,41 @@ def test_every_form_gives_the_same_rows(tmp_path: Path, name: str, content: str 
     assert everything(source) == (CELLS, lines, [])
 
 
+BARE = [["u1", 7, 4.5], ["u2", 8, 3]]
+NAMED = [["user_id", "item_id", "rating"], *BARE]
+
+
+@pytest.mark.parametrize(
+    ("content", "named", "lines"),
+    [
+        (json.dumps(BARE), False, [1, 1]),
+        (json.dumps(NAMED), True, [1, 1]),
+        (json.dumps(NAMED, indent=1), True, [7, 12]),
+        ("\n".join(map(json.dumps, BARE)), False, [1, 2]),
+        ("\n" + "\r\n".join(map(json.dumps, NAMED)), True, [3, 4]),
+    ],
+)
+def test_bare_lists_are_rows(tmp_path: Path, content: str, named: bool, lines: list[int]) -> None:
+    source = opened(put(tmp_path, "d.json", content))
+    assert source.columns == (("user_id", "item_id", "rating") if named else ("column_1", "column_2", "column_3"))
+    assert source.header is named
+    assert everything(source) == (CELLS, lines, [])
+    assert "bare lists of cells" in source.notes[0]
+
+
+def test_bare_lists_that_do_not_fit_are_refused_with_their_line(tmp_path: Path) -> None:
+    rows = ['["u1", 7, 4.5]', '["u1", 7]', '{"user_id": "u1"}', '"word"', "[1, 2, NaN]", '["u2", 8, 3]']
+    cells, lines, listed = everything(opened(put(tmp_path, "d.jsonl", "\n".join(rows))))
+    assert (cells, lines) == (CELLS, [1, 6])
+    assert [line for line, _ in listed] == [2, 3, 4, 5]
+    assert listed[0][1] == "2 cells instead of 3"
+    cells, lines, listed = everything(opened(put(tmp_path, "d.json", "[" + ",\n".join(rows[:2] + rows[5:]) + ", [1")))
+    assert (cells, [line for line, _ in listed]) == (CELLS, [2, 3])
+    assert "not valid JSON from here on" in listed[1][1]
+    with pytest.raises(DataError, match="stands there twice"):
+        opened(put(tmp_path, "twice.json", '[["user_id", "item_id", "user_id"], [1, 2, 3]]'))
+
+
 def test_several_lists_in_one_object_are_several_tables(tmp_path: Path) -> None:
     content = json.dumps({"ratings": ROWS, "items": [{"item_id": "7", "title": "Alien"}], "tags": ["a"]})
     sources = open_sources(put(tmp_path, "shop.json", content), parse_mapping(()))

@@ -239,6 +239,22 @@ def test_records_of_two_files_are_never_one_user(tmp_path: Path) -> None:
     assert dataset.interactions["user_id"].value_counts().tolist() == [2] * 4
 
 
+def test_titles_that_stand_in_several_files_are_no_refused_rows(tmp_path: Path) -> None:
+    first = [instruction(["North"], ["East"], "South", "Yes."), instruction(["North"], [], "West", "No.")]
+    second = [instruction(["South"], [], "North", "No."), instruction(["North"], [], "Zenith", "Yes.")]
+    report, dataset = imported(
+        tmp_path,
+        put(tmp_path, "a.jsonl", jsonl(*first) + "{broken\n"),
+        put(tmp_path, "b.jsonl", jsonl(*second * 5, instruction(["North"], [], "West", "Maybe."))),
+    )
+    # What is truly bad is told, with its place; a title that an earlier file told is not.
+    assert [(r["file"], r["line"]) for r in report.rejects] == [("a.jsonl", 3), ("b.jsonl", 11)]
+    assert dataset.meta.rows_rejected == 2
+    items = dataset.items
+    assert sorted(items["title"]) == ["East", "North", "South", "West", "Zenith"]
+    assert items["item_id"].is_unique
+
+
 def test_a_record_that_asks_about_nothing_is_refused_with_its_line(tmp_path: Path) -> None:
     records = [instruction(["North"], ["East"], f"Film {n}", "Yes.") for n in range(9)]
     records.append({"instruction": "Say Yes. or No.", "input": "Nothing is known.", "output": "Yes."})

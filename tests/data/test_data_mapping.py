@@ -157,12 +157,13 @@ def test_there_and_back(mapping):
     ids=range(21),
 )
 def test_what_cannot_be_meant_is_refused_with_its_place(text, words):
-    began = time.monotonic()
+    # Of this process alone: a machine with much else to do is not slower by this clock.
+    began = time.process_time()
     with pytest.raises(DataError) as refused:
         read_mapping(text, "m.yaml")
     assert words in str(refused.value)
     assert str(refused.value).startswith("m.yaml")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_billion_laughs_stay_small():

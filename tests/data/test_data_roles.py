@@ -404,3 +404,24 @@ def test_the_name_of_a_person_is_no_title() -> None:
     assert found.roles == {"user_id": "actor.mbox", "item_id": "object.id"}
     del cells["actor.name"]
     assert guess(cells, *said).roles["title"] == "object.name"
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "role"),
+    [
+        ("Tag", ["31.01.2024", "01.02.2024", "03.02.2024"], "timestamp"),
+        ("day", ["2024-01-31", "2024-02-01", "2024-02-03"], "timestamp"),
+        ("Jour", ["31/01/2024", "01/02/2024", ""], "timestamp"),
+        ("日", ["2024年1月31日", "2024年2月1日", "2024年2月3日"], "timestamp"),
+        ("tag", ["funny", "sad", "2012"], None),
+        ("day", ["1", "2", "31"], None),
+        ("day", ["20240131", "20240201", "20240203"], None),
+        ("day", ["Monday", "Friday", "Sunday"], None),
+    ],
+)
+def test_a_day_is_a_time_where_its_cells_are_dates(name: str, cells: list[str], role: str | None) -> None:
+    found = guess({"Kunde": ["k1", "k2", "k1"], "Artikel": ["a1", "a2", "a3"], name: cells})
+    assert found.roles.get("timestamp") == (name if role else None)
+    # A column that is named outright goes first.
+    beside = guess({"Kunde": ["k1", "k2"], "Artikel": ["a1", "a2"], name: cells[:2], "Zeit": ["1704067200"] * 2})
+    assert beside.roles["timestamp"] == "Zeit"

@@ -326,6 +326,15 @@ def test_an_empty_file_offers_nothing_to_repair(screen):
     assert "take it away above" in texts(app)
 
 
+def test_a_table_without_rows_offers_no_import(screen):
+    app = drop(screen(), ("head.csv", "user_id,item_id\n"))
+    assert "there is no row of interactions" in texts(app)
+    assert app.button(key="import_button").disabled
+    # Beside one with rows it does no harm.
+    drop(app, ("head.csv", "user_id,item_id\n"), ("good.csv", "user_id,item_id\nu1,a\n"))
+    assert not app.button(key="import_button").disabled
+
+
 def test_a_table_that_was_misread_is_repaired(screen):
     app = drop(screen(), ("one.csv", "user_id,item_id\nu1,a\nu2,b\n"))
     widget(app.selectbox, "encoding").select("utf-16").run()

@@ -53,6 +53,11 @@ class PlannedTable:
     origin: dict[str, str] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
 
+    @property
+    def ids_of_texts(self) -> bool:
+        """Whether rows are items whose ids were made from their words, so that equal ids are equal rows."""
+        return self.kind == "items" and self.layout in ("instructions", "histories", "impressions")
+
 
 @dataclass(frozen=True)
 class _Seen:
