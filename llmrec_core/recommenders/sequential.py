@@ -5,7 +5,7 @@ It ranks the whole catalogue at once, so it needs no retriever; items that nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,13 +27,13 @@ from llmrec_core.contracts import (
     check_task,
 )
 from llmrec_core.errors import InputError, ModelError
-from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.models.catalogue import require_model
 from llmrec_core.models.device import resolve_device
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.text_vectors import Whitening, embed_texts
 from llmrec_core.recommenders._histories import query_histories, training_histories
 from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import SequentialSpec
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 #: Score cells held at once (float32): 64 MB.
 _BLOCK_CELLS = 16_000_000
 _WEIGHTS = "weights.safetensors"
-_METRIC = "ndcg@10"
 
 
 class SequentialRecommender(Recommender):
@@ -91,9 +90,10 @@ class SequentialRecommender(Recommender):
         self._network = network.to(device)
         histories = training_histories(split)
         ctx.emit("stage", stage="training")
-        measure = self._validation(split, ctx)
+        value = watched(split, self.spec.validation_users, ctx)
+        measure = None if value is None else (lambda: value(self))
         fingerprint = f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {ctx.seed}"
-        self.outcome = train_sequences(network, histories, self.spec, ctx, measure, _METRIC, fingerprint)
+        self.outcome = train_sequences(network, histories, self.spec, ctx, measure, METRIC, fingerprint)
         network.eval()
         network.requires_grad_(False)
 
@@ -110,32 +110,6 @@ class SequentialRecommender(Recommender):
         vectors = embed_texts(backbone, texts)
         known = vectors[self._counts > 0]
         return Whitening.fit(known if len(known) > 1 else vectors, self.spec.n_text).apply(vectors)
-
-    def _validation(self, split: Split, ctx: FitContext) -> Callable[[], float] | None:
-        """() -> NDCG@10 over the whole catalogue on validation users, also told of every floor; None without any."""
-        held_out = split.queries("valid", max_users=self.spec.validation_users, seed=ctx.seed)
-        if not len(held_out):
-            ctx.emit("log", level="warning", message="no validation user has a new item: every epoch is run.")
-            return None
-        relevant = np.zeros((len(held_out), self.n_items), bool)
-        for row, targets in enumerate(held_out.targets):
-            relevant[row, targets] = True
-        n_targets = np.array([len(targets) for targets in held_out.targets], np.int64)
-        everything = np.arange(self.n_items, dtype=np.int64)
-
-        def value(recommender: Recommender) -> float:
-            total, block = 0.0, max(1, _BLOCK_CELLS // self.n_items)
-            for start in range(0, len(held_out), block):
-                part = slice(start, start + block)
-                scores = recommender.score(held_out.queries[part], everything)
-                for row, seen in enumerate(held_out.exclude[part]):
-                    scores[row, seen] = -np.inf
-                total += float(np.nansum(ndcg_of_scores(scores, relevant[part], n_targets[part], 10)))
-            return total / len(held_out)
-
-        for name, floor in ctx.floors.items():
-            ctx.emit("baseline", name=name, metrics={_METRIC: value(floor)})
-        return lambda: value(self)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
         network = self._fitted()

@@ -17,6 +17,7 @@ from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.models.text_vectors import Whitening, embed_texts
 from llmrec_core.recommenders._histories import training_histories
+from llmrec_core.recommenders._watch import watched
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.specs import SequentialSpec, SplitSpec
 from llmrec_core.training.sequence_network import Dropout, SequenceNetwork, Sequences, catalogue_loss
@@ -299,7 +300,9 @@ def test_the_best_round_is_kept_and_floors_are_told():
     values = [v["metrics"]["ndcg@10"] for e, v in events if e == "validation"]  # type: ignore[index]
     assert model.outcome is not None
     assert model.outcome.best_value == max(values)
-    assert model._validation(split, FitContext())() == pytest.approx(max(values), abs=1e-6)  # type: ignore[misc]
+    value = watched(split, model.spec.validation_users, FitContext())
+    assert value is not None
+    assert value(model) == pytest.approx(max(values), abs=1e-6)
     assert [v["name"] for e, v in events if e == "baseline"] == ["popularity"]
 
 
