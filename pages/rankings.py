@@ -24,6 +24,8 @@ _NAMES = {
     "als": "ALS",
     "bpr": "BPR",
     "bias-knn": "Rating model (bias and kNN)",
+    "rating-factors": "Rating factors",
+    "ratings": "Ratings (factors and texts)",
     "content-knn": "Content-kNN",
     "sequential": "Sequence model",
     "two-tower": "Two towers",
