@@ -26,6 +26,7 @@ from llmrec_core.contracts import (
     check_candidates,
     check_task,
 )
+from llmrec_core.data.companions import Companions
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.models.catalogue import require_model
 from llmrec_core.models.device import resolve_device
@@ -86,7 +87,7 @@ class SequentialRecommender(Recommender):
         trained = torch.from_numpy(self._counts > 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.seed)
-            network = SequenceNetwork(self.spec, torch.from_numpy(text), trained)
+            network = SequenceNetwork(self.spec, torch.from_numpy(text), trained, self._given(dataset))
         self._network = network.to(device)
         histories = training_histories(split)
         ctx.emit("stage", stage="training")
@@ -105,11 +106,25 @@ class SequentialRecommender(Recommender):
             raise InputError(
                 "a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models."
             )
-        texts = item_texts(dataset, self.spec.item_fields)
+        texts = item_texts(dataset, self.spec.item_fields, facts=self.spec.facts)
         backbone = load_backbone(require_model(ctx.workspace_models, self.spec.model), device=device, trainable=False)
         vectors = embed_texts(backbone, texts)
         known = vectors[self._counts > 0]
         return Whitening.fit(known if len(known) > 1 else vectors, self.spec.n_text).apply(vectors)
+
+    def _given(self, dataset: Dataset) -> torch.Tensor | None:
+        """Feature vectors that came with the data, whitened by those of items in training rows; NaN rows without."""
+        vectors = Companions(dataset).vectors if self.spec.use_vectors else None
+        if vectors is None:
+            return None
+        has = ~np.isnan(vectors).any(axis=1)
+        known = vectors[has & (self._counts > 0)]
+        if len(known) < 2:
+            return None
+        found = Whitening.fit(known, self.spec.n_text).apply(vectors[has])
+        whitened = np.full((len(vectors), found.shape[1]), np.nan, np.float32)
+        whitened[has] = found
+        return torch.from_numpy(whitened)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
         network = self._fitted()
@@ -172,7 +187,7 @@ class SequentialRecommender(Recommender):
             loaded = cls(SequentialSpec.model_validate(head.get("spec")))
             tensors = load_file(folder / _WEIGHTS)
             counts = tensors.pop("counts").numpy()
-            network = SequenceNetwork(loaded.spec, tensors["text"], tensors["trained"])
+            network = SequenceNetwork(loaded.spec, tensors["text"], tensors["trained"], tensors.get("given"))
             network.load_state_dict(tensors)
             scale = head.get("rating_scale")
             loaded._know(dataset, counts, None if scale is None else (float(scale[0]), float(scale[1])))

@@ -224,6 +224,12 @@ class SequentialSpec(Spec):
     item_fields: tuple[str, ...] = Field(
         (), description="item columns read beside the title; empty means the category columns of the dataset"
     )
+    facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
+    use_vectors: bool = Field(
+        True,
+        title="Use feature vectors of items",
+        description="item vectors that came with the data stand beside the text, through a learned gate",
+    )
     n_text: int = Field(128, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
     width: int = Field(128, ge=8, le=2048, multiple_of=8, description="size of item vectors and states")
     n_layers: int = Field(2, ge=1, le=24, description="transformer layers")

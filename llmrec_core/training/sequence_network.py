@@ -1,6 +1,8 @@
 """A small causal transformer over item vectors: each position of a history predicts the item that came next.
 
-An item is ``project(whitened text) + bounded(id delta)``. The delta is what the text does not say about items that
+An item is ``content + bounded(id delta)``; its content is the projected whitened text, or, where the data brought
+feature vectors of items (of images, say), a mix of both that a gate learns for each item and dimension (gated
+multimodal unit: Arevalo et al., ICLR workshop 2017). The delta is what the text does not say about items that
 training knows; its length is bounded, so that items without one (new in the catalogue) lie among the others (the idea
 of "Let It Go? Not Quite", RecSys 2025). The same vectors are read and predicted. Ratings and time gaps of the history
 enter as embeddings (SASRec: Kang and McAuley, ICDM 2018, with side information). Some training histories are read
@@ -152,12 +154,14 @@ class SequenceNetwork(nn.Module):
     Args:
         text: whitened item texts, float32 [n_items, n_text]; n_text may be 0.
         trained: items with training rows, bool [n_items]; only they have an id delta.
+        given: whitened feature vectors, float32 [n_items, n_given], NaN rows for items without; None: there are none.
     """
 
     text: Tensor
     trained: Tensor
+    given: Tensor | None
 
-    def __init__(self, spec: SequentialSpec, text: Tensor, trained: Tensor) -> None:
+    def __init__(self, spec: SequentialSpec, text: Tensor, trained: Tensor, given: Tensor | None = None) -> None:
         super().__init__()
         self.spec = spec
         n_items, width = len(trained), spec.width
@@ -175,12 +179,33 @@ class SequenceNetwork(nn.Module):
         if self.project is not None:
             # Whitened inputs have unit variance; outputs of length about 1 keep the first softmax soft.
             nn.init.normal_(self.project.weight, std=1.0 / math.sqrt(width * text.shape[1]))
+        self.register_buffer("given", given)
+        if given is not None:
+            self.project_given = nn.Linear(given.shape[1], width, bias=False)
+            nn.init.normal_(self.project_given.weight, std=1.0 / math.sqrt(width * given.shape[1]))
+            self.gate = nn.Linear(text.shape[1] + given.shape[1], width)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
 
     def item_vectors(self) -> Tensor:
         """[n_items, width]."""
         length = self.delta.norm(dim=1, keepdim=True).clamp_min(1e-6)
         delta = self.delta * (self.spec.id_bound / length).clamp_max(1.0) * self.trained[:, None]
-        return delta if self.project is None else self.project(self.text) + delta
+        content = self._content()
+        return delta if content is None else content + delta
+
+    def _content(self) -> Tensor | None:
+        """What is known of items without their ids, [n_items, width]; None: nothing."""
+        told = None if self.project is None else self.project(self.text)
+        if self.given is None:
+            return told
+        missing = self.given.isnan().any(dim=1, keepdim=True)
+        given = torch.where(missing, 0.0, self.given)
+        shown = self.project_given(given)
+        if told is None:
+            return shown
+        share = torch.where(missing, 0.0, torch.sigmoid(self.gate(torch.cat([self.text, given], dim=1))))
+        return torch.lerp(told, shown, share)
 
     def states(self, batch: Sequences, vectors: Tensor) -> Tensor:
         """What each position says about the next item, [n, length, width]; padding positions mean nothing."""

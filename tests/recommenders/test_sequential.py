@@ -170,6 +170,55 @@ def test_cold_items_are_ranked_by_their_text(tmp_path: Path):
     assert (ids_only.item_vectors()[[split.dataset.item_idx("x")]] == 0).all(), "without text nothing is known of it"
 
 
+def with_vectors() -> Split:
+    """Users stay among four items whose vector points one way, or four that point the other; x and y nobody met."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", f"i{4 * (user % 2) + item}", float(step))
+        for user in range(40)
+        for step, item in enumerate(rng.permutation(4).tolist())
+    ]
+    ids = [f"i{n}" for n in range(8)] + ["x", "y", "z"]
+    ways = [[1.0, 0.0, 0.3]] * 4 + [[0.0, 1.0, 0.3]] * 4 + [[1.0, 0.0, 0.3], [0.0, 1.0, 0.3]]
+    told = np.array(ways) + rng.normal(scale=0.05, size=(10, 3))
+    vectors = pd.DataFrame({"item_id": ids[:-1], "vector": [" ".join(map(str, row)) for row in told.tolist()]})
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    dataset = Dataset.from_frames("w", frame, pd.DataFrame({"item_id": ids}), extras={"vectors": vectors})
+    return make_split(dataset, SplitSpec())
+
+
+def test_feature_vectors_rank_items_that_nobody_met(tmp_path: Path):
+    split = with_vectors()
+    model = fitted(split, epochs=20, patience=0)
+    x, y, z = (split.dataset.item_idx(name) for name in "xyz")
+    first = Query("n", tuple(HistoryItem(f"i{n}", None, float(n)) for n in range(3)))
+    scores = model.score([first], np.array([x, y, z]))[0]
+    assert scores[0] > scores[2] > scores[1]
+    assert (model.item_vectors()[z] == 0).all(), "nothing is known of an item without text, vector and rows"
+    assert (fitted(split, epochs=2, use_vectors=False).item_vectors()[x] == 0).all()
+    model.save(tmp_path)
+    again = SequentialRecommender.load(tmp_path, split.dataset, FitContext(device="cpu"))
+    np.testing.assert_array_equal(again.score([first], np.array([x, y, z]))[0], scores)
+
+
+def test_the_gate_mixes_text_and_vector_and_leaves_items_without_a_vector_their_text():
+    torch.manual_seed(0)
+    text, given = torch.randn(3, 5), torch.randn(3, 2)
+    given[2] = torch.nan
+    spec = SequentialSpec(**{**IDS_ONLY, "model": "any"})
+    network = SequenceNetwork(spec, text, torch.zeros(3) > 0, given)
+    assert network.project is not None
+    told, shown = network.project(text), network.project_given(given)
+    # An untrained gate is half open; no item has rows, so none has an id delta.
+    torch.testing.assert_close(network.item_vectors()[:2], (told + shown)[:2] / 2)
+    torch.testing.assert_close(network.item_vectors()[2], told[2])
+    network.gate.bias.data.fill_(30.0)
+    torch.testing.assert_close(network.item_vectors()[:2], shown[:2])
+    network.item_vectors().sum().backward()
+    assert network.project_given.weight.grad is not None
+    assert network.project_given.weight.grad.isfinite().all(), "a missing vector must not spoil the gradient"
+
+
 def test_the_id_delta_is_bounded():
     model = fitted(chain(), epochs=10, id_bound=0.25)
     lengths = np.linalg.norm(model.item_vectors(), axis=1)
