@@ -442,8 +442,10 @@ print("survived")
         ("engine", "write_side", 1, "before", [1]),
         ("importing", "write_side", 2, "after", [1]),
         ("os", "fsync", 3, "after", [1]),
-        ("os", "rename", 1, "before", [1]),
-        ("os", "rename", 1, "after", [1, 2]),
+        # The first name is that of the lock of who builds, the second that of the version.
+        ("os", "rename", 1, "after", [1]),
+        ("os", "rename", 2, "before", [1]),
+        ("os", "rename", 2, "after", [1, 2]),
     ],
 )
 def test_kill_9_at_any_moment_leaves_whole_versions(
