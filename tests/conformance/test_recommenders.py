@@ -69,16 +69,17 @@ def _odd_queries() -> list[Query]:
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, *VARIANTS])
-def fitted(request, tmp_path_factory) -> Fitted:
-    place = tmp_path_factory.mktemp(request.param)
-    ctx = _context(place / "models")
-    split = tiny_split()
-    factory = (FAMILIES | VARIANTS)[request.param]
-    recommender = factory(split, ctx)
-    saved = place / "saved"
-    saved.mkdir()
+def family_name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fitted(family_name, fitted_family, tmp_path_factory) -> Fitted:
+    recommender, split, ctx = fitted_family(family_name)
+    saved = tmp_path_factory.mktemp("saved")
     recommender.save(saved)
-    return Fitted(recommender, split, split.queries("test").queries + _odd_queries(), ctx, saved, factory)
+    queries = split.queries("test").queries + _odd_queries()
+    return Fitted(recommender, split, queries, ctx, saved, (FAMILIES | VARIANTS)[family_name])
 
 
 def test_every_family_of_the_specs_is_here():
@@ -275,14 +276,8 @@ def test_another_catalogue_is_refused(fitted):
             type(fitted.recommender).load(fitted.saved, other.dataset, fitted.ctx)
 
 
-def test_the_same_seed_gives_the_same_scores(fitted, tmp_path):
-    again = fitted.factory(fitted.split, _context(tmp_path / "models"))
-    scores = fitted.recommender.score(fitted.queries, fitted.everything)
-    fitted.same(again.score(fitted.queries, fitted.everything), scores)
-
-
-def test_test_rows_teach_nothing(fitted, tmp_path):
-    """Other items and ratings in the test rows: a fit that looked at them would score differently."""
+def test_the_same_seed_gives_the_same_scores_and_test_rows_teach_nothing(fitted, tmp_path):
+    """Other items and ratings in the test rows: a second fit that looked at them would score differently."""
     frame = tiny_interactions()
     last = frame.groupby("user_id").tail(1).index
     for row in last:

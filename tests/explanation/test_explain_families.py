@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conformance.families import FAMILIES, tiny_split
 
-from llmrec_core.contracts import FitContext, HistoryItem, Query, Recommender
+from llmrec_core.contracts import HistoryItem, Query, Recommender
 from llmrec_core.errors import InputError
 from llmrec_core.explanation.explain import explain, explanation_json
 from llmrec_core.explanation.players import find_players
@@ -20,9 +20,13 @@ ITEM = 8
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def recommender(request, tmp_path_factory) -> Recommender:
-    models = tmp_path_factory.mktemp(request.param)
-    return FAMILIES[request.param](SPLIT, FitContext(workspace_models=models, device="cpu"))
+def family_name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def recommender(family_name, fitted_family) -> Recommender:
+    return fitted_family(family_name)[0]
 
 
 def test_shap_values_add_up_to_the_recommenders_own_score(recommender):
