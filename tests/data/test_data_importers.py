@@ -381,13 +381,26 @@ def test_wrong_corrections_are_refused(workspace: Workspace, tmp_path: Path, map
     assert nothing_written(workspace)
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "a/b", "C:\\x", "%2e%2e", "nul", "x\0y", "", "\\\\host\\share"])
+@pytest.mark.parametrize(
+    "name", ["../x", "..", "a/b", "C:\\x", "%2e%2e", "%252e", "nul", "x\0y", "", "\\\\host\\share"]
+)
 def test_hostile_names_touch_nothing(workspace: Workspace, tmp_path: Path, name: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     path = put(tmp_path, "d.csv", ROWS)
     with pytest.raises(InputError):
         import_files(workspace, [path], name)
     assert sorted(tmp_path.rglob("*")) in (sorted([*before, path]), sorted([*before, path, workspace.datasets]))
+
+
+def test_a_link_that_is_called_like_a_dataset_leads_nowhere(workspace: Workspace, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (workspace.datasets / "linked").symlink_to(outside)
+    path = put(tmp_path, "d.csv", ROWS)
+    with pytest.raises(InputError):
+        import_files(workspace, [path], "linked")
+    assert list(outside.iterdir()) == []
+    assert [meta.name for meta in DatasetStore(workspace).list()] == []
 
 
 def test_guess_shows_what_was_taken(tmp_path: Path) -> None:
