@@ -12,7 +12,7 @@ from llmrec_core.runs import Run
 from llmrec_core.serving.client import serving_client
 from llmrec_core.specs import SplitSpec
 from llmrec_core.workspace import Workspace
-from pages._studio.base import ago, empty_state, label, linked_choice, plain, size, workspace
+from pages._studio.base import empty_state, label, linked_choice, moment, plain, size, workspace
 from pages._studio.live import finished_runs, run_title
 
 #: Longer lists are cut in pickers; any id can still be typed.
@@ -57,7 +57,8 @@ def pick_run(page: str, what: str, *, evaluations: bool = False) -> Run | None:
         list(runs),
         param="run",
         key=f"{page}_run",
-        format_func=lambda run_id: f"{run_title(runs[run_id])} · {ago(runs[run_id].status.ended_at)}",
+        # The very moment: words such as "2 minutes ago" change under a page that stays open, and the choice is lost.
+        format_func=lambda run_id: f"{run_title(runs[run_id])} · {moment(runs[run_id].status.ended_at)}",
         kind="run",
     )
     run = runs.get(chosen) if chosen else None

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from llmrec_core.presets import PRESETS, override_spec, preset_spec
 from llmrec_core.specs import FAMILIES, PromptSpec, RecommenderSpec, SplitSpec, TrainingSpec
 from llmrec_core.specs.titles import FAMILY_TITLES
-from pages._studio.base import ago, duration, label, plain, size
+from pages._studio.base import ago, duration, label, moment, plain, size
 from pages._studio.import_report import by_reason
 from pages._studio.privacy import places_in_words
 from pages._studio.spec_form import form_fields, spec_fields
@@ -160,3 +160,8 @@ def test_reasons_of_refused_rows_are_counted_and_left_whole_where_all_say_the_sa
 def test_files_of_datasets_are_said_in_words():
     files = ["datasets/shop/v2/users.parquet", "datasets/shop/v2/items.parquet", "runs/abc/log.txt"]
     assert places_in_words(files) == "dataset shop, version 2; runs/abc/log.txt"
+
+
+def test_a_moment_is_told_in_words_that_do_not_change():
+    assert moment(1_700_000_000.0) == "2023-11-14 22:13 UTC"
+    assert moment(None) == "some time ago"
