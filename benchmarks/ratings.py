@@ -52,13 +52,13 @@ FEW_OF_ITEM, FEW_OF_USER = 5, 20
 
 def folds(n_rows: int) -> list[np.ndarray]:
     """Row positions of each fold."""
-    return [np.sort(part) for part in np.array_split(np.random.default_rng(SEED).permutation(n_rows), N_FOLDS)]
+    return np.array_split(np.random.default_rng(SEED).permutation(n_rows), N_FOLDS)
 
 
 def fold_split(dataset: Dataset, number: int, part: str) -> tuple[Split, np.ndarray]:
     """A split whose training rows are learnt from, and the rows that are asked; ``number`` from 1."""
     dealt = folds(len(dataset.interactions))
-    asked = dealt[number - 1]
+    asked = np.sort(dealt[number - 1])
     train = np.concatenate([rows for fold, rows in enumerate(dealt, start=1) if fold != number])
     if part == "valid":
         drawn = np.random.default_rng(SEED + 1).permutation(train)
