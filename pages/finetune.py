@@ -12,10 +12,17 @@ import yaml
 
 from llmrec_core.data import DatasetStore
 from llmrec_core.errors import LLMRecError, SpecError
-from llmrec_core.models.catalogue import list_models
 from llmrec_core.presets import PRESETS, override_spec, preset_reasons, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
-from llmrec_core.specs import BlendSpec, CrossEncoderSpec, GenerativeSpec, MemberSpec, PipelineSpec, PromptSpec, RunSpec
+from llmrec_core.specs import (
+    BlendSpec,
+    CrossEncoderSpec,
+    GenerativeSpec,
+    MemberSpec,
+    PipelineSpec,
+    PromptSpec,
+    RunSpec,
+)
 from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import (
     empty_state,
@@ -29,8 +36,9 @@ from pages._studio.base import (
     workspace,
 )
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
-from pages._studio.pickers import load_dataset, model_facts
+from pages._studio.pickers import load_dataset
 from pages._studio.policies import policy_choice
+from pages._studio.reader import LEARNS, OF_TRAINING, check_model, model_card, ranker_of, ranker_path
 from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
 
@@ -45,6 +53,17 @@ _FAMILY_TITLES = {
     "validation_users": "Validation users",
 }
 _RUN_TITLES = {"evaluation.max_users": "Test users", "device": "Device", "name": "Name of the run"}
+#: What stands in the open of families that read prompts.
+_NUMBERS = {
+    "training.max_samples": "Training prompts",
+    "training.epochs": "Epochs",
+    "training.batch_size": "Batch size",
+    "training.learning_rate": "Learning rate",
+    "evaluation.max_users": "Test users",
+    "training.precision": "Precision",
+    "device": "Device",
+    "name": "Name of the run",
+}
 _METHODS = {
     "full": "Full: all layers",
     "top-layers": "Only the top layers",
@@ -87,7 +106,8 @@ def start_point() -> RunSpec | None:
             persist_state="session",
         )
     preset = PRESETS[name]
-    st.caption(f"{preset.when} Needs: {preset.needs}. Up to {preset.minutes:g} minutes on two processor cores.")
+    unit = "minute" if preset.minutes == 1 else "minutes"
+    st.caption(f"{preset.when} Needs: {preset.needs}. Up to {preset.minutes:g} {unit} on two processor cores.")
     return _preset_on(name, dataset)
 
 
@@ -113,40 +133,6 @@ def what_was_chosen(spec: RunSpec) -> None:
     if reasons:
         lines = "\n".join(f"- {plain(reason, 600)}" for reason in reasons)
         st.info(f"**Chosen for this data.** Every field can still be changed.\n\n{lines}", icon=":material/tune:")
-
-
-def ranker_path(spec: RunSpec) -> str:
-    return "recommender.ranker" if isinstance(spec.recommender, PipelineSpec) else "recommender"
-
-
-def model_card(spec: RunSpec, key: str) -> dict[str, Any]:
-    path = ranker_path(spec)
-    part = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
-    current = getattr(part, "model", None)
-    if current is None:
-        return {}
-    entries = {entry.name: entry for entry in list_models(workspace())}
-    options = list(entries) if current in entries else [*entries, current]
-    chosen = st.selectbox(
-        "Model",
-        options,
-        index=options.index(current),
-        key=f"{key}-model",
-        format_func=lambda name: entries[name].title if name in entries else name,
-        help="A catalogue model; a local folder or hub:owner/name can be typed",
-        accept_new_options=True,
-        persist_state="session",
-    )
-    entry = entries.get(chosen)
-    if entry is not None:
-        with st.container(horizontal=True, gap="xsmall"):
-            for fact in model_facts(entry):
-                st.badge(fact, color="gray")
-            if entry.on_disk:
-                st.badge("on disk", color="green", icon=":material/check:")
-            else:
-                st.badge("is fetched when the run starts", color="orange", icon=":material/download:")
-    return {f"{path}.model": chosen}
 
 
 def prompt_choice(spec: RunSpec, key: str) -> dict[str, Any]:
@@ -199,7 +185,7 @@ def objectives(spec: RunSpec, key: str) -> list[dict[str, Any]]:
     for column, task in zip(columns, chosen, strict=True):
         with column:
             weight = st.number_input(
-                f"Weight of {task}",
+                f"Weight: {_TASKS[task].lower()}",
                 min_value=0.01,
                 value=float(weights.get(task, 1.0)),
                 step=0.1,
@@ -217,6 +203,15 @@ def field(fields: dict[str, FormField], path: str, key: str, title: str, changes
         changes[path] = edit_field(fields.pop(path), f"{key}-{path}", title)
 
 
+def in_rows(fields: dict[str, FormField], shown: dict[str, str], key: str, changes: dict[str, Any]) -> None:
+    """Fields four to a row, so that a narrow screen has them in their order too."""
+    here = [(path, title) for path, title in shown.items() if path in fields]
+    for start in range(0, len(here), 4):
+        for column, (path, title) in zip(st.columns(4), here[start : start + 4], strict=False):
+            with column:
+                field(fields, path, key, title, changes)
+
+
 def reads_prompts(spec: RunSpec) -> bool:
     """Whether a language model reads prompts; other families have no use for prompt, objectives and training."""
     return isinstance(spec.recommender, CrossEncoderSpec | GenerativeSpec | PipelineSpec)
@@ -232,11 +227,7 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
         changes |= blend_members(spec.recommender, key)
         fields.pop("recommender.weights", None)
     own = {f"recommender.{name}": title for name, title in _FAMILY_TITLES.items()}
-    shown = {path: title for path, title in own.items() if path in fields} | _RUN_TITLES
-    columns = st.columns(4)
-    for place, (path, title) in enumerate(shown.items()):
-        with columns[place % 4]:
-            field(fields, path, key, title, changes)
+    in_rows(fields, own | _RUN_TITLES, key, changes)
     return changes | {"objectives": [o.model_dump(mode="json") for o in spec.objectives]}
 
 
@@ -265,6 +256,7 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     if not reads_prompts(spec):
         return family_options(spec, key, fields)
     changes: dict[str, Any] = {}
+    method = ranker_of(spec).tuning.method
     tuning = f"{ranker_path(spec)}.tuning"
     left, right = st.columns(2, gap="large")
     with left:
@@ -280,6 +272,7 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
                 format_func=_METHODS.__getitem__,
                 key=f"{key}-method",
                 help=method_field.help,
+                wrap=True,
                 persist_state="session",
             )
             changes[f"{tuning}.method"] = method
@@ -290,30 +283,17 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     with right:
         changes |= prompt_choice(spec, key)
         fields.pop("prompt.template", None)
-        if isinstance(spec.recommender, GenerativeSpec):
-            st.caption("What is learned is to write the title of the next item.")
+        if ranker_of(spec).family in LEARNS:
+            st.caption(LEARNS[ranker_of(spec).family])
             chosen = [o.model_dump(mode="json") for o in spec.objectives]
         else:
             chosen = objectives(spec, key)
-    numbers = st.columns(4)
-    for column, (path, title) in zip(
-        numbers * 2,
-        (
-            ("training.max_samples", "Training prompts"),
-            ("training.epochs", "Epochs"),
-            ("training.batch_size", "Batch size"),
-            ("training.learning_rate", "Learning rate"),
-            ("evaluation.max_users", "Test users"),
-            ("training.precision", "Precision"),
-            ("device", "Device"),
-            ("name", "Name of the run"),
-        ),
-        strict=True,
-    ):
-        with column:
-            field(fields, path, key, title, changes)
+    if method == "none":
+        for name in OF_TRAINING:
+            fields.pop(f"training.{name}", None)
+    in_rows(fields, _NUMBERS, key, changes)
     if len(chosen) > 1:
-        field(fields, "training.balance", key, "Weights of the objectives", changes)
+        field(fields, "training.balance", key, "How the weights are found", changes)
     changes |= behaviour_choice(spec, key, fields)
     return changes | {"objectives": chosen}
 
@@ -321,7 +301,7 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
 def behaviour_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
     """Whether numbers stand beside the text; their settings are under Expert once they do."""
     path = ranker_path(spec)
-    part = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    part = ranker_of(spec)
     if not isinstance(part, CrossEncoderSpec):
         return {}
     wanted = st.toggle(
@@ -414,7 +394,9 @@ def new_run() -> None:
         changed = {p: v for p, v in changes.items() if start.get(p) != v}
         if chosen != [o.model_dump(mode="json") for o in spec.objectives]:
             changed["objectives"] = chosen
-        final = override_spec(spec, changed)
+        made = override_spec(spec, changed)
+        check_model(made)
+        final = made
         with told:
             what_was_chosen(final)
     except LLMRecError as error:

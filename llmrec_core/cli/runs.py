@@ -49,7 +49,8 @@ def _read_spec(path: Path) -> dict[str, Any]:
 
 
 @app.command(
-    epilog="Presets: " + "; ".join(f"{p.name} - {p.when} Needs {p.needs}." for p in PRESETS.values()),
+    # Blank lines keep each preset a paragraph of its own.
+    epilog="Presets:\n\n" + "\n\n".join(f"{p.name} - {p.when} Needs: {p.needs}." for p in PRESETS.values()),
 )
 def train(
     spec_file: Annotated[Path | None, typer.Argument(help="A run spec in YAML.", metavar="[SPEC.yaml]")] = None,

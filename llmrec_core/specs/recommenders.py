@@ -180,7 +180,10 @@ class CrossEncoderSpec(Spec):
     @model_validator(mode="after")
     def _heads_can_answer(self) -> CrossEncoderSpec:
         if self.head == "linear" and self.tuning.method == "none":
-            raise ValueError("tuning.method: untrained linear heads would guess; set head to label-words, or train")
+            raise ValueError(
+                "tuning.method: untrained linear heads would guess; train, or let a decoder answer in words "
+                "(head: label-words, as the preset zero-shot does)"
+            )
         if self.head == "label-words" and self.pooling != "auto":
             raise ValueError("pooling: label words are read at the last or the mask token; leave it on auto")
         return self

@@ -35,6 +35,10 @@ class FormField:
         """The room of the spec it belongs to, for people."""
         if ".tuning." in f".{self.path}.":
             return "Tuning"
+        if ".behaviour." in self.path:
+            return "Behaviour"
+        if ".retriever." in self.path:
+            return "Candidates"
         head = self.path.partition(".")[0]
         return {
             "split": "Split",
@@ -146,6 +150,7 @@ def edit_field(field: FormField, key: str, title: str | None = None) -> Any:
             value=", ".join(str(v) for v in field.value or ()),
             key=key,
             help=f"{field.help} (separated by commas)",
+            placeholder="automatic" if "empty means" in field.help else None,
             persist_state="session",
         )
         found = [_number_or_text(part) for part in (p.strip() for p in text.split(",")) if part]

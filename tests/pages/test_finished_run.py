@@ -129,6 +129,26 @@ def test_families_without_prompts_show_only_what_they_use(studio):
     assert spec.recommender.width == 32
 
 
+def test_fixed_objectives_models_of_the_wrong_kind_and_untrained_fields_are_not_offered(studio):
+    app = studio("finetune")
+    app.selectbox(key="ft_preset").select("listwise").run()
+    assert not app.exception
+    assert not [w for w in app.pills if w.key.endswith("-tasks")], "a listwise ranker learns to rank and nothing else"
+    assert "all-MiniLM-L6-v2" not in app.selectbox(key="ft-listwise-model").options
+    assert not app.error
+    app.selectbox(key="ft_preset").select("zero-shot").run()
+    assert not app.exception
+    labels = {w.label for w in app.number_input}
+    assert "Batch size" in labels
+    assert not labels & {"Epochs", "Learning rate", "Training prompts"}
+
+
+def test_weights_of_objectives_are_called_as_the_objectives_are(studio):
+    app = studio("finetune")
+    app.selectbox(key="ft_preset").select("multitask").run()
+    assert {"Weight: clicks", "Weight: ratings", "Weight: the right order"} <= {w.label for w in app.number_input}
+
+
 def test_no_objective_is_refused_at_the_form(studio):
     app = studio("finetune")
     tasks = next(w for w in app.pills if w.key.endswith("-tasks"))
