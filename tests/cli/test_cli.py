@@ -144,24 +144,6 @@ def test_evaluate_gives_the_same_figures(llmrec, trained):
     assert answer.json["run_id"] != trained["run_id"]
 
 
-def test_a_spec_file_with_another_family(llmrec, tmp_path):
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(
-        yaml.safe_dump(
-            {
-                "dataset": {"name": "mini"},
-                "recommender": {"family": "item-knn", "window": 3},
-                "evaluation": {"ks": [1, 3], "primary_metric": "ndcg@3", "n_bootstrap": 100},
-            }
-        ),
-        encoding="utf-8",
-    )
-    answer = llmrec("train", spec, "--set", "seed=3", "--json")
-    assert answer.exit_code == 0, answer.stderr
-    assert "hit_rate@1" in answer.json["metrics"]
-    assert "auc" in answer.json["metrics"]
-
-
 def test_text_output_is_for_people(llmrec, trained):
     answer = llmrec("runs", "show", trained["run_id"])
     assert "ndcg@10" in answer.stdout

@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 
+from llmrec_core.runs import RunStore
 from llmrec_core.specs import DiversitySpec, ExposureSpec
+from llmrec_core.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -11,13 +13,20 @@ def with_policies(llmrec):
     """The result of a run of item-kNN on "mini" whose lists are made more novel and lose one item."""
     spec = llmrec.workspace / "policies.yaml"
     spec.write_text(
-        "dataset: {name: mini}\nrecommender: {family: item-knn}\nbaselines: [{family: popularity}]\n"
-        "evaluation: {ks: [3], primary_metric: ndcg@3, n_bootstrap: 100}\n"
+        "dataset: {name: mini}\nrecommender: {family: item-knn, window: 3}\nbaselines: [{family: popularity}]\n"
+        "evaluation: {ks: [1, 3], primary_metric: ndcg@3, n_bootstrap: 100}\n"
     )
     lines = ("--policy=novelty:raise_by=0.1", "--policy=blocklist:items=[003, 005],reason=sold out")
-    answer = llmrec("train", spec, *lines, "--json")
+    answer = llmrec("train", spec, "--set", "seed=3", *lines, "--json")
     assert answer.exit_code == 0, answer.stderr
     return answer.json
+
+
+def test_a_spec_file_with_another_family(llmrec, with_policies):
+    assert {"hit_rate@1", "auc"} <= set(with_policies["metrics"])
+    kept = RunStore(Workspace.open(llmrec.workspace)).get(with_policies["run_id"]).spec
+    assert kept.recommender.family == "item-knn"
+    assert kept.recommender.window == kept.seed == 3
 
 
 def test_a_run_states_what_its_policies_cost(llmrec, with_policies):

@@ -133,22 +133,18 @@ def test_wrong_arguments_are_an_answer_too(place, client):
     assert client.running
 
 
-def test_a_killed_child_is_reported_and_replaced(place):
-    workspace, run_id = place
-    client = ServingClient(workspace)
-    try:
-        client.call("forget", run_id=run_id)
-        assert client._process is not None
-        client._process.kill()
-        client._process.wait()
-        assert not client.running
-        assert client.call("recommend", run_id=run_id, user_id="u03", k=1)["items"], "a new child answers"
-        os.kill(client._process.pid, signal.SIGSTOP)
-        with pytest.raises(RunFailedError, match="no answer"):
-            client.call("recommend", timeout_s=0.5, run_id=run_id, user_id="u03")
-        assert not client.running, "a child that hangs is ended and its memory freed"
-    finally:
-        client.stop()
+def test_a_killed_child_is_reported_and_replaced(place, client):
+    _, run_id = place
+    client.call("forget", run_id=run_id)
+    assert client._process is not None
+    client._process.kill()
+    client._process.wait()
+    assert not client.running
+    assert client.call("recommend", run_id=run_id, user_id="u03", k=1)["items"], "a new child answers"
+    os.kill(client._process.pid, signal.SIGSTOP)
+    with pytest.raises(RunFailedError, match="no answer"):
+        client.call("recommend", timeout_s=0.5, run_id=run_id, user_id="u03")
+    assert not client.running, "a child that hangs is ended and its memory freed"
 
 
 def test_the_child_does_not_outlive_its_parent(place):
