@@ -33,7 +33,7 @@ def test_says_what_to_do_next(empty, page):
 def test_an_unknown_run_in_a_link_is_told_in_words(empty):
     app = empty("finetune", run="20200101-000000-zzzzz")
     assert not app.exception
-    assert "there is no run" in app.error[0].value
+    assert "There is no run" in app.error[0].value
 
 
 def test_a_run_id_that_is_a_path_is_refused(empty, tmp_path):
@@ -81,7 +81,7 @@ def test_an_unknown_model_of_the_hub_is_refused(empty):
     app.text_input(key="hub_name").set_value("x; touch pwned").run()
     app.button(key="fetch_hub").click().run()
     assert not app.exception
-    assert "unknown model" in app.error[0].value
+    assert "Unknown model" in app.error[0].value
 
 
 def test_no_screen_loads_pytorch(tmp_path):
