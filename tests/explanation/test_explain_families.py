@@ -39,6 +39,8 @@ def test_shap_values_add_up_to_the_recommenders_own_score(recommender):
     assert explain(recommender, SPLIT.dataset, QUERY, ITEM) == result
     expected = {
         "cross-encoder": ["5", "4", "3", "2", "title", "category"],
+        # It is told the titles of what was chosen, and nothing else of an item.
+        "generative": ["5", "4", "3", "2", "title"],
         # The retriever reads what the prompt leaves out.
         "pipeline": ["5", "4", "3", "2", "0-1", "title", "category"],
     }
