@@ -105,7 +105,7 @@ def show(answer: dict[str, Any]) -> None:
             "Without any reason", f"{answer['base_value']:.4f}", help="The score with every reason hidden"
         )
         columns[2].metric(
-            "Additivity gap", f"{answer['additivity_gap']:.1e}", help="|base + sum of reasons − score|; exact is 0"
+            "Additivity gap", f"{answer['additivity_gap']:.1g}", help="|base + sum of reasons − score|; exact is 0"
         )
         columns[3].metric(
             "Scorings", f"{answer['budget']:,}", help="How often the model was asked: every coalition of reasons"

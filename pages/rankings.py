@@ -10,6 +10,7 @@ import streamlit as st
 from llmrec_core.data import Dataset
 from llmrec_core.feedback import FeedbackStore
 from llmrec_core.runs import Run
+from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import faults_in_words, header, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 from pages._studio.policies import side_by_side_part
@@ -28,8 +29,8 @@ _NAMES = {
     "ratings": "Ratings (factors and texts)",
     "content-knn": "Content-kNN",
     "sequential": "Sequence model",
-    "two-tower": "Two towers",
     "generative": "Title writer",
+    "two-tower": "Two towers",
     "blend": "Blend",
 }
 
@@ -129,7 +130,7 @@ def list_of(
 def model_title(run: Run, name: str) -> str:
     """ "model" is called by what it is; floors by their own names."""
     if name != "model":
-        return _NAMES.get(name, name)
+        return _NAMES.get(name) or FAMILY_TITLES.get(name, name)
     family = run.spec.recommender.family
     return f"{_NAMES[family]} (this run)" if family in _NAMES else "Fine-tuned model"
 

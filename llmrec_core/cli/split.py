@@ -52,7 +52,7 @@ def data_split(
         spec = SplitSpec.model_validate(raw)
     except ValidationError as error:
         raise SpecError(
-            "; ".join(f"{path}: {message}" for path, message in spec_errors(error)) + ".",
+            "; ".join(": ".join(filter(None, fault)) for fault in spec_errors(error)) + ".",
             where="split",
             fix=f"Protocols are: {', '.join(PROTOCOLS)}. Fields are: {', '.join(SplitSpec.model_fields)}.",
         ) from None

@@ -30,6 +30,7 @@ from llmrec_core.figures.theme import (
     text_list,
 )
 from llmrec_core.specs import LOWER_IS_BETTER
+from llmrec_core.specs.titles import METRIC_WORDS, metric_title
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
@@ -167,7 +168,7 @@ def difference_figure(
         floor: compared with.
         difference: ``{mean, ci_low, ci_high}`` (model minus floor) to mark; None: no mark.
     """
-    title = f"{escape(metric, 30)} for each user: {escape(model, 30)} against {escape(floor, 30)}"
+    title = f"{escape(_words(metric), 30)} for each user: {escape(model, 30)} against {escape(floor, 30)}"
     chosen = per_user[(per_user["metric"] == metric) & per_user["model"].isin([model, floor])]
     wide = chosen.pivot_table(index="user_id", columns="model", values="value", aggfunc="last")
     if model not in wide or floor not in wide or model == floor:
@@ -203,7 +204,7 @@ def difference_figure(
             )
         )
     better = "left turned right: lower is better" if sign < 0 else "right of zero: the model is better"
-    finish(figure, title, x=f"change of {escape(metric, 30)} ({better})", y="users", height=380, legend=True)
+    finish(figure, title, x=f"change of {escape(_words(metric), 30)} ({better})", y="users", height=380, legend=True)
     # The label of the mean needs the place above the plot.
     legend = {"yanchor": "top", "y": -0.2, "xanchor": "center", "x": 0.5}
     figure.update_layout(barmode="stack", bargap=0, legend=legend, margin={"t": 72, "b": 84})
@@ -232,7 +233,7 @@ def _mark_mean(figure: go.Figure, difference: Mapping[str, Any] | None, sign: fl
 
 def tradeoff_figure(result: Mapping[str, Any], x: str = "novelty@10", y: str = "ndcg@10") -> go.Figure:
     """Each model as a point with both intervals: accuracy (``y``) against what it may cost (``x``)."""
-    title = f"Trade-off: {escape(y, 30)} against {escape(x, 30)}"
+    title = f"Trade-off: {escape(_words(y), 30)} against {escape(_words(x), 30)}"
     figure = go.Figure()
     for index, (name, metrics) in enumerate(models_of(result).items()):
         across, up = metrics.get(x) or {}, metrics.get(y) or {}
@@ -287,10 +288,15 @@ def _metric_title(metric: str) -> str:
     base = metric.partition("@")[0]
     if base in _UNITS:
         # Neither end of coverage and novelty is better as such.
-        return escape(metric, 30)
-    return f"{escape(metric, 30)} ({'lower' if base in LOWER_IS_BETTER else 'higher'} is better)"
+        return escape(_words(metric), 30)
+    return f"{escape(_words(metric), 30)} ({'lower' if base in LOWER_IS_BETTER else 'higher'} is better)"
+
+
+def _words(metric: str) -> str:
+    """As tables write it; a metric that they do not know keeps its name."""
+    return metric_title(metric) if metric.partition("@")[0] in METRIC_WORDS else metric
 
 
 def _axis(metric: str) -> str:
     base, at, cut = metric.partition("@")
-    return escape(_UNITS.get(base, base) + (f" of the first {cut}" if at else ""), 60)
+    return escape(_UNITS.get(base, _words(base)) + (f" of the first {cut}" if at else ""), 60)

@@ -131,18 +131,18 @@ def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
         return RunSpec.model_validate(raw)
     except ValidationError as error:
         raise SpecError(
-            "; ".join(f"{path}: {message}" for path, message in spec_errors(error)) + ".",
+            "; ".join(": ".join(filter(None, fault)) for fault in spec_errors(error)) + ".",
             where=where,
             fix="Correct these fields and try again.",
         ) from None
 
 
 def spec_errors(error: ValidationError) -> list[tuple[str, str]]:
-    """(dotted field path, message) for every fault, so that a form can show each at its field."""
+    """(dotted field path, message) for every fault; the path is "" where no single field is at fault."""
     found = []
     # Pydantic puts the tags of discriminated unions into the path; a person never wrote them.
     for fault in error.errors(include_url=False):
-        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES and part not in POLICIES) or "(spec)"
+        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES and part not in POLICIES)
         message = fault["msg"]
         if fault["type"] == "extra_forbidden":
             message = "unknown field"

@@ -155,3 +155,32 @@ def field_title(name: str, info: FieldInfo | None = None) -> str:
     if info is not None and info.title:
         return info.title
     return FIELD_TITLES.get(name) or name.removeprefix("n_").replace("_", " ").capitalize()
+
+
+#: Metric -> (its name for people, what it says).
+METRIC_WORDS = {
+    "ndcg": ("NDCG", "how high the held-out items stand in the list"),
+    "hit_rate": ("hit rate", "how often a held-out item is in the list"),
+    "precision": ("precision", "the share of the list that is right"),
+    "recall": ("recall", "the share of the held-out items that is in the list"),
+    "map": ("MAP", "how early the held-out items come in the list"),
+    "mrr": ("MRR", "how early the first held-out item comes in the list"),
+    "coverage": ("coverage", "the share of the catalogue that anyone is shown"),
+    "novelty": ("novelty", "how little known the shown items are"),
+    "serendipity": ("serendipity", "how far held-out items in the list stand above their place in the charts"),
+    "diversity": ("diversity", "how unlike in categories the items of one list are"),
+    "arp": ("ARP", "how many people have a shown item on average"),
+    "aplt": ("APLT", "the share of the list that is from the long tail"),
+    "gini": ("exposure Gini", "how unevenly the catalogue is shown: 0 all items alike, 1 a single one"),
+    "miscalibration": ("miscalibration", "how far the categories of the list are from those of the history"),
+    "auc": ("AUC", "how often a liked item scores above another one"),
+    "gauc": ("per-user AUC", "how often, for one user, a liked item scores above another one"),
+    "rmse": ("RMSE", "how far predicted ratings are off, large misses weighing more"),
+    "mae": ("MAE", "how far predicted ratings are off"),
+}
+
+
+def metric_title(name: str) -> str:
+    """``ndcg@10`` as people write it: ``NDCG@10``."""
+    base, at, cut = name.partition("@")
+    return METRIC_WORDS[base][0] + at + cut

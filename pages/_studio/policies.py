@@ -248,7 +248,7 @@ def _lines(items: Sequence[tuple[Mapping[str, Any], str]]) -> None:
                     )
                 words = [f"{item['score']:.3g}", f"{item['popularity']}×"]
                 if item["rank_without"] != item["rank"]:
-                    words.append(f"place {item['rank_without']} without")
+                    words.append(f"place {item['rank_without']} without policies")
                 st.caption(" · ".join(words), width="content")
             if item["reason"] is not None:
                 st.caption(f"{_TITLES[item['reason']['policy']]}: {plain(item['reason']['text'], 200)}")
@@ -298,7 +298,9 @@ def cost_table(result: Mapping[str, Any], found: Mapping[str, Any]) -> pd.DataFr
     for step in found["steps"]:
         setting = {k: v for k, v in step["policy"].items() if k != "policy" and v not in (None, [], "")}
         cells = {metric_title(name): _cell(step["metrics"].get(name), step["cost"].get(name)) for name in names}
-        words = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())
+        words = ", ".join(
+            f"{k.replace('_', ' ')} {format(v, '.4g') if isinstance(v, float) else v}" for k, v in setting.items()
+        )
         rows.append({"policy": f"+ {_TITLES[step['policy']['policy']]}", "setting": label(words, 120), **cells})
     return pd.DataFrame(rows)
 

@@ -59,5 +59,12 @@ def similar_part(run: Run, dataset: Dataset, names: list[str], title: Callable[[
                     "chosen": st.column_config.TextColumn("Chosen", help="How often in the training data"),
                 },
             )
+    if not answers:
+        st.info(
+            "No recommender of this run places items in a space, so none can say which are alike. Runs of the presets "
+            "Nearest items, What comes next and Rank everything can.",
+            icon=":material/info:",
+        )
+        return
     for line in silent:
         st.caption(plain(line, 300))

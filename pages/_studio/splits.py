@@ -234,7 +234,7 @@ def linked_split() -> SplitSpec | None:
         try:
             return SplitSpec.model_validate(raw)
         except ValidationError as error:
-            words = "; ".join(f"{path}: {message}" for path, message in spec_errors(error))
+            words = "; ".join(": ".join(filter(None, fault)) for fault in spec_errors(error))
     del st.query_params["split"]
     show_error(
         SpecError(

@@ -55,6 +55,12 @@ def test_every_fault_names_its_field(change, path):
     assert caught.value.exit_code == 2
 
 
+def test_a_fault_of_no_single_field_stands_without_a_path():
+    with pytest.raises(SpecError) as caught:
+        parse_run_spec({"dataset": {"name": "d"}, "recommender": {"family": "blend"}, "continue_from": "r"})
+    assert caught.value.what.startswith("continue_from: a blend recommender has no second stage")
+
+
 def test_all_faults_are_named_at_once():
     with pytest.raises(SpecError) as caught:
         parse_run_spec({"dataset": {"name": "d"}, "seed": -1, "nonsense": 1})

@@ -34,7 +34,7 @@ def test_bars_carry_their_intervals():
 def test_each_metric_gets_its_panel_and_gaps_are_said():
     figure = metrics_figure(RESULT)
     titles = [annotation.text for annotation in figure.layout.annotations]
-    assert titles == ["ndcg@10 (higher is better)", "novelty@10", "rmse (lower is better)"]
+    assert titles == ["NDCG@10 (higher is better)", "novelty@10", "RMSE (lower is better)"]
     assert "not measured" in shown_texts(figure)
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from page_helpers import open_page, texts
 
+from llmrec_core.errors import InputError
 from llmrec_core.feedback import FeedbackStore
 from llmrec_core.runs import RunStore
 from llmrec_core.specs import parse_run_spec
@@ -48,6 +49,18 @@ def test_items_like_another_are_shown_where_there_are_vectors(studio):
     assert table["cosine"].is_monotonic_decreasing
     silent = [c.value for c in app.caption if "no item vectors" in c.value]
     assert len(silent) == 2, "popularity and the co-visit model say that they have none"
+
+
+def test_a_run_without_item_vectors_says_once_which_runs_have_them(studio, monkeypatch):
+    def silent(*_: object, **__: object) -> None:
+        raise InputError("a recommender without item vectors")
+
+    app = studio("rankings", user="u002")
+    monkeypatch.setattr("pages._studio.similar.ask", silent)
+    app.selectbox(key="similar_item").select("f001").run()
+    assert not app.exception
+    assert [info.value for info in app.info if "places items in a space" in info.value]
+    assert not [c.value for c in app.caption if "item vectors" in c.value]
 
 
 def test_thumbs_are_kept_as_data(studio, finished_workspace):
