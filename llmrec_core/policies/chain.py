@@ -376,6 +376,6 @@ class _Work:
 def rows_of(space: sp.csr_array | npt.NDArray[np.floating], items: IntArray) -> Values:
     """Rows of ``space`` for each candidate, dense [n_users, n_candidates, size]; 0 for padding."""
     rows = space[items.ravel()]
-    dense = np.asarray(rows.toarray() if sp.issparse(rows) else rows, np.float64)
+    dense = np.asarray(rows if isinstance(rows, np.ndarray) else rows.toarray(), np.float64)
     dense[items.ravel() < 0] = 0.0
     return dense.reshape(*items.shape, -1)
