@@ -170,7 +170,7 @@ PRESETS: dict[str, Preset] = {
             "The strongest ranking of a whole catalogue, without prompts: co-visits, alike users, factors, what is on "
             "the rise and the sequence model, weighed on validation users.",
             "interactions with times; item titles help",
-            8,
+            6,
             {
                 "split": _FIVE_CORE,
                 "recommender": {
