@@ -7,20 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.models.catalogue import require_model
-from llmrec_core.models.device import resolve_device
+from llmrec_core.models.device import resolve_device, resolve_precision
 from llmrec_core.models.loading import Backbone, load_backbone, save_backbone
 from llmrec_core.models.tuning import apply_tuning, load_trainable_state
 from llmrec_core.recommenders._storage import sha256_of
 from llmrec_core.saved import FIX
-from llmrec_core.specs import TuningSpec
+from llmrec_core.specs import RunSpec, TuningSpec
 
 _MODEL, _TRAINED = "model", "trained.safetensors"
+
+
+def base_folder(ctx: FitContext, name: str) -> Path:
+    """Where a prepared model lies.
+
+    Raises:
+        InputError: the context names no folder of models. NotFoundError, ModelError: as ``require_model``.
+    """
+    if ctx.workspace_models is None:
+        raise InputError("a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models.")
+    return require_model(ctx.workspace_models, name)
 
 
 def load_base(name: str, ctx: FitContext, *, trainable: bool) -> Backbone:
@@ -29,10 +41,7 @@ def load_base(name: str, ctx: FitContext, *, trainable: bool) -> Backbone:
     Raises:
         InputError: the context names no folder of models. NotFoundError, ModelError: as ``load_backbone``.
     """
-    if ctx.workspace_models is None:
-        raise InputError("a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models.")
-    folder = require_model(ctx.workspace_models, name)
-    return load_backbone(folder, device=resolve_device(ctx.device), trainable=trainable)
+    return load_backbone(base_folder(ctx, name), device=resolve_device(ctx.device), trainable=trainable)
 
 
 def fingerprint(name: str, backbone: Backbone) -> dict[str, str]:
@@ -105,4 +114,28 @@ def trained_names(folder: Path, head: Mapping[str, Any], backbone: Backbone) -> 
     return frozenset(load_file(path)) if path.is_file() else frozenset()
 
 
-__all__ = ["fingerprint", "freeze", "load_base", "load_model", "save_model", "trained_names"]
+def precision_of(run: RunSpec, device: torch.device) -> tuple[torch.dtype, torch.dtype | None, str]:
+    """(dtype of the weights, dtype of autocast or None, the reason in words).
+
+    On a CPU with matrix units the weights themselves are bf16 (masters are float32, see ``training.optimizer``):
+    casting under autocast costs half of the gain there. On a GPU the casts are cheap and autocast keeps norms and
+    softmax in float32.
+    """
+    choice = resolve_precision(run.training.precision, device)
+    if choice.dtype == torch.float32:
+        return torch.float32, None, choice.reason
+    if device.type == "cpu":
+        return torch.bfloat16, None, choice.reason
+    return torch.float32, choice.dtype, choice.reason
+
+
+__all__ = [
+    "base_folder",
+    "fingerprint",
+    "freeze",
+    "load_base",
+    "load_model",
+    "precision_of",
+    "save_model",
+    "trained_names",
+]

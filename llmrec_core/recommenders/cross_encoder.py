@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -31,8 +30,7 @@ from llmrec_core.contracts import (
     check_task,
 )
 from llmrec_core.errors import InputError, ModelError
-from llmrec_core.models.catalogue import require_model
-from llmrec_core.models.device import resolve_device, resolve_precision
+from llmrec_core.models.device import resolve_device
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.label_words import AnswerHeads, answer_heads, mask_token
 from llmrec_core.models.loading import Backbone, load_backbone, save_backbone
@@ -43,7 +41,8 @@ from llmrec_core.models.tuning import (
     trainable_state,
 )
 from llmrec_core.prompts import PromptRenderer, TokenCounter, template_source
-from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
+from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
+from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.batches import BatchPlan
@@ -115,12 +114,12 @@ class CrossEncoderRecommender(Recommender):
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         dataset = split.dataset
-        folder = _model_folder(ctx, self.spec.model)
+        folder = base_folder(ctx, self.spec.model)
         zero_shot = self.spec.tuning.method == "none"
         self._dataset = dataset
         ctx.emit("stage", stage="tokenizing")
         backbone = self._load_base(folder, ctx, trainable=not zero_shot)
-        self._base = _fingerprint(self.spec.model, backbone)
+        self._base = fingerprint(self.spec.model, backbone)
         self._renderer = self._make_renderer(dataset, backbone)
         lists = None if zero_shot else training_lists(split, self.run, ctx.seed, self.negative_pool)
         held_out = validation_lists(split, self.run, ctx.seed)
@@ -163,7 +162,7 @@ class CrossEncoderRecommender(Recommender):
                 level="info",
                 message=f"{len(tokens):,} prompts in {len(lists.queries):,} lists, "
                 f"{tokens.n_tokens.mean():.0f} tokens each; {counts.trainable:,} of {counts.total:,} weights are "
-                f"trained on {backbone.device} ({_precision(self.run, backbone.device)[2]}).",
+                f"trained on {backbone.device} ({precision_of(self.run, backbone.device)[2]}).",
             )
             ctx.emit("stage", stage="training")
             self.outcome = train(network, plan, validation, cast(dict[str, float], weights), self.run.training, ctx)
@@ -298,7 +297,7 @@ class CrossEncoderRecommender(Recommender):
         backbone = load_backbone(
             folder,
             device=device,
-            dtype=_precision(self.run, device)[0],
+            dtype=precision_of(self.run, device)[0],
             dropout=self.run.training.dropout if trainable else 0.0,
             trainable=trainable,
         )
@@ -343,7 +342,7 @@ class CrossEncoderRecommender(Recommender):
             heads,
             pooling=pooling,
             shared=shared and can_share(backbone, pooling),
-            autocast=_precision(self.run, backbone.device)[1],
+            autocast=precision_of(self.run, backbone.device)[1],
             mask_id=mask_id,
         )
 
@@ -448,13 +447,13 @@ class CrossEncoderRecommender(Recommender):
         if part is None:
             raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")
         loaded = cls(run, part)
-        base = folder / _MODEL if head.get("whole_model") else _model_folder(ctx, part.model)
+        base = folder / _MODEL if head.get("whole_model") else base_folder(ctx, part.model)
         backbone = loaded._load_base(base, ctx, trainable=False)
         loaded._base = dict(head.get("base") or {})
         loaded._dataset = dataset
         network = loaded._make_network(backbone, ctx, {}, tuned=bool(head.get("whole_model")), filled=False)
         if not head.get("whole_model"):
-            if _fingerprint(part.model, backbone) != loaded._base:
+            if fingerprint(part.model, backbone) != loaded._base:
                 raise ModelError(
                     f"the base model {part.model!r} is not the one it was trained on.",
                     where=str(folder),
@@ -479,30 +478,3 @@ def _without_training(network: PromptNetwork, validation: Validation, ctx: FitCo
     ctx.emit("log", level="info", message="Zero-shot: no weight is trained, the model answers as it came.")
     ctx.emit("validation", step=0, metrics=metrics)
     return TrainingOutcome([], 0, None, metrics.get(validation.metric), None)
-
-
-def _model_folder(ctx: FitContext, name: str) -> Path:
-    if ctx.workspace_models is None:
-        raise InputError("a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models.")
-    return require_model(ctx.workspace_models, name)
-
-
-def _fingerprint(name: str, backbone: Backbone) -> dict[str, str]:
-    """Name of the base model, and SHA-256 over its weight files in order."""
-    digests = [sha256_of(backbone.facts.folder / file) for file in backbone.facts.weight_files]
-    return {"model": name, "weights_sha256": " ".join(digests)}
-
-
-def _precision(run: RunSpec, device: torch.device) -> tuple[torch.dtype, torch.dtype | None, str]:
-    """(dtype of the weights, dtype of autocast or None, the reason in words).
-
-    On a CPU with matrix units the weights themselves are bf16 (masters are float32, see ``training.optimizer``):
-    casting under autocast costs half of the gain there. On a GPU the casts are cheap and autocast keeps norms and
-    softmax in float32.
-    """
-    choice = resolve_precision(run.training.precision, device)
-    if choice.dtype == torch.float32:
-        return torch.float32, None, choice.reason
-    if device.type == "cpu":
-        return torch.bfloat16, None, choice.reason
-    return torch.float32, choice.dtype, choice.reason

@@ -43,10 +43,10 @@ from llmrec_core.models.loading import Backbone, load_backbone
 from llmrec_core.models.trie import Trie
 from llmrec_core.models.tuning import adapters_off, apply_tuning, load_trainable_state, parameter_counts
 from llmrec_core.prompts import PromptRenderer, TokenCounter
+from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders._texts import TextWriter, WrittenText, chat_template, texts_to_learn
 from llmrec_core.recommenders._titles import TitlePrompts, check_room
-from llmrec_core.recommenders.cross_encoder import _fingerprint, _model_folder, _precision
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import GenerativeSpec, ObjectiveSpec, RunSpec
 from llmrec_core.training.generative import TASK, TitleQuestions, WritingNetwork, WritingPlan, WritingSamples
@@ -112,10 +112,10 @@ class GenerativeRecommender(Recommender):
         return self._fitted().prompts
 
     def fit(self, split: Split, ctx: FitContext) -> None:
-        folder = _model_folder(ctx, self.spec.model)
+        folder = base_folder(ctx, self.spec.model)
         ctx.emit("stage", stage="tokenizing")
         backbone = self._load_base(folder, ctx, trainable=self.spec.tuning.method != "none")
-        self._base = _fingerprint(self.spec.model, backbone)
+        self._base = fingerprint(self.spec.model, backbone)
         self._tune(backbone, ctx)
         parts = self._parts = self._assemble(split.dataset, backbone, folder, counts=split.train_item_counts)
         if self.spec.prior == "popularity":
@@ -191,7 +191,7 @@ class GenerativeRecommender(Recommender):
             level="info",
             message=f"{n_titles:,} titles to write{texts}; {parts.decoder.trie.n_nodes:,} places in the trie of "
             f"{split.dataset.n_items:,} titles; {counts.trainable:,} of {counts.total:,} weights are trained on "
-            f"{parts.backbone.device} ({_precision(self.run, parts.backbone.device)[2]}).",
+            f"{parts.backbone.device} ({precision_of(self.run, parts.backbone.device)[2]}).",
         )
         return plan
 
@@ -285,7 +285,7 @@ class GenerativeRecommender(Recommender):
         device = resolve_device(ctx.device)
         dropout = self.run.training.dropout if trainable else 0.0
         backbone = load_backbone(
-            folder, device=device, dtype=_precision(self.run, device)[0], dropout=dropout, trainable=trainable
+            folder, device=device, dtype=precision_of(self.run, device)[0], dropout=dropout, trainable=trainable
         )
         if backbone.kind != "decoder":
             raise SpecError(
@@ -321,7 +321,7 @@ class GenerativeRecommender(Recommender):
             backbone,
             TitleDecoder(backbone, trie),
             packed=can_share(backbone, "last"),
-            autocast=_precision(self.run, backbone.device)[1],
+            autocast=precision_of(self.run, backbone.device)[1],
         )
         return _Parts(dataset, backbone, prompts, network, log_share, chat_template(folder))
 
@@ -364,9 +364,9 @@ class GenerativeRecommender(Recommender):
         if not isinstance(run.recommender, GenerativeSpec) or log_share.shape != (dataset.n_items,):
             raise ModelError("its spec or its shares do not fit.", where=str(folder), fix=FIX)
         loaded = cls(run, run.recommender)
-        base = _model_folder(ctx, run.recommender.model)
+        base = base_folder(ctx, run.recommender.model)
         backbone = loaded._load_base(base, ctx, trainable=False)
-        loaded._base = _fingerprint(run.recommender.model, backbone)
+        loaded._base = fingerprint(run.recommender.model, backbone)
         if loaded._base != head.get("base"):
             raise ModelError(
                 f"the base model {run.recommender.model!r} is not the one it was trained on.",

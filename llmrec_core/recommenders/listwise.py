@@ -35,7 +35,8 @@ from llmrec_core.errors import SpecError
 from llmrec_core.models.label_words import letter_heads
 from llmrec_core.models.tuning import apply_tuning
 from llmrec_core.prompts import LETTERS, CandidateList, PromptRenderer, TokenCounter
-from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender, _precision
+from llmrec_core.recommenders._language_models import precision_of
+from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, PipelineSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.listwise import ListBatchPlan, ListNetwork, ListPrompts
@@ -232,7 +233,7 @@ class ListwiseRecommender(CrossEncoderRecommender):
             letter_heads(backbone, LETTERS[: self.spec.window], filled=filled),
             pooling="last",
             shared=self.spec.share_history and can_share(backbone, "last"),
-            autocast=_precision(self.run, backbone.device)[1],
+            autocast=precision_of(self.run, backbone.device)[1],
         )
 
     def _tokenise(self, lists: SampleLists) -> TokenisedPrompts:

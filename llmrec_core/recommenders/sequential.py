@@ -28,11 +28,10 @@ from llmrec_core.contracts import (
 )
 from llmrec_core.data.companions import Companions
 from llmrec_core.errors import InputError, ModelError
-from llmrec_core.models.catalogue import require_model
 from llmrec_core.models.device import resolve_device
-from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.text_vectors import Whitening, embed_texts
 from llmrec_core.recommenders._histories import query_histories, training_histories
+from llmrec_core.recommenders._language_models import load_base
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
@@ -83,7 +82,7 @@ class SequentialRecommender(Recommender):
         device = resolve_device(ctx.device)
         self._know(dataset, np.asarray(split.train_item_counts), dataset.rating_scale)
         ctx.emit("stage", stage="tokenizing")
-        text = self._text(dataset, ctx, device)
+        text = self._text(dataset, ctx)
         trained = torch.from_numpy(self._counts > 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.seed)
@@ -98,17 +97,12 @@ class SequentialRecommender(Recommender):
         network.eval()
         network.requires_grad_(False)
 
-    def _text(self, dataset: Dataset, ctx: FitContext, device: torch.device) -> npt.NDArray[np.float32]:
+    def _text(self, dataset: Dataset, ctx: FitContext) -> npt.NDArray[np.float32]:
         """Whitened text vectors of all items; whitening sees the items of training rows only."""
         if self.spec.model is None:
             return np.empty((dataset.n_items, 0), np.float32)
-        if ctx.workspace_models is None:
-            raise InputError(
-                "a text model needs the folder of prepared models.", fix="Set FitContext.workspace_models."
-            )
         texts = item_texts(dataset, self.spec.item_fields, facts=self.spec.facts)
-        backbone = load_backbone(require_model(ctx.workspace_models, self.spec.model), device=device, trainable=False)
-        vectors = embed_texts(backbone, texts)
+        vectors = embed_texts(load_base(self.spec.model, ctx, trainable=False), texts)
         known = vectors[self._counts > 0]
         return Whitening.fit(known if len(known) > 1 else vectors, self.spec.n_text).apply(vectors)
 

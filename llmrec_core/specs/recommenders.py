@@ -107,8 +107,9 @@ class RatingFactorsSpec(RatingFactorsFields):
     family: Literal["rating-factors"] = "rating-factors"
 
 
-class RatingsSpec(RatingFactorsFields):
-    family: Literal["ratings"] = "ratings"
+class ItemTextFields(Spec):
+    """How item texts become vectors, or counts of words."""
+
     model: str | None = Field(
         "minilm",
         max_length=1024,
@@ -119,23 +120,17 @@ class RatingsSpec(RatingFactorsFields):
     )
     facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
     n_text: int = Field(64, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
+
+
+class RatingsSpec(RatingFactorsFields, ItemTextFields):
+    family: Literal["ratings"] = "ratings"
     text_weight: float = Field(
         1.0, gt=0, le=100, description="length of a text beside that of the raters of an item, which is 1"
     )
 
 
-class ContentKNNSpec(Spec):
+class ContentKNNSpec(ItemTextFields):
     family: Literal["content-knn"] = "content-knn"
-    model: str | None = Field(
-        "minilm",
-        max_length=1024,
-        description="language model that reads the item texts; empty: their words are counted",
-    )
-    item_fields: tuple[str, ...] = Field(
-        (), description="item columns read beside the title; empty means the category columns and the year"
-    )
-    facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
-    n_text: int = Field(64, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
     last_items: int = Field(50, ge=1, description="most recent history items that vote")
     recency_decay: float = Field(0.9, gt=0, le=1, description="weight of a vote for each step back in the history")
     rating_weight: float = Field(
