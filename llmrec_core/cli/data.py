@@ -328,8 +328,10 @@ def data_portrait(
     """Show what a dataset looks like: long tail, histories, activity, ratings, text, cold users and items."""
     from llmrec_core.data import DatasetStore
     from llmrec_core.data.portrait import stored_portrait
+    from llmrec_core.models.catalogue import token_counter
 
-    found = stored_portrait(DatasetStore(workspace_of(workspace)).load(name, version)).as_json()
+    place = workspace_of(workspace)
+    found = stored_portrait(DatasetStore(place).load(name, version), token_counter(place)).as_json()
     if as_json:
         print_json(found)
         return
@@ -385,11 +387,13 @@ def data_show(name: str, workspace: WorkspaceOption = None, as_json: JsonOption 
     """Show one dataset: roles, sizes, fingerprint, warnings."""
     from llmrec_core.data import DatasetStore
     from llmrec_core.data.portrait import stored_portrait
+    from llmrec_core.models.catalogue import token_counter
 
-    dataset = DatasetStore(workspace_of(workspace)).load(name)
+    place = workspace_of(workspace)
+    dataset = DatasetStore(place).load(name)
     meta = dataset.meta.model_dump(mode="json")
     if as_json:
-        print_json({**meta, "portrait": stored_portrait(dataset).as_json()})
+        print_json({**meta, "portrait": stored_portrait(dataset, token_counter(place)).as_json()})
         return
     shown = table("what", "value")
     for key, value in meta.items():

@@ -137,15 +137,18 @@ def portrait(dataset: Dataset, count_tokens: CountTokens | None = None) -> Portr
         return _measured(dataset, database, count_tokens)
 
 
-def stored_portrait(dataset: Dataset) -> Portrait:
-    """:func:`portrait`, kept as ``portrait.json`` beside a stored version and read from there the next time."""
+def stored_portrait(dataset: Dataset, count_tokens: CountTokens | None = None) -> Portrait:
+    """:func:`portrait`, kept as ``portrait.json`` beside a stored version and read from there the next time.
+
+    One whose texts were counted in words is made again as soon as tokens can be counted.
+    """
     if dataset.folder is None:
-        return portrait(dataset)
+        return portrait(dataset, count_tokens)
     path = dataset.folder / _FILE
     kept = _kept(path, dataset)
-    if kept is not None:
+    if kept is not None and (count_tokens is None or kept.item_text is None or kept.item_text.exact):
         return kept
-    found = portrait(dataset)
+    found = portrait(dataset, count_tokens)
     document = {"format": _FORMAT, "fingerprint": dataset.fingerprint, "portrait": found.as_json()}
     # A workspace that cannot be written to can still be looked at.
     with contextlib.suppress(OSError):

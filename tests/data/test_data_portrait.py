@@ -265,6 +265,12 @@ def test_a_portrait_is_kept_beside_its_version_and_made_again_when_it_must(tmp_p
     kept.write_text("{")
     assert stored_portrait(stored) == found
     assert json.loads(kept.read_text())["portrait"]["gini"] == found.gini
+    # With a model's tokenizer texts are counted again; afterwards the better portrait stays.
+    counted = stored_portrait(stored, lambda texts: [7 for _ in texts])
+    assert counted.item_text is not None
+    assert (counted.item_text.exact, counted.item_text.mean) == (True, 7.0)
+    assert any("7 tokens" in line for line in counted.readings)
+    assert stored_portrait(stored) == counted
 
 
 # ------------------------------------------------------------------------------------------------ drift
