@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -10,29 +9,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from llmrec_core.contracts import IntArray
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.label_words import AnswerHeads, LetterHeads
 from llmrec_core.models.loading import Backbone
-from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, pooling_weights, row_lengths
+from llmrec_core.training import scoring
+from llmrec_core.training.packing import Packed, TokenisedPrompts, pooling_weights
 from llmrec_core.training.packing import tree_mask as tree_mask_of
 
 Pooling = Literal["mean", "cls", "last", "mask"]
 
-#: Model types whose attention takes a ready mask and whose positions are given from outside, counted from 0.
-#: Others (relative position biases, sliding windows, positions counted from the mask) read each prompt alone.
-_TREE_TYPES = frozenset({"bert", "electra", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
-
-#: Tails in one row while scoring: more save few head tokens, and attention over a row grows with its square.
+#: Tails in one row while training: more save few head tokens, and attention over a row grows with its square.
 MAX_TAILS = 10
-#: Tokens in one scoring batch, padding included.
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
 
 
 def can_share(backbone: Backbone, pooling: Pooling) -> bool:
     """Whether histories can be read once for many candidates with this model (see ``packing``)."""
-    windowed = backbone.facts.config.get("sliding_window") is not None
-    return backbone.facts.model_type in _TREE_TYPES and pooling != "cls" and not windowed
+    return scoring.reads_trees(backbone) and pooling != "cls"
 
 
 class PromptNetwork(nn.Module):
@@ -103,23 +95,11 @@ class PromptNetwork(nn.Module):
 
     @torch.inference_mode()
     def predict(self, tokens: TokenisedPrompts, tasks: tuple[str, ...]) -> dict[str, npt.NDArray[np.float32]]:
-        """Raw outputs of the named heads, float32 [n_prompts] (or wider), in batches of rows of similar length."""
+        """Raw outputs of the named heads, float32 [n_prompts] (or wider); see ``training.scoring``."""
         training = self.training
         self.eval()
         try:
-            prompts = np.arange(len(tokens), dtype=np.int64)
-            rows = plan_rows(tokens, prompts, MAX_TAILS)
-            out = {task: np.empty(0, np.float32) for task in tasks}
-            for chosen in _batches(row_lengths(tokens, prompts, rows), _BATCH_TOKENS.get(self.device.type, 4096)):
-                batch_rows = [rows[i] for i in chosen]
-                members = np.concatenate(batch_rows)
-                scores = self.heads(self.vectors(_pack_members(tokens, members, batch_rows, self.backbone.pad_id)))
-                for task in tasks:
-                    found = scores[task].float().cpu().numpy()
-                    if not len(out[task]):
-                        out[task] = np.empty((len(prompts), *found.shape[1:]), np.float32)
-                    out[task][members] = found
-            return out
+            return scoring.predict(self, tokens, tasks)
         finally:
             self.train(training)
 
@@ -150,22 +130,3 @@ class PromptNetwork(nn.Module):
         layers = torch.stack([layer[0, :, :n_tokens, :n_tokens].float() for layer in found])
         # bf16 rows sum to 1 only roughly.
         return (layers / layers.sum(-1, keepdim=True)).cpu().numpy()
-
-
-def _pack_members(tokens: TokenisedPrompts, members: IntArray, rows: list[IntArray], pad_id: int) -> Packed:
-    """Packs rows that index ``tokens`` directly: they are rewritten to index ``members``."""
-    bounds = np.cumsum([0, *(len(row) for row in rows)])
-    local = [np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds.tolist())]
-    return pack(tokens, members, local, pad_id)
-
-
-def _batches(lengths: IntArray, budget: int) -> list[IntArray]:
-    """Rows in batches of similar length, longest first, each at most ``budget`` tokens with padding (or one row)."""
-    order = np.argsort(-lengths, kind="stable")
-    found = []
-    start = 0
-    while start < len(order):
-        size = max(1, int(budget // (-(-lengths[order[start]] // 8) * 8)))
-        found.append(order[start : start + size])
-        start += size
-    return found

@@ -1,0 +1,341 @@
+"""Scoring without gradients: each history is read once for all its candidates, and nothing is padded but attention.
+
+Heads and tails (see ``packing``) stand one after the other in a single row of tokens, so linear layers work on exactly
+the tokens there are. Attention goes by blocks: a head reads itself; a block of tails reads the keys and values of its
+head, which are computed once and never copied, and each tail itself. Its cost grows with the number of tails, where
+a mask over a packed row grows with its square. The block attention is registered with transformers as an attention of
+its own, so every architecture that takes one runs with the code it came with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from llmrec_core.contracts import IntArray
+from llmrec_core.models.loading import Backbone
+from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
+
+if TYPE_CHECKING:
+    from llmrec_core.training.network import PromptNetwork
+
+Predictions = dict[str, npt.NDArray[np.float32]]
+
+#: Model types whose attention takes a ready mask and whose positions are given from outside, counted from 0.
+#: Others (relative position biases, sliding windows, positions counted from the mask) read each prompt alone.
+_TREE_TYPES = frozenset({"bert", "electra", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
+
+#: Tokens in one scoring batch (or one head with one tail, if that is longer).
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
+#: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
+_BLOCK_CELLS = {"cpu": 1_000_000, "cuda": 200_000_000, "mps": 20_000_000}
+_BLOCKS = "llmrec-blocks"
+
+
+def reads_trees(backbone: Backbone) -> bool:
+    """Whether a token of this model can be told which others it reads, and at which position it stands."""
+    return backbone.facts.model_type in _TREE_TYPES and backbone.facts.config.get("sliding_window") is None
+
+
+def predict(network: PromptNetwork, tokens: TokenisedPrompts, tasks: tuple[str, ...]) -> Predictions:
+    """Raw outputs of the named heads, float32 [n_prompts] (or wider), batch by batch in bounded memory.
+
+    The network must be in evaluation mode. Scores do not depend on which prompts share a batch, but for rounding.
+    """
+    out: Predictions = {}
+    read = _flat_batches if reads_trees(network.backbone) else _padded_batches
+    for members, vectors in read(network, tokens):
+        scores = network.heads(vectors)
+        for task in tasks:
+            found = scores[task].float().cpu().numpy()
+            if task not in out:
+                out[task] = np.empty((len(tokens), *found.shape[1:]), np.float32)
+            out[task][members] = found
+    return {task: out.get(task, np.empty(0, np.float32)) for task in tasks}
+
+
+# ---- one row without padding -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sequences that may read their ``prefix`` and, each, itself.
+
+    Attributes:
+        tokens: where they stand in the row, end to end.
+        prefix: where what all of them read stands; may be empty.
+        place: int64 [n, longest], position of each token in the row; behind the end of a sequence its first token.
+        inside: int64 [tokens], where in the flattened ``place`` the tokens of the row are; None: nothing is padded.
+        bias: added to scores inside a sequence, [n or 1, longest, longest]; None: all of it is read.
+    """
+
+    tokens: slice
+    prefix: slice
+    place: Tensor
+    inside: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """One row of heads and tails.
+
+    Attributes:
+        input_ids, position_ids: int64 [1, n_tokens].
+        blocks: they cover the row.
+        members: the prompts, in the order of their tails.
+        starts, ends: int64 [n_prompts], where each tail stands.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    blocks: tuple[Block, ...]
+    members: IntArray
+    starts: Tensor
+    ends: Tensor
+
+
+def plan_batches(tokens: TokenisedPrompts, budget: int) -> Iterator[list[IntArray]]:
+    """Prompts in batches of at most ``budget`` tokens (or one prompt).
+
+    A batch is a list of prompts of one head each, short tails first. A head is read again only where its tails do not
+    fit into one batch.
+    """
+    lengths = tokens.tails.lengths[tokens.tail_of]
+    order = np.lexsort((lengths, tokens.head_of))
+    borders = np.flatnonzero(np.diff(tokens.head_of[order])) + 1
+    batch: list[IntArray] = []
+    used = 0
+    for group in np.split(order, borders) if len(order) else []:
+        n_head = int(tokens.heads.lengths[tokens.head_of[group[0]]])
+        ends = np.cumsum(lengths[group])
+        start = 0
+        while start < len(group):
+            taken = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, taken + budget - used - n_head, side="right"))
+            whole = n_head + int(ends[-1]) - taken
+            # A head is not parted from its tails for the sake of a full batch, unless it fills batches by itself.
+            if batch and (stop <= start or (stop < len(group) and whole <= budget)):
+                yield batch
+                batch, used = [], 0
+                continue
+            stop = max(stop, start + 1)
+            batch.append(group[start:stop])
+            used += n_head + int(ends[stop - 1]) - taken
+            start = stop
+    if batch:
+        yield batch
+
+
+def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNetwork) -> FlatBatch:
+    """The row of a batch of :func:`plan_batches`, on the network's device."""
+    kind = network.device.type
+    n_attention_heads = int(network.encoder.config.num_attention_heads)
+    cells = _BLOCK_CELLS.get(kind, _BLOCK_CELLS["cpu"]) // n_attention_heads
+    ids: list[npt.NDArray[np.int32]] = []
+    positions: list[IntArray] = []
+    blocks: list[Block] = []
+    starts: list[IntArray] = []
+    ends: list[IntArray] = []
+    at = 0
+    for group in groups:
+        head = tokens.heads[int(tokens.head_of[group[0]])]
+        prefix = slice(at, at + len(head))
+        if len(head):
+            ids.append(head)
+            positions.append(np.arange(len(head), dtype=np.int64))
+            blocks.append(_block(np.array([len(head)]), slice(at, at), at, network))
+            at += len(head)
+        tails = tokens.tail_of[group]
+        sizes = tokens.tails.lengths[tails]
+        ids += [tokens.tails[tail] for tail in tails.tolist()]
+        after = at + np.cumsum(sizes)
+        starts.append(after - sizes)
+        ends.append(after)
+        positions.append(len(head) + np.arange(at, after[-1]) - np.repeat(after - sizes, sizes))
+        start = 0
+        while start < len(group):
+            # Tails come short ones first, so this many of the longest still fit.
+            rows = np.arange(1, len(group) - start + 1) * sizes[start:] * (len(head) + sizes[start:])
+            stop = start + max(1, int(np.searchsorted(rows, cells, side="right")))
+            blocks.append(_block(sizes[start:stop], prefix, int(after[start] - sizes[start]), network))
+            start = stop
+        at = int(after[-1])
+    device = network.device
+    return FlatBatch(
+        torch.from_numpy(np.concatenate(ids).astype(np.int64)[None]).to(device),
+        torch.from_numpy(np.concatenate(positions)[None]).to(device),
+        tuple(blocks),
+        np.concatenate(groups),
+        torch.from_numpy(np.concatenate(starts)).to(device),
+        torch.from_numpy(np.concatenate(ends)).to(device),
+    )
+
+
+def _block(sizes: IntArray, prefix: slice, at: int, network: PromptNetwork) -> Block:
+    """Sequences of these sizes from ``at`` on."""
+    device = network.device
+    longest = int(sizes.max())
+    starts = at + np.cumsum(sizes) - sizes
+    column = np.arange(longest)
+    real = column < sizes[:, None]
+    place = torch.from_numpy(np.where(real, starts[:, None] + column, starts[:, None])).to(device)
+    padded = not real.all()
+    allowed = np.tri(longest, dtype=bool)[None] if network.causal else np.ones((1, longest, longest), bool)
+    bias = None
+    if padded:
+        allowed = allowed & real[:, None, :]
+    if padded or network.causal:
+        # A quarter of the smallest number: sums with it stay finite, and exp of them is 0.
+        lowest = torch.finfo(torch.float32).min / 4
+        bias = torch.zeros(allowed.shape).masked_fill_(torch.from_numpy(~allowed), lowest).to(device)
+    inside = torch.from_numpy(np.flatnonzero(real)).to(device) if padded else None
+    return Block(slice(at, int(at + sizes.sum())), prefix, place, inside, bias)
+
+
+def block_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    blocks: tuple[Block, ...],
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one row by blocks, in the form that transformers calls.
+
+    Args:
+        query: [1, n_heads, n_tokens, width].
+        key, value: [1, n_key_heads, n_given + n_tokens, width]; what was given before the row (trained prefixes) is
+            read by every token.
+        attention_mask: not read; the blocks say it.
+        scaling: of the products; None: 1 / sqrt(width).
+        blocks: from :class:`FlatBatch`.
+
+    Returns:
+        [1, n_tokens, n_heads, width], and no weights.
+    """
+    n_heads, n_tokens, width = query.shape[1:]
+    n_key_heads, n_given = key.shape[1], key.shape[2] - n_tokens
+    scale = width**-0.5 if scaling is None else scaling
+    # Query heads of one key head side by side: [n_key_heads, shared, n_tokens, width], without copying keys.
+    asked = query[0].reshape(n_key_heads, n_heads // n_key_heads, n_tokens, width) * scale
+    keys, values = key[0], value[0]
+    out = query.new_empty(n_tokens, n_heads, width)
+    for block in blocks:
+        q, k, v = (_sequences(states, block) for states in (asked, keys[:, None, n_given:], values[:, None, n_given:]))
+        within = torch.matmul(q, k.transpose(-1, -2))
+        if block.bias is not None:
+            within = within + block.bias.to(within.dtype)
+        before = slice(n_given + block.prefix.start, n_given + block.prefix.stop)
+        head_k, head_v = keys[:, before], values[:, before]
+        if n_given:
+            head_k = torch.cat([keys[:, :n_given], head_k], 1)
+            head_v = torch.cat([values[:, :n_given], head_v], 1)
+        n_head = head_k.shape[1]
+        if not n_head:
+            weights = within.softmax(-1, dtype=torch.float32).to(v.dtype)
+            found = torch.matmul(weights, v)
+        else:
+            across = torch.matmul(q.flatten(1, 3), head_k.transpose(-1, -2)).view(*within.shape[:-1], n_head)
+            weights = torch.cat([across, within], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
+            found = torch.matmul(weights[..., n_head:], v)
+            found += torch.matmul(weights[..., :n_head].flatten(1, 3), head_v).view_as(found)
+        rows = found.flatten(0, 1).flatten(1, 2).transpose(0, 1)
+        out[block.tokens] = (rows if block.inside is None else rows[block.inside]).to(out.dtype)
+    return out.unsqueeze(0), None
+
+
+def _sequences(states: Tensor, block: Block) -> Tensor:
+    """The block's part of [..., n_tokens, width] as [..., n, longest, width]."""
+    part = states[..., block.tokens, :] if block.inside is None else states[..., block.place.reshape(-1), :]
+    return part.unflatten(-2, tuple(block.place.shape))
+
+
+@contextmanager
+def _attending_by_blocks(encoder: Any) -> Iterator[None]:
+    AttentionInterface.register(_BLOCKS, block_attention)
+    before = encoder.config._attn_implementation
+    encoder.set_attn_implementation(_BLOCKS)
+    try:
+        yield
+    finally:
+        encoder.set_attn_implementation(before)
+
+
+def _flat_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
+    """Prompts of a batch and what the heads read of each, float32 [n, hidden_size]."""
+    budget = BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
+    with _attending_by_blocks(network.encoder):
+        for groups in plan_batches(tokens, budget):
+            batch = lay_out(tokens, groups, network)
+            with torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None):
+                hidden = network.encoder(
+                    input_ids=batch.input_ids, position_ids=batch.position_ids, blocks=batch.blocks
+                ).last_hidden_state[0]
+            yield batch.members, pooled(batch, hidden, network.pooling, network.mask_id)
+
+
+def pooled(batch: FlatBatch, hidden: Tensor, how: str, mask_id: int = -1) -> Tensor:
+    """Token states [n_tokens, hidden_size] as one vector a tail, float32 [n_prompts, hidden_size].
+
+    As :func:`llmrec_core.training.packing.pooling_weights`; tails that lack the mask token give zeros.
+    """
+    if how == "mean":
+        # Bags of tokens in the order of the row; every second bag is what stands between tails, and is dropped.
+        borders = functional.pad(torch.stack([batch.starts, batch.ends], 1).reshape(-1), (1, 0))
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return functional.embedding_bag(rows, hidden.float(), borders, mode="mean")[1::2]
+    if how == "cls":
+        return hidden[batch.starts].float()
+    if how == "mask":
+        row = torch.arange(len(hidden), device=hidden.device)
+        # Position of the last mask token up to each token; before the first one -1.
+        last = torch.where(batch.input_ids[0] == mask_id, row, -1).cummax(0).values[batch.ends - 1]
+        return hidden[last.clamp_min(0)].float() * (last >= batch.starts)[:, None]
+    return hidden[batch.ends - 1].float()
+
+
+# ---- models that take no such attention ------------------------------------------------------------------------------
+
+
+def _padded_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
+    """As :func:`_flat_batches`, each prompt in a row of its own, rows of similar length side by side."""
+    prompts = np.arange(len(tokens), dtype=np.int64)
+    rows = plan_rows(tokens, prompts, 1)
+    budget = BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
+    for chosen in _batches(row_lengths(tokens, prompts, rows), budget):
+        batch_rows = [rows[i] for i in chosen]
+        members = np.concatenate(batch_rows)
+        yield members, network.vectors(_pack_members(tokens, members, batch_rows, network.backbone.pad_id))
+
+
+def _pack_members(tokens: TokenisedPrompts, members: IntArray, rows: list[IntArray], pad_id: int) -> Packed:
+    """Packs rows that index ``tokens`` directly: they are rewritten to index ``members``."""
+    bounds = np.cumsum([0, *(len(row) for row in rows)])
+    local = [np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds.tolist())]
+    return pack(tokens, members, local, pad_id)
+
+
+def _batches(lengths: IntArray, budget: int) -> list[IntArray]:
+    """Rows in batches of similar length, longest first, each at most ``budget`` tokens with padding (or one row)."""
+    order = np.argsort(-lengths, kind="stable")
+    found = []
+    start = 0
+    while start < len(order):
+        size = max(1, int(budget // (-(-lengths[order[start]] // 8) * 8)))
+        found.append(order[start : start + size])
+        start += size
+    return found

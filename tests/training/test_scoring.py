@@ -1,0 +1,183 @@
+"""Scoring by blocks of one unpadded row, against the tree mask of training and against whole prompts one by one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel
+
+from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.loading import Backbone
+from llmrec_core.training import scoring
+from llmrec_core.training.network import PromptNetwork
+from llmrec_core.training.packing import Ragged, TokenisedPrompts, pack, plan_rows
+
+ENCODERS = ("bert", "electra")
+DECODERS = ("gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
+_N_WORDS = 50
+
+
+def _network(model_type: str, *, shared: bool = True, pooling: str | None = None, autocast=None) -> PromptNetwork:
+    torch.manual_seed(5)
+    sizes = {"vocab_size": _N_WORDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if model_type == "electra":
+        sizes["embedding_size"] = 32
+    if model_type != "gpt2":
+        sizes |= {"intermediate_size": 48, "max_position_embeddings": 256}
+    if model_type in DECODERS[1:]:
+        sizes |= {"num_key_value_heads": 2, "sliding_window": None, "pad_token_id": 0}
+    config = AutoConfig.for_model(model_type, **sizes, attn_implementation="eager")
+    with torch.random.fork_rng():
+        model = AutoModel.from_config(config).eval()
+        for weight in model.parameters():
+            # Wider than at the start of a training: attention that is nearly uniform would hide who is read.
+            torch.nn.init.normal_(weight, std=0.25) if weight.dim() > 1 else None
+    model.config.use_cache = False
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    kind = "encoder" if model_type in ENCODERS else "decoder"
+    facts = SimpleNamespace(kind=kind, model_type=model_type, config={}, hidden_size=32)
+    backbone = Backbone(model=model, tokenizer=None, facts=facts, pad_id=0, attention="eager")
+    heads = TaskHeads(32, ("click", "rank"), seed=3)
+    how = pooling or ("mean" if kind == "encoder" else "last")
+    return PromptNetwork(backbone, heads, pooling=how, shared=shared, autocast=autocast).eval()
+
+
+def _tokens(sizes: list[tuple[int, list[int]]], seed: int = 0) -> TokenisedPrompts:
+    """Random prompts: for each head its length and those of its tails, asked for in a mixed order."""
+    rng = np.random.default_rng(seed)
+    heads = [rng.integers(4, _N_WORDS, n).tolist() for n, _ in sizes]
+    tails = [rng.integers(4, _N_WORDS, n).tolist() for _, row in sizes for n in row]
+    head_of = np.repeat(np.arange(len(sizes)), [len(row) for _, row in sizes])
+    order = rng.permutation(len(tails))
+    return TokenisedPrompts(Ragged.of(heads), Ragged.of(tails), head_of[order], np.arange(len(tails))[order])
+
+
+TOKENS = _tokens([(9, [3, 5, 5, 1, 4]), (2, [6]), (14, [2, 2, 2])])
+
+
+@torch.inference_mode()
+def _by_mask(network: PromptNetwork, tokens: TokenisedPrompts) -> np.ndarray:
+    """The forward of training: the definition of what a cut prompt means."""
+    prompts = np.arange(len(tokens))
+    packed = pack(tokens, prompts, plan_rows(tokens, prompts, 3), 0)
+    return network(packed)["click"].numpy()
+
+
+@pytest.mark.parametrize("model_type", [*ENCODERS, *DECODERS])
+def test_blocks_equal_the_tree_mask(model_type):
+    network = _network(model_type)
+    scores = network.predict(TOKENS, ("click", "rank"))
+    np.testing.assert_allclose(scores["click"], _by_mask(network, TOKENS), atol=1e-5)
+    assert np.ptp(scores["click"]) > 0.01, "prompts differ, or nothing is proven"
+    assert np.abs(scores["rank"] - scores["click"]).max() > 0.01
+    assert network.encoder.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+@torch.inference_mode()
+def test_a_decoder_says_what_whole_prompts_say(model_type):
+    """Each prompt alone, through the model as it came, without any mask of ours."""
+    network = _network(model_type)
+    scores = network.predict(TOKENS, ("click",))["click"]
+    for place, (head, tail) in enumerate(zip(TOKENS.head_of, TOKENS.tail_of, strict=True)):
+        ids = torch.tensor([[*TOKENS.heads[head], *TOKENS.tails[tail]]])
+        plain = network.heads(network.encoder(input_ids=ids).last_hidden_state[:, -1])["click"]
+        assert scores[place] == pytest.approx(float(plain), abs=1e-4)
+
+
+@pytest.mark.parametrize(("model_type", "pooling"), [("bert", "cls"), ("bert", "mean"), ("electra", "mean")])
+@torch.inference_mode()
+def test_an_encoder_without_shared_heads_reads_whole_prompts(model_type, pooling):
+    network = _network(model_type, shared=False, pooling=pooling)
+    tokens = _tokens([(0, [7, 3, 12, 7])])
+    scores = network.predict(tokens, ("click",))["click"]
+    for place, tail in enumerate(tokens.tail_of):
+        hidden = network.encoder(input_ids=torch.tensor([tokens.tails[tail].tolist()])).last_hidden_state[0]
+        vector = hidden[:1] if pooling == "cls" else hidden.mean(0, keepdim=True)
+        assert scores[place] == pytest.approx(float(network.heads(vector)["click"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 12, 40, 10_000])
+def test_neither_the_budget_nor_the_blocks_change_scores(budget, monkeypatch):
+    network = _network("llama")
+    whole = network.predict(TOKENS, ("click",))["click"]
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": budget})
+    monkeypatch.setattr(scoring, "_BLOCK_CELLS", {"cpu": budget})
+    np.testing.assert_allclose(network.predict(TOKENS, ("click",))["click"], whole, atol=1e-6)
+
+
+def test_the_mask_token_is_pooled():
+    network = _network("bert", pooling="mask")
+    network.mask_id = 3
+    tokens = TokenisedPrompts(
+        Ragged.of([[5, 3, 6]]), Ragged.of([[7, 3, 8], [3, 9, 3, 10], [11, 12]]), np.zeros(3, np.int64), np.arange(3)
+    )
+    scores = network.predict(tokens, ("click",))["click"]
+    np.testing.assert_allclose(scores, _by_mask(network, tokens), atol=1e-5)
+    assert scores[2] == pytest.approx(network.heads.heads["click"].bias.item(), abs=1e-7), "no mask in its tail"
+
+
+@torch.inference_mode()
+def test_half_precision_stays_close():
+    full, half = _network("llama"), _network("llama", autocast=torch.bfloat16)
+    left, right = (network.predict(TOKENS, ("click",))["click"] for network in (full, half))
+    assert 0 < np.abs(left - right).max() < 0.05 * np.abs(left).max()
+
+
+@torch.inference_mode()
+def test_what_was_given_before_the_row_is_read_by_all():
+    """Trained prefixes come as keys and values without tokens: as if they stood in every head."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, n, 6, 8) for n in (4, 2, 2))
+    given_k, given_v = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
+    network = _network("llama")
+    tokens = TokenisedPrompts(Ragged.of([[4, 5]]), Ragged.of([[6], [7, 8, 9]]), np.zeros(2, np.int64), np.arange(2))
+    batch = scoring.lay_out(tokens, [np.arange(2)], network)
+    assert batch.input_ids.tolist() == [[4, 5, 6, 7, 8, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 4]]
+    found, _ = scoring.block_attention(
+        torch.nn.Identity(), query, torch.cat([given_k, key], 2), torch.cat([given_v, value], 2), None,
+        blocks=batch.blocks,
+    )  # fmt: skip
+    # The row: two tokens of the head, a tail of one, a tail of three. What each token reads of the row:
+    for own, seen in [(1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 3]), (5, [0, 1, 3, 4, 5])]:
+        for head in range(4):
+            keys = torch.cat([given_k[0, head // 2], key[0, head // 2, seen]])
+            values = torch.cat([given_v[0, head // 2], value[0, head // 2, seen]])
+            weights = (query[0, head, own] @ keys.T / 8**0.5).softmax(-1)
+            torch.testing.assert_close(found[0, own, head], weights @ values, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=8)), min_size=1, max_size=6),
+    st.integers(1, 60),
+)
+def test_every_prompt_is_in_one_batch_within_the_budget(sizes, budget):
+    tokens = _tokens(sizes)
+    batches = list(scoring.plan_batches(tokens, budget))
+    members = np.concatenate([group for batch in batches for group in batch])
+    assert sorted(members.tolist()) == list(range(len(tokens)))
+    for batch in batches:
+        used = 0
+        for group in batch:
+            assert len(set(tokens.head_of[group])) == 1
+            lengths = tokens.tails.lengths[tokens.tail_of[group]]
+            assert (np.diff(lengths) >= 0).all()
+            used += int(tokens.heads.lengths[tokens.head_of[group[0]]] + lengths.sum())
+        assert used <= budget or (len(batch) == 1 and len(batch[0]) == 1)
+    # A head whose tails fit into one batch is read once.
+    for head, (n_head, tails) in enumerate(sizes):
+        if n_head + sum(tails) <= budget:
+            assert sum(tokens.head_of[group[0]] == head for batch in batches for group in batch) == 1
+
+
+def test_nothing_to_score():
+    empty = TokenisedPrompts(Ragged.of([]), Ragged.of([]), np.empty(0, np.int64), np.empty(0, np.int64))
+    assert _network("bert").predict(empty, ("click",))["click"].shape == (0,)
