@@ -1,4 +1,4 @@
-"""Which weights of a backbone are trained: all, the last layers, low-rank adapters (LoRA), or none.
+"""Which weights of a backbone are trained: all, the last layers, none, or only what a method adds to a frozen model.
 
 The model is changed in place and keeps its class and its forward, so nothing downstream knows how it is tuned.
 """
@@ -10,15 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmrec_core.errors import ModelError, SpecError
+from llmrec_core.models.tuning_adalora import adalora_config
+from llmrec_core.models.tuning_bottleneck import Bottleneck, add_bottlenecks, attention_of, last_linear
+from llmrec_core.models.tuning_lora import FusedLoraLinear
+from llmrec_core.models.tuning_soft import SoftStates, add_soft_states, soft_states
 from llmrec_core.specs import TuningSpec
+
+#: How much faster than ``training.learning_rate`` what a method adds is trained, by a part of its weights' names: few
+#: numbers, each of which must move far (rates of the papers over those of LoRA).
+_RATE_FACTORS = {"ia3_l": 20.0, "soft_states.keys_values": 20.0, "soft_states.embeddings": 50.0}
+#: What the projections to keys and values are called in known architectures, on their own or fused with the queries.
+_KEY_VALUE_NAMES = frozenset(
+    {"key", "value", "k_proj", "v_proj", "k_lin", "v_lin", "k", "v", "c_attn", "qkv", "Wqkv", "query_key_value"}
+)
 
 
 @dataclass(frozen=True)
@@ -30,19 +41,25 @@ class ParameterCounts:
 
 
 def apply_tuning(model: PreTrainedModel, spec: TuningSpec, *, seed: int = 0) -> PreTrainedModel:
-    """Marks (and for LoRA adds) the trained weights, in place.
+    """Marks (and for most methods adds) the trained weights, in place.
 
     - full: every weight; without the embedding tables if ``freeze_embeddings``.
     - top-layers: the last ``n_top_layers`` layers and the norm behind them; everything below is frozen.
-    - lora: adapters on every linear layer of the stack, starting at no change; the embedding tables too, in full,
-      unless ``freeze_embeddings``.
     - none: nothing; the model answers as it came (zero-shot).
+    - lora, adalora: low-rank adapters on every linear layer of the stack (or of its attention), starting at no change.
+    - ia3: factors on keys, values and the insides of the feed-forward parts, starting at 1.
+    - bottleneck: small networks inside the layers, starting at no change.
+    - prefix, prompt: learned states before the text (``models.tuning_soft``), starting as real words.
+
+    All that add something freeze the rest, but tune the embedding tables in full too if not ``freeze_embeddings``.
+    AdaLoRA also wants a :class:`~llmrec_core.models.tuning_adalora.RankSchedule` while it is trained.
 
     Args:
         seed: of the adapters' initial weights; the global generator is left as it was.
 
     Raises:
-        SpecError: more layers asked for than there are, or the model shares one layer at all depths.
+        SpecError: more layers asked for than there are, the model shares one layer at all depths, or its architecture
+            does not have what the method changes.
     """
     if spec.method == "full":
         model.requires_grad_(True)
@@ -53,10 +70,21 @@ def apply_tuning(model: PreTrainedModel, spec: TuningSpec, *, seed: int = 0) -> 
     elif spec.method == "none":
         model.requires_grad_(False)
     else:
-        _add_lora(model, spec, seed)
+        if spec.method in ("prefix", "prompt"):
+            add_soft_states(model, spec.n_virtual_tokens, seed, deep=spec.method == "prefix")
+        elif spec.method == "bottleneck":
+            both = spec.bottleneck_places == "both"
+            add_bottlenecks(model, layer_stack(model), spec.bottleneck_width, seed, attention=both)
+        else:
+            _add_adapters(model, spec, seed)
         if not spec.freeze_embeddings:
             _embeddings_require_grad(model, True)
     return model
+
+
+def rate_factor(name: str) -> float:
+    """What the learning rate of a weight is multiplied by, from its name: 1 but for methods of very few weights."""
+    return next((factor for part, factor in _RATE_FACTORS.items() if part in name), 1.0)
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
@@ -95,10 +123,18 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """Adds LoRA updates to the weights they belong to and removes the adapters, in place; outputs stay the same.
+    """Puts LoRA, AdaLoRA or IA3 into the weights they belong to and removes them, in place; outputs stay the same.
 
-    A model without adapters is left as it is.
+    A model to which nothing was added is left as it is.
+
+    Raises:
+        ModelError: what was added is no change of weights (prefix, prompt, bottleneck); nothing is changed then.
     """
+    if soft_states(model) is not None or any(isinstance(module, Bottleneck) for module in model.modules()):
+        raise ModelError(
+            "states before the text and small networks inside the layers cannot be merged into the weights.",
+            fix="Keep the model as it was trained, or tune with lora, adalora or ia3.",
+        )
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
@@ -109,13 +145,18 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """A frozen model as it came: LoRA updates do not count inside; without adapters nothing changes."""
+    """A frozen model as it came: what a method added does not count inside; without anything nothing changes."""
     adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    own = [module for module in model.modules() if isinstance(module, Bottleneck | SoftStates)]
     try:
         for module in adapted:
             module.enable_adapters(False)
+        for part in own:
+            part.enabled = False
         yield
     finally:
+        for part in own:
+            part.enabled = True
         for module in adapted:
             module.enable_adapters(True)
             # peft takes adapters that are switched on for ones to be trained.
@@ -181,29 +222,50 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _add_lora(model: PreTrainedModel, spec: TuningSpec, seed: int) -> None:
+def _add_adapters(model: PreTrainedModel, spec: TuningSpec, seed: int) -> None:
+    """LoRA, AdaLoRA or IA3, by peft."""
     names = _linear_names(model)
+    if spec.lora_targets == "attention" and spec.method != "ia3":
+        inside = {id(module) for layer in layer_stack(model) for module in attention_of(layer).modules()}
+        names = [name for name in names if id(model.get_submodule(name)) in inside]
     if not names:
-        raise SpecError(f"{type(model).__name__} has no linear layers for LoRA.", where="tuning.method")
-    config = LoraConfig(
-        r=spec.lora_rank,
-        # Annotated as int by peft, used as a factor only.
-        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=spec.lora_dropout,
-        target_modules=names,
-        # Conv1D keeps its matrix transposed.
-        fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
-    )
+        raise SpecError(f"{type(model).__name__} has no linear layers for adapters.", where="tuning.method")
+    # Conv1D keeps its matrix transposed.
+    transposed = isinstance(model.get_submodule(names[0]), Conv1D)
+    config: PeftConfig
+    if spec.method == "ia3":
+        # The way back from the inside of a feed-forward part is the last linear layer of its layer.
+        ends = {id(last_linear(layer)[2]) for layer in layer_stack(model)}
+        inner = [name for name in names if id(model.get_submodule(name)) in ends]
+        outer = [name for name in names if name.rpartition(".")[2] in _KEY_VALUE_NAMES]
+        if not inner or not outer:
+            raise SpecError(
+                f"the keys and values of {type(model).__name__} were not found.",
+                where="tuning.method",
+                fix="Choose lora.",
+            )
+        config = IA3Config(target_modules=outer + inner, feedforward_modules=inner, fan_in_fan_out=transposed)
+    elif spec.method == "adalora":
+        config = adalora_config(spec.lora_rank, spec.lora_alpha, spec.lora_dropout, names, transposed=transposed)
+    else:
+        config = LoraConfig(
+            r=spec.lora_rank,
+            # Annotated as int by peft, used as a factor only.
+            lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=spec.lora_dropout,
+            target_modules=names,
+            fan_in_fan_out=transposed,
+        )
+        config._register_custom_module({nn.Linear: FusedLoraLinear, Conv1D: FusedLoraLinear})
     model.requires_grad_(False)
     training = model.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for part in (*module.lora_A.values(), *module.lora_B.values()):
-                # Updates of adapters are small against bf16's steps; peft casts inputs to their dtype.
-                part.float()
+        added = "lora_" in name or "ia3_l" in name
+        parameter.requires_grad_(added)
+        if added:
+            # Updates of adapters are small against bf16's steps.
+            parameter.data = parameter.data.float()
     model.train(training)

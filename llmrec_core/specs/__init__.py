@@ -60,7 +60,15 @@ from llmrec_core.specs.recommenders import (
 )
 from llmrec_core.specs.run import DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
 from llmrec_core.specs.split import Protocol, SplitSpec
-from llmrec_core.specs.training import BehaviourSpec, ObjectiveSpec, PromptSpec, TrainingSpec, TuningSpec
+from llmrec_core.specs.training import (
+    TUNING_METHODS,
+    BehaviourSpec,
+    ObjectiveSpec,
+    PromptSpec,
+    TrainingSpec,
+    TuningMethod,
+    TuningSpec,
+)
 
 __all__ = [
     "CLICK_METRICS",
@@ -69,6 +77,7 @@ __all__ = [
     "POLICIES",
     "RANKING_METRICS",
     "RATING_METRICS",
+    "TUNING_METHODS",
     "ALSSpec",
     "BPRSpec",
     "BaselineSpec",
@@ -111,6 +120,7 @@ __all__ = [
     "Task",
     "TrainingSpec",
     "TrendSpec",
+    "TuningMethod",
     "TuningSpec",
     "TwoTowerSpec",
     "UserKNNSpec",

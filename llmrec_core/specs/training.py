@@ -25,17 +25,55 @@ class PromptSpec(Spec):
     show_time: bool = Field(False, description="offer the history's times to the template")
 
 
+TuningMethod = Literal[
+    "full", "top-layers", "lora", "adalora", "ia3", "prefix", "prompt", "bottleneck", "none"
+]  # fmt: skip
+
+#: Ways of tuning -> when to take them, in one line.
+TUNING_METHODS: dict[TuningMethod, str] = {
+    "full": "Trains all layers: best quality for small models such as MiniLM; keeps the whole model.",
+    "top-layers": "Trains only the last layers: cheap steps where the task is near to what the model knows already.",
+    "lora": "Trains a low-rank addition to every matrix: nearly the quality of full with a tenth of the memory; the "
+    "first choice for models beyond a few hundred million weights.",
+    "adalora": "LoRA that gives rank to the matrices that need it: for long trainings with a small budget of ranks.",
+    "ia3": "Trains one factor for each key, value and feed-forward unit: the smallest file, for few training prompts.",
+    "prefix": "Trains keys and values that stand before the text in every layer: when the model must stay as it is.",
+    "prompt": "Trains a few words before the text that are no words: the fewest weights of all, for large models.",
+    "bottleneck": "Trains a small network behind the parts of each layer: nearly as good as full; cannot be merged.",
+    "none": "Trains nothing, zero-shot: the model answers as it came.",
+}
+
+
 class TuningSpec(Spec):
-    method: Literal["full", "top-layers", "lora", "none"] = Field(
+    method: TuningMethod = Field(
         "full",
-        description="full: all layers; top-layers: only the last ones; lora: low-rank adapters (peft); none: "
-        "zero-shot, the model answers as it came",
+        description="full: all layers; top-layers: only the last ones; lora, adalora: low-rank adapters, of fixed "
+        "ranks or of ranks that are given where they are needed; ia3: learned factors; prefix, prompt: learned states "
+        "before the text; bottleneck: small networks inside the layers; none: zero-shot, the model answers as it came",
     )
     n_top_layers: int = Field(2, ge=1, description="layers trained by top-layers")
     freeze_embeddings: bool = Field(True, description="keep the word embeddings as they are (faster, rarely worse)")
-    lora_rank: int = Field(8, ge=1, le=256, description="rank of the LoRA matrices")
+    lora_rank: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="rank of the LoRA matrices; adalora: mean rank at the end (it begins with half more)",
+    )
     lora_alpha: float = Field(16.0, gt=0, description="LoRA scale: updates are multiplied by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the LoRA matrices")
+    lora_targets: Literal["all", "attention"] = Field(
+        "all",
+        description="matrices that lora and adalora add to: all, or those of attention alone (faster, half the size)",
+    )
+    n_virtual_tokens: int = Field(
+        16, ge=1, le=256, description="learned states before the text (prefix, prompt); they take no room from it"
+    )
+    bottleneck_width: int = Field(32, ge=1, le=1024, description="width of the small networks (bottleneck)")
+    bottleneck_places: Literal["both", "feed-forward"] = Field(
+        "both",
+        description="where small networks stand: behind attention and feed-forward (Houlsby), or behind the "
+        "feed-forward alone (Pfeiffer: half the cost)",
+    )
 
 
 class BehaviourSpec(Spec):

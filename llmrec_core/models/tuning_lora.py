@@ -1,0 +1,72 @@
+"""LoRA as one operation: what the frozen matrix gives and what the low-rank one adds, without a gradient for the first.
+
+peft's own layer casts its inputs to float32, drops nothing out in a copy, and adds the two products in passes over the
+whole output; on a CPU that costs as much as LoRA saves. Here the second product is added in place by the matrix product
+itself, forwards and backwards, in the dtype of the inputs. Everything else (names of weights, merging, switching off)
+stays peft's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as PeftLinear
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class FusedLoraLinear(PeftLinear):
+    """peft's LoRA layer over ``nn.Linear`` or ``Conv1D`` with a forward and backward of its own.
+
+    Where that would not compute the same (dropout before the adapter, autocast, merged, switched off), peft's is used.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = self.active_adapters[0]
+        if (
+            self.disable_adapters
+            or self.merged
+            or (self.training and isinstance(self.lora_dropout[name], torch.nn.Dropout))
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return super().forward(x, *args, **kwargs)
+        base = self.get_base_layer()
+        weight = base.weight.T if self.fan_in_fan_out else base.weight
+        found = _LowRank.apply(
+            x.reshape(-1, x.shape[-1]),
+            weight,
+            base.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+        )
+        return found.view(*x.shape[:-1], found.shape[-1])
+
+
+class _LowRank(torch.autograd.Function):
+    """y = x W' + b + scale (x A') B' for x [n, in], W [out, in], A [rank, in], B [out, rank]; W and b are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        inner = x @ down.T
+        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+        y.addmm_(inner, up.T, alpha=scale)
+        ctx.save_for_backward(x, weight, down, up, inner)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x, weight, down, up, inner = ctx.saved_tensors
+        inner_grad = (grad @ up).mul_(ctx.scale)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = grad @ weight
+            to_x.addmm_(inner_grad, down)
+        # Summed over tokens in the dtype of the products, kept in that of the adapters.
+        return to_x, None, None, (inner_grad.T @ x).float(), (grad.T @ inner).mul_(ctx.scale).float(), None
