@@ -15,7 +15,16 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from llmrec_core.baselines._base import Arrays, Baseline, demand
-from llmrec_core.contracts import FitContext, FloatArray, HistoryItem, IntArray, Query, check_candidates, check_task
+from llmrec_core.contracts import (
+    FitContext,
+    FloatArray,
+    HistoryItem,
+    IntArray,
+    Query,
+    check_candidates,
+    check_task,
+    pick_scores,
+)
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -65,9 +74,13 @@ class HistoryRecommender(Baseline):
         block = max(1, BLOCK_CELLS // max(1, len(counts)))
         for start in range(0, len(queries), block):
             # Whole rows are summed even for a few candidates: a score must not depend on what else is asked.
-            found = self._block_scores(self._votes(queries[start : start + block])).astype(np.float32) + popularity
-            scores[start : start + block] = np.take_along_axis(found, items[start : start + block], axis=1)
-        scores[items < 0] = -np.inf
+            votes = self._votes(queries[start : start + block])
+            found = self._block_scores(votes).astype(np.float32)
+            # Without a single vote nothing is known of the user, and what a family has learned of items (the biases
+            # of BPR) says less of what is chosen than how often it is chosen.
+            found[np.diff(votes.indptr) == 0] = 0.0
+            found += popularity
+            scores[start : start + block] = pick_scores(found, items[start : start + block])
         return scores
 
     def _votes(self, queries: Sequence[Query]) -> sp.csr_array:

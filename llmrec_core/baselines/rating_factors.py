@@ -127,16 +127,29 @@ class RatingFactors:
 
     def user(self, history: RatedHistory) -> Numbers:
         """Mean of x given the history, [n_factors + 2]."""
+        n_items = len(self.items)
+        rated = _one_row(history.rated, np.ones(len(history.rated)), n_items)
+        met = _one_row(history.met, np.ones(len(history.met)), n_items)
+        return self.users(met, rated, _one_row(history.rated, history.ratings, n_items))[0]
+
+    def users(self, met: sp.csr_array, rated: sp.csr_array, ratings: sp.csr_array) -> Numbers:
+        """Means of x given histories, [n, n_factors + 2]; each row depends on its own history alone.
+
+        Args:
+            met: ones where an item was met, [n, n_items].
+            rated, ratings: ones where it was rated, and the ratings in the same places; an item may stand there twice.
+        """
         mean, deviation, noise = self.numbers
         size = self.items.shape[1]
         free, fixed = _free_of_user(size), size - 1
-        prior = self.from_met[history.met].sum(axis=0) / np.sqrt(max(1, len(history.met)))
-        left = (history.ratings - mean) / deviation
-        spoken = self.moments[history.rated].sum(axis=0).reshape(size, size) / noise
-        wanted = (left @ self.items[history.rated])[free] / noise - spoken[free, fixed] + prior * self.precision
-        found = np.empty(size)
-        found[free] = np.linalg.solve(spoken[np.ix_(free, free)] + np.diag(self.precision), wanted)
-        found[fixed] = 1.0
+        prior = (met @ self.from_met) / np.sqrt(np.maximum(1, np.diff(met.indptr)))[:, None]
+        left = sp.csr_array(((ratings.data - mean) / deviation, ratings.indices, ratings.indptr), shape=ratings.shape)
+        spoken = np.asarray(rated @ self.moments).reshape(-1, size, size) / noise
+        wanted = (left @ self.items)[:, free] / noise - spoken[:, free, fixed] + prior * self.precision
+        found = np.empty((len(spoken), size))
+        square = spoken[:, free[:, None], free] + np.diag(self.precision)
+        found[:, free] = np.linalg.solve(square, wanted[:, :, None])[:, :, 0]
+        found[:, fixed] = 1.0
         return found
 
     def predict(self, history: RatedHistory, items: IntArray) -> Numbers:
@@ -272,6 +285,10 @@ class _Side:
             residual = residual - rate * moved
             last, size = size, (residual**2).sum(axis=0)
             step = residual + size / np.maximum(last, 1e-30) * step
+
+
+def _one_row(items: IntArray, values: Numbers, n_items: int) -> sp.csr_array:
+    return sp.csr_array((values, items, np.array([0, len(items)])), shape=(1, n_items))
 
 
 def _free_of_user(size: int) -> IntArray:

@@ -7,6 +7,7 @@ so neither a row nor anything else of its user is in its own features, whatever 
 Neighbours (``neighbour_rating``): ratings without the offsets of user and item are taken for draws of a Gaussian whose
 covariance between two items is their shrunk co-moment over common raters; the feature is the conditional mean of the
 candidate given the rated history (Rasmussen and Williams, 2006, eq. 2.19, with the user's offset as a shared term).
+Factors (``factor_rating``): what ``baselines/rating_factors.py`` expects, its user inferred from the history.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from llmrec_core.baselines import ItemKNNRecommender
+from llmrec_core.baselines.rating_factors import RatingFactors, RatingRows, learn_factors
 from llmrec_core.contracts import TIME, FitContext, FloatArray, IntArray, Query
 from llmrec_core.data.item_features import Categories
-from llmrec_core.specs import BehaviourSpec, ItemKNNSpec
+from llmrec_core.specs import BehaviourSpec, ItemKNNSpec, RatingFactorsSpec
 from llmrec_core.training.item_tables import ItemTables, TrainingRows, content_columns, demand, learn_tables
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ FEATURES: Mapping[str, str] = {
     "history_popularity": "popularity of the history",
     "history_mean": "mean rating of the history's items",
     "repeat": "the item is in the history",
+    "factor_rating": "what alike tastes give the item",
 }
 #: Prompts worked on at once.
 _BLOCK = 4096
@@ -61,6 +64,9 @@ _RECENT_DAYS = 30.0
 _DAY_S = 86_400.0
 #: Decay of recent_like_rate for each step back.
 _DECAY = 0.8
+#: Factors of ratings, passes in which they are learned, and rows that take part (whole users are drawn beyond).
+_FACTORS = RatingFactorsSpec(n_factors=16, n_iterations=25, n_models=1)
+_FACTOR_ROWS = 1_000_000
 #: Noise of one rating, as a share of the residual variance, beside what the covariances explain.
 _NOISE = 0.35
 
@@ -74,10 +80,11 @@ class BehaviourFeatures:
 
     def __init__(
         self, spec: BehaviourSpec, item_index: Mapping[str, int], tables: ItemTables, content: sp.csr_array,
-        co_visits: ItemKNNRecommender,
+        co_visits: ItemKNNRecommender, factors: RatingFactors | None,
     ) -> None:  # fmt: skip
         self.spec = spec
         self.co_visits = co_visits
+        self._factors = factors
         self._item_index = item_index
         self._tables = tables
         self._categories = content
@@ -114,8 +121,10 @@ class BehaviourFeatures:
         def learned(kept: npt.NDArray[np.bool_]) -> BehaviourFeatures:
             co_visits = ItemKNNRecommender(knn)
             co_visits.fit(replace(split, train=split.train[kept]), ctx)
-            tables = learn_tables(rows.of(kept), dataset.n_items, dataset.n_users, columns, spec, scale, ctx.seed)
-            return cls(spec, dataset.item_index, tables, categories, co_visits)
+            own = rows.of(kept)
+            tables = learn_tables(own, dataset.n_items, dataset.n_users, columns, spec, scale, ctx.seed)
+            factors = _learn_factors(own, tables, dataset, ctx)
+            return cls(spec, dataset.item_index, tables, categories, co_visits, factors)
 
         whole = learned(np.ones(len(rating), bool))
         owners = np.unique(rows.user)
@@ -226,6 +235,7 @@ class BehaviourFeatures:
         now = np.where(np.isnan(history.now), last_time, history.now)[list_of]
         popular_now, age = self._lately(items, now)
         similar = near * rated[list_of]
+        expected = user_offset[list_of] + tables.offset[items]
         return {
             "history_length": np.log1p(n)[list_of],
             "like_rate": damped[list_of],
@@ -239,7 +249,7 @@ class BehaviourFeatures:
             "popularity": tables.log_count[items],
             "recent_popularity": popular_now,
             "item_age": age,
-            "expected_rating": user_offset[list_of] + tables.offset[items],
+            "expected_rating": expected,
             "neighbour_rating": (covariance * weights[list_of]).sum(axis=1),
             "co_visit": self._co_visit(queries, list_of, items),
             "co_visit_rating": (similar * left[list_of]).sum(axis=1) / (similar.sum(axis=1) + 0.1),
@@ -248,7 +258,31 @@ class BehaviourFeatures:
             "history_popularity": ((tables.log_count[entry] * there).sum(axis=1) / np.maximum(n, 1))[list_of],
             "history_mean": ((tables.offset[entry] * there).sum(axis=1) / np.maximum(n, 1))[list_of],
             "repeat": (history.item[list_of] == items[:, None]).any(axis=1).astype(np.float64),
+            "factor_rating": self._by_factors(history, list_of, items, expected),
         }
+
+    def _by_factors(self, history: _History, list_of: IntArray, items: IntArray, expected: Values) -> Values:
+        """Expected ratings above the mean; ``expected`` for items without factors."""
+        if self._factors is None:
+            return expected
+        place = self._tables.place
+        at = np.where(history.item >= 0, place[np.maximum(history.item, 0)], -1)
+        n_placed = len(self._factors.items)
+
+        def rows(chosen: npt.NDArray[np.bool_], values: Values) -> sp.csr_array:
+            bounds = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))])
+            return sp.csr_array((values[chosen], at[chosen], bounds), shape=(len(at), n_placed))
+
+        ones = np.ones(at.shape)
+        rated = (at >= 0) & ~np.isnan(history.rating)
+        met = rows(at >= 0, ones)
+        met.sum_duplicates()
+        met.data[:] = 1.0
+        users = self._factors.users(met, rows(rated, ones), rows(rated, history.rating))
+        mean, deviation, _ = self._factors.numbers
+        known = place[items] >= 0
+        found = deviation * np.einsum("nk,nk->n", self._factors.items[np.maximum(place[items], 0)], users[list_of])
+        return np.where(known, found + mean - self._tables.scalars[0], expected)
 
     def _solve(
         self, entry: IntArray, there: npt.NDArray[np.bool_], rated: npt.NDArray[np.bool_], above: Values,
@@ -326,12 +360,16 @@ class BehaviourFeatures:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but ``co_visits``, under the names that :meth:`restore` reads."""
         content = self._categories
-        return self._tables.arrays() | {
-            "category_data": content.data.astype(np.float64),
-            "category_indices": content.indices.astype(np.int64),
-            "category_indptr": content.indptr.astype(np.int64),
-            "n_categories": np.array([content.shape[1]], np.int64),
-        }
+        return (
+            self._tables.arrays()
+            | {
+                "category_data": content.data.astype(np.float64),
+                "category_indices": content.indices.astype(np.int64),
+                "category_indptr": content.indptr.astype(np.int64),
+                "n_categories": np.array([content.shape[1]], np.int64),
+            }
+            | ({} if self._factors is None else {f"factors.{k}": v for k, v in self._factors.arrays().items()})
+        )
 
     @classmethod
     def restore(
@@ -347,7 +385,33 @@ class BehaviourFeatures:
         )
         categories.check_format(full_check=True)
         demand(bool(np.isfinite(categories.data).all()))
-        return cls(spec, dataset.item_index, tables, categories, co_visits)
+        given = {k.removeprefix("factors."): v for k, v in arrays.items() if k.startswith("factors.")}
+        n_placed = int((tables.place >= 0).sum())
+        factors = RatingFactors.of_arrays(given, n_placed) if given else None
+        return cls(spec, dataset.item_index, tables, categories, co_visits, factors)
+
+
+def _learn_factors(rows: TrainingRows, tables: ItemTables, dataset: Dataset, ctx: FitContext) -> RatingFactors | None:
+    """Factors of the ratings of the paired items; None where no row of theirs has one."""
+    place = tables.place[rows.item]
+    met = place >= 0
+    if met.sum() > _FACTOR_ROWS:
+        sizes = np.bincount(rows.user[met], minlength=dataset.n_users)
+        drawn = np.random.default_rng([ctx.seed, 23]).permutation(dataset.n_users)
+        kept = np.zeros(dataset.n_users, bool)
+        kept[drawn[np.cumsum(sizes[drawn]) <= _FACTOR_ROWS]] = True
+        met &= kept[rows.user]
+    rated = met & ~np.isnan(rows.rating)
+    if not rated.any():
+        return None
+    # Only users with rows: all others would draw the priors towards nothing.
+    owners, user = np.unique(rows.user, return_inverse=True)
+    shape = (len(owners), int((tables.place >= 0).sum()))
+    seen = sp.csr_array((np.ones(int(met.sum())), (user[met], place[met])), shape=shape)
+    seen.data[:] = 1.0
+    low, width = float(tables.scalars[5]), float(tables.scalars[6])
+    found = RatingRows(user[rated], place[rated], rows.rating[rated], seen, (low, low + width))
+    return learn_factors(found, _FACTORS, ctx, np.random.default_rng([ctx.seed, 24]))
 
 
 @dataclass(frozen=True)
