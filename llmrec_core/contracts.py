@@ -216,14 +216,14 @@ class Recommender(ABC):
 
         ``exclude``: item_idx never shown, one array a query (seen items). k above the catalogue gives all.
         """
-        n_items = self.n_items
+        everything = np.arange(self.n_items, dtype=np.int64)
         rankings = []
-        # One row at a time in blocks keeps memory at block x catalogue.
-        block = max(1, 4_000_000 // max(1, n_items))
+        # Blocks of users keep memory at block x catalogue.
+        block = max(1, 4_000_000 // max(1, len(everything)))
         for start in range(0, len(queries), block):
-            scores = self.score(queries[start : start + block], np.arange(n_items, dtype=np.int64))
-            for row, values in enumerate(scores):
-                rankings.append(rank_row(values, k, None if exclude is None else exclude[start + row]))
+            part = slice(start, start + block)
+            scores = self.score(queries[part], everything)
+            rankings += rank_rows(scores, k, None if exclude is None else exclude[part])
         return rankings
 
     def predict_ratings(self, queries: Sequence[Query], candidates: IntArray) -> FloatArray | None:
@@ -274,9 +274,7 @@ def check_candidates(candidates: IntArray, n_queries: int, n_items: int) -> IntA
     if array.dtype.kind not in "iu":
         raise InputError("candidates must be integer positions in the catalogue.", fix="Pass item_idx, not item ids.")
     array = array.astype(np.int64, copy=False)
-    if array.ndim == 1:
-        array = np.broadcast_to(array, (n_queries, len(array)))
-    if array.ndim != 2 or len(array) != n_queries:
+    if array.ndim not in (1, 2) or (array.ndim == 2 and len(array) != n_queries):
         raise InputError(
             f"candidates of shape {np.shape(candidates)} do not fit {n_queries} queries.",
             fix="Pass [n_candidates] or [n_queries, n_candidates].",
@@ -287,7 +285,24 @@ def check_candidates(candidates: IntArray, n_queries: int, n_items: int) -> IntA
             f"candidate {wrong} is outside the catalogue of {n_items} items.",
             fix="Use item_idx of the dataset the recommender was fitted on.",
         )
-    return array
+    # Repeated last: a list for all queries is looked through once.
+    return np.broadcast_to(array, (n_queries, len(array))) if array.ndim == 1 else array
+
+
+def pick_scores(found: FloatArray, items: IntArray) -> FloatArray:
+    """The scores of ``items`` [n_queries, n_candidates] out of whole rows ``found`` [n_queries, n_items].
+
+    Padding (-1) scores -inf. Whoever asks for the catalogue as it stands gets ``found`` itself.
+    """
+    if (
+        items.shape == found.shape
+        and items.strides[0] == 0
+        and np.array_equal(items[:1], np.arange(len(items.T))[None])
+    ):
+        return found
+    scores = np.take_along_axis(found, np.maximum(items, 0), axis=1)
+    scores[items < 0] = -np.inf
+    return scores
 
 
 def check_task(task: str | None, tasks: frozenset[str]) -> None:
@@ -301,20 +316,44 @@ def check_task(task: str | None, tasks: frozenset[str]) -> None:
         raise InputError(f"this recommender has no {task!r} head (it has: {offered}).", fix="Leave the task empty.")
 
 
-def rank_row(scores: FloatArray, k: int, exclude: IntArray | None) -> Ranking:
-    """Top k of one row of scores [n_items], best first; -inf never appears; ties by lower index."""
-    values = scores.astype(np.float32, copy=True)
-    if exclude is not None and len(exclude):
-        values[exclude] = -np.inf
-    k = min(k, int(np.isfinite(values).sum()))
-    if k == 0:
-        return Ranking(np.empty(0, np.int64), np.empty(0, np.float32))
-    if k < len(values):
-        # Everything at or above the k-th value, so that ties at the border are cut by index, not by partition order.
-        border = np.partition(values, len(values) - k)[len(values) - k]
-        found = np.flatnonzero(values >= border)
-    else:
-        found = np.flatnonzero(np.isfinite(values))
-    order = np.lexsort((found, -values[found]))[:k]
-    items = found[order]
-    return Ranking(items.astype(np.int64), values[items])
+#: Groups of columns, for each place of a list, that stand for a row of scores; see :func:`rank_rows`.
+_GROUPS_A_PLACE = 6
+
+
+def rank_rows(scores: FloatArray, k: int, exclude: Sequence[IntArray] | None = None) -> list[Ranking]:
+    """Top k of each row of scores [n_rows, n_items], best first; -inf and NaN never appear; ties by lower index.
+
+    No row is sorted. Columns are dealt to a few hundred groups; the k-th best of the groups' maxima is at most the k-th
+    best score, so what lies below it cannot be in the list, and what is left is hardly more than the list. Three
+    passes over the scores, all of them vectorised.
+
+    Args:
+        exclude: columns never shown, one array a row. ``scores`` is the same afterwards as before.
+    """
+    n_rows, n_items = scores.shape
+    k = min(k, n_items)
+    if k == 0 or not n_rows:
+        return [Ranking(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(n_rows)]
+    values = np.array(scores, np.float32) if not scores.flags.writeable else scores.astype(np.float32, copy=False)
+    if exclude is not None:
+        line = np.repeat(np.arange(n_rows), [len(items) for items in exclude])
+        seen = np.concatenate([*exclude, np.empty(0, np.int64)]).astype(np.int64)
+        before, values[line, seen] = values[line, seen], -np.inf
+    depth = max(1, n_items // (_GROUPS_A_PLACE * k))
+    n_groups = n_items // depth
+    maxima = values[:, : n_groups * depth].reshape(n_rows, depth, n_groups)
+    # fmax passes NaN over; a group of nothing else is no group. Columns behind the last one make no bound.
+    best = np.fmax.reduce(maxima, axis=1)
+    best[np.isnan(best)] = -np.inf
+    bound = np.partition(best, n_groups - k, axis=1)[:, n_groups - k]
+    found = np.flatnonzero(values >= np.maximum(bound, np.finfo(np.float32).min)[:, None])
+    row, item = np.divmod(found, n_items)
+    score = values.reshape(-1)[found] if values.flags.c_contiguous else values[row, item]
+    if exclude is not None:
+        values[line, seen] = before
+    order = np.lexsort((item, -score, row))
+    item, score = item[order].astype(np.int64), score[order]
+    ends = np.cumsum(np.bincount(row, minlength=n_rows))
+    starts = np.concatenate([[0], ends[:-1]])
+    stops = np.minimum(ends, starts + k)
+    return [Ranking(item[a:b].copy(), score[a:b].copy()) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]

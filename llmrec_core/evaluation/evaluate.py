@@ -238,16 +238,22 @@ def _draw_unseen(
     user_idx, item_idx = table["user_idx"].to_numpy(), table["item_idx"].to_numpy()
     by_user = np.argsort(user_idx, kind="stable")
     offered = split.offered("test")
+    place_of = np.full(split.dataset.n_items, -1, np.int64)
+    place_of[offered] = np.arange(len(offered))
     starts = np.searchsorted(user_idx[by_user], np.arange(split.dataset.n_users + 1))
     lines, items = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for position in np.flatnonzero(counts):
         user = int(users.users[position])
-        met = item_idx[by_user[starts[user] : starts[user + 1]]]
-        unseen = np.setdiff1d(offered, met)
+        place = place_of[item_idx[by_user[starts[user] : starts[user + 1]]]]
+        met = np.unique(place[place >= 0])
+        n_unseen = len(offered) - len(met)
         rng = np.random.default_rng([seed, user])
-        drawn = rng.choice(unseen, min(int(counts[position]), len(unseen)), replace=False)
+        drawn = rng.choice(n_unseen, min(int(counts[position]), n_unseen), replace=False)
+        # The i-th unseen item stands behind those met items that have at most i unseen ones before them: found from
+        # the few met items, since a list of all unseen ones would cost a catalogue a user.
+        drawn += np.searchsorted(met - np.arange(len(met)), drawn, side="right")
         lines.append(np.full(len(drawn), position, np.int64))
-        items.append(drawn.astype(np.int64))
+        items.append(offered[drawn])
     return np.concatenate(lines), np.concatenate(items)
 
 

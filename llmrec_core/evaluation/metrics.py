@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from llmrec_core.contracts import IntArray
 
 Values = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+#: Cells of the table of wanted (user, item) pairs held at once: 8 MB.
+_TABLE_CELLS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -41,52 +45,78 @@ class Hits:
         A target listed twice counts once. An item ranked twice would count twice; rankings hold no doubles.
         """
         ranked = np.asarray(ranked, np.int64)
-        distinct = [np.unique(np.asarray(items, np.int64)) for items in targets]
-        n_targets = np.array([len(items) for items in distinct], np.int64)
+        sizes = np.fromiter((len(items) for items in targets), np.int64, len(targets))
+        items = np.concatenate([*targets, np.empty(0, np.int64)]).astype(np.int64)
+        width = 1 + max(int(ranked.max(initial=0)), int(items.max(initial=0)))
+        # One number for each (user, item), each once.
+        pairs = np.sort(np.repeat(np.arange(len(sizes)) * width, sizes) + items)
+        user, wanted = np.divmod(pairs[np.diff(pairs, prepend=-1) != 0], width)
+        n_targets = np.bincount(user, minlength=len(sizes)).astype(np.int64)
         if not ranked.size:
             return cls(np.zeros(ranked.shape, bool), n_targets)
-        # One number for each (user, item): a single isin over all users at once.
-        width = 1 + max(int(ranked.max(initial=0)), *(int(items[-1]) for items in distinct if len(items)), 0)
-        users = np.repeat(np.arange(len(distinct)), n_targets)
-        wanted = users * width + np.concatenate([*distinct, np.empty(0, np.int64)])
-        keys = np.arange(len(ranked))[:, None] * width + ranked
-        return cls(np.isin(keys, wanted) & (ranked >= 0), n_targets)
+        # Looked up in a table of flags, some users at a time: no ranking is ever sorted.
+        ends = np.concatenate([[0], np.cumsum(n_targets)])
+        block = max(1, min(len(ranked), _TABLE_CELLS // width))
+        flags = np.zeros(block * width, bool)
+        at = np.empty(ranked.shape, bool)
+        for start in range(0, len(ranked), block):
+            stop = min(start + block, len(ranked))
+            marked = (user[ends[start] : ends[stop]] - start) * width + wanted[ends[start] : ends[stop]]
+            flags[marked] = True
+            part = ranked[start:stop]
+            # Padding reads the first item of its row, and is dropped.
+            at[start:stop] = flags[np.arange(stop - start)[:, None] * width + np.maximum(part, 0)] & (part >= 0)
+            flags[marked] = False
+        return cls(at, n_targets)
+
+    @cached_property
+    def _found(self) -> tuple[IntArray, IntArray, Values]:
+        """Each found target: its user, its place counted from 0, and how many are found up to it; by user and place."""
+        user, place = (found.astype(np.int64) for found in np.divmod(np.flatnonzero(self.at), max(1, self.at.shape[1])))
+        before = np.cumsum(np.bincount(user, minlength=len(self.at))) - np.bincount(user, minlength=len(self.at))
+        return user, place, (np.arange(1, len(user) + 1) - before[user]).astype(np.float64)
+
+    def _sum(self, k: int, worth: npt.ArrayLike | None = None) -> Values:
+        """Sum over the found targets among the first k of what each is worth (None: 1), [n_users]."""
+        user, place, _ = self._found
+        near = place < k
+        weights = None if worth is None else np.asarray(worth)[near]
+        return np.bincount(user[near], weights=weights, minlength=len(self.at)).astype(np.float64)
 
     def _where_targets(self, values: npt.ArrayLike) -> Values:
         return np.where(self.n_targets > 0, np.asarray(values, np.float64), np.nan)
 
     def hit_rate(self, k: int) -> Values:
         """1 if any target is among the first k, else 0; [n_users]. (RecTools ``HitRate``, LensKit ``Hit``.)"""
-        return self._where_targets(self.at[:, :k].any(axis=1).astype(np.float64))
+        return self._where_targets(self._sum(k) > 0)
 
     def precision(self, k: int) -> Values:
         """Found targets / k, also where the list is shorter than k; [n_users]. (RecTools ``Precision``.)"""
-        return self._where_targets(self.at[:, :k].sum(axis=1) / k)
+        return self._where_targets(self._sum(k) / k)
 
     def recall(self, k: int) -> Values:
         """Found targets / targets; [n_users]. (RecTools ``Recall``: not capped at k targets.)"""
-        return self._where_targets(self.at[:, :k].sum(axis=1) / np.maximum(self.n_targets, 1))
+        return self._where_targets(self._sum(k) / np.maximum(self.n_targets, 1))
 
     def map(self, k: int) -> Values:
         """Sum of precision at each found place / targets; [n_users]. (RecTools ``MAP``, ``divide_by_k=False``.)"""
-        found = self.at[:, :k]
-        precision_at = found.cumsum(axis=1) / np.arange(1, found.shape[1] + 1)
-        return self._where_targets((precision_at * found).sum(axis=1) / np.maximum(self.n_targets, 1))
+        _, place, so_far = self._found
+        return self._where_targets(self._sum(k, so_far / (place + 1)) / np.maximum(self.n_targets, 1))
 
     def mrr(self, k: int) -> Values:
         """1 / place of the first found target, 0 if none is in the first k; [n_users]. (RecTools ``MRR``.)"""
-        found = self.at[:, :k]
-        return self._where_targets((found / np.arange(1, found.shape[1] + 1)).max(axis=1, initial=0.0))
+        _, place, so_far = self._found
+        return self._where_targets(self._sum(k, (so_far == 1) / (place + 1)))
 
     def ndcg(self, k: int) -> Values:
         """Sum of 1 / log2(place + 1) over found targets / the best such sum that min(k, targets) allow; [n_users].
 
         (LensKit ``NDCG``, RecTools ``NDCG`` with ``divide_by_achievable=True``; binary relevance.)
         """
-        found = self.at[:, :k]
-        discounts = discount(min(k, max(found.shape[1], int(self.n_targets.max(initial=0)))))
+        _, place, _ = self._found
+        discounts = discount(max(self.at.shape[1], min(k, int(self.n_targets.max(initial=0)))))
         ideal = np.concatenate([[1.0], np.cumsum(discounts)])[np.minimum(self.n_targets, k)]
-        return self._where_targets((found * discounts[: found.shape[1]]).sum(axis=1) / ideal)
+        return self._where_targets(self._sum(k, discounts[place]) / ideal)
 
 
 def discount(k: int) -> Values:

@@ -29,6 +29,7 @@ from llmrec_core.contracts import (
     Recommender,
     check_candidates,
     check_task,
+    pick_scores,
 )
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
@@ -173,8 +174,7 @@ class BlendRecommender(Recommender):
         scores = np.empty(items.shape, np.float32)
         for start, end, block in self._blocks(queries):
             blended = np.tensordot(weights.astype(np.float32), block, axes=1)
-            scores[start:end] = np.take_along_axis(blended, np.maximum(items[start:end], 0), axis=1)
-        scores[items < 0] = -np.inf
+            scores[start:end] = pick_scores(blended, items[start:end])
         return scores
 
     def _blocks(self, queries: Sequence[Query]) -> Iterator[tuple[int, int, FloatArray]]:

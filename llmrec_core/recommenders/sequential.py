@@ -25,6 +25,7 @@ from llmrec_core.contracts import (
     Recommender,
     check_candidates,
     check_task,
+    pick_scores,
 )
 from llmrec_core.data.companions import Companions
 from llmrec_core.errors import InputError, ModelError
@@ -137,9 +138,8 @@ class SequentialRecommender(Recommender):
             found = last_item_scores(network, batch)
             # The state after an empty history is zero, and so is every score: popularity orders.
             found += popularity * (np.diff(histories.starts) == 0)[:, None]
-            scores[part] = np.take_along_axis(found, np.maximum(items[part], 0), axis=1)
+            scores[part] = pick_scores(found, items[part])
         network.train(was_training)
-        scores[items < 0] = -np.inf
         return scores
 
     def item_vectors(self) -> FloatArray:

@@ -26,6 +26,7 @@ from llmrec_core.contracts import (
     Recommender,
     check_candidates,
     check_task,
+    pick_scores,
 )
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.models.loading import Backbone
@@ -206,9 +207,8 @@ class TwoTowerRecommender(Recommender):
             users = self._users(queries[part])
             # The vector of nobody is zero, and so is every score: popularity orders.
             found = users @ vectors.T + popularity * (np.abs(users).max(axis=1, keepdims=True) == 0)
-            scores[part] = np.take_along_axis(found, np.maximum(items[part], 0), axis=1)
+            scores[part] = pick_scores(found, items[part])
         network.train(was_training)
-        scores[items < 0] = -np.inf
         return scores
 
     def top_k(self, queries: Sequence[Query], k: int, exclude: Sequence[IntArray] | None = None) -> list[Ranking]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec_core.contracts import FloatArray, IntArray, Ranking, Recommender
+from llmrec_core.contracts import FloatArray, IntArray, Ranking, Recommender, rank_rows
 from llmrec_core.errors import InputError
 
 #: Score cells held at once (float32): 32 MB.
@@ -105,24 +105,26 @@ class VectorIndex:
     def _exact(self, queries: FloatArray, k: int, exclude: Sequence[IntArray] | None) -> list[Ranking]:
         """Blocks of queries against blocks of items, keeping the k best so far: memory does not grow with either."""
         n_items = len(self._vectors)
-        k = min(k, n_items)
-        n_rows = min(max(1, len(queries)), 256)
+        # Whole rows where they fit; never so few queries that a product is no product of matrices.
+        n_rows = max(1, min(len(queries), max(64, min(256, _BLOCK_CELLS // max(1, n_items)))))
         n_columns = max(1, _BLOCK_CELLS // n_rows)
         rankings: list[Ranking] = []
         for start in range(0, len(queries), n_rows):
             part = queries[start : start + n_rows]
-            best = [Ranking(np.empty(0, np.int64), np.empty(0, np.float32))] * len(part)
+            seen = None if exclude is None else exclude[start : start + n_rows]
+            best: list[Ranking] | None = None
             for low in range(0, n_items, n_columns):
                 scores = part @ self._vectors[low : low + n_columns].T
-                items = np.arange(low, low + scores.shape[1], dtype=np.int64)
-                for row, values in enumerate(scores):
-                    if exclude is not None:
-                        seen = exclude[start + row]
-                        values[seen[(seen >= low) & (seen < low + len(values))] - low] = -np.inf
-                    so_far = best[row]
-                    best[row] = _best(np.concatenate([so_far.items, items]), np.concatenate([so_far.scores, values]), k)
-            rankings += best
+                here = None if seen is None else [e[(e >= low) & (e < low + scores.shape[1])] - low for e in seen]
+                found = [Ranking(r.items + low, r.scores) for r in rank_rows(scores, k, here)]
+                best = found if best is None else [_joined(*both, k) for both in zip(best, found, strict=True)]
+            rankings += best or [Ranking(np.empty(0, np.int64), np.empty(0, np.float32))] * len(part)
         return rankings
+
+
+def _joined(first: Ranking, second: Ranking, k: int) -> Ranking:
+    """The k best of two rankings of different items."""
+    return _best(np.concatenate([first.items, second.items]), np.concatenate([first.scores, second.scores]), k)
 
 
 def _best(items: IntArray, scores: npt.NDArray[Any], k: int) -> Ranking:

@@ -211,7 +211,7 @@ def block_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    blocks: tuple[Block, ...],
+    blocks: tuple[Block, ...] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one row by blocks, in the form that transformers calls.
@@ -220,13 +220,18 @@ def block_attention(
         query: [1, n_heads, n_tokens, width].
         key, value: [1, n_key_heads, n_given + n_tokens, width]; what was given before the row (trained prefixes) is
             read by every token.
-        attention_mask: not read; the blocks say it.
+        attention_mask: read only where there are no blocks, which say the same.
         scaling: of the products; None: 1 / sqrt(width).
-        blocks: from :class:`FlatBatch`.
+        blocks: from :class:`FlatBatch`; None: plain attention, for states that are made by the model before it reads.
 
     Returns:
         [1, n_tokens, n_heads, width], and no weights.
     """
+    if blocks is None:
+        found = functional.scaled_dot_product_attention(
+            query, key, value, attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return found.transpose(1, 2), None
     n_heads, n_tokens, width = query.shape[1:]
     n_key_heads, n_given = key.shape[1], key.shape[2] - n_tokens
     scale = width**-0.5 if scaling is None else scaling

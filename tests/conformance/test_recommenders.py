@@ -23,7 +23,7 @@ from conformance.families import (
 )
 
 from llmrec_core.baselines import BASELINES
-from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, Recommender, rank_row
+from llmrec_core.contracts import Capabilities, FitContext, HistoryItem, Query, Recommender, rank_rows
 from llmrec_core.data import Split
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.recommenders.vector_search import similar_items
@@ -172,7 +172,7 @@ def test_rankings_follow_the_scores(fitted):
         pytest.skip("ranks a part of the catalogue: its order is its own")
     scores = fitted.recommender.score(fitted.queries, fitted.everything)
     for row, ranking in zip(scores, fitted.recommender.top_k(fitted.queries, 5), strict=True):
-        assert ranking.items.tolist() == rank_row(row, 5, None).items.tolist()
+        assert ranking.items.tolist() == rank_rows(row[None], 5)[0].items.tolist()
 
 
 def test_a_k_above_the_catalogue_gives_all_of_it(fitted):

@@ -16,6 +16,7 @@ from llmrec_core.contracts import Capabilities, FitContext, Query, Ranking, Reco
 from llmrec_core.data import Dataset, make_split
 from llmrec_core.errors import InputError, RunFailedError
 from llmrec_core.evaluation import evaluate
+from llmrec_core.evaluation.evaluate import _draw_unseen
 from llmrec_core.specs import EvaluationSpec, PopularitySpec, SplitSpec
 
 N_USERS, N_ITEMS = 24, 10
@@ -149,6 +150,18 @@ def test_the_draw_for_a_user_does_not_depend_on_who_else_is_asked():
     evaluate({"model": few}, split, SPEC.model_copy(update={"max_users": 5}), seed=5)
     assert len(few.asked) == 5
     assert set(few.asked) < set(everyone.asked)
+
+
+def test_the_draw_is_one_of_a_list_of_all_unseen_items():
+    """Drawn by number and looked up among the few met items: the same items as from the list itself, seed by seed."""
+    split = small_split()
+    users = split.queries("test")
+    line, drawn = _draw_unseen(split, users, np.arange(len(users.users)), 3, seed=9)
+    table, offered = split.dataset.interactions, split.offered("test")
+    for position, user in enumerate(users.users.tolist()):
+        unseen = np.setdiff1d(offered, table["item_idx"].to_numpy()[table["user_idx"].to_numpy() == user])
+        wanted = np.random.default_rng([9, user]).choice(unseen, min(3, len(unseen)), replace=False)
+        assert drawn[line == position].tolist() == wanted.tolist()
 
 
 def test_without_ratings_every_held_out_row_is_a_click():

@@ -52,6 +52,39 @@ def test_a_user_without_targets_has_no_value(metric):
     assert none_shown.tolist() == [0.0]
 
 
+def _by_definition(ranked, wanted, k):
+    """All ranking metrics of one list, place by place."""
+    found = [item >= 0 and item in wanted for item in ranked[:k]]
+    gains = [1 / math.log2(place + 2) for place in range(k)]
+    so_far = [sum(found[: place + 1]) / (place + 1) for place in range(len(found))]
+    return {
+        "hit_rate": float(any(found)),
+        "precision": sum(found) / k,
+        "recall": sum(found) / len(wanted),
+        "map": sum(p for p, hit in zip(so_far, found, strict=True) if hit) / len(wanted),
+        "mrr": max((1 / (place + 1) for place, hit in enumerate(found) if hit), default=0.0),
+        "ndcg": sum(g for g, hit in zip(gains, found, strict=False) if hit) / sum(gains[: len(wanted)]),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_lists_as_defined(data):
+    """Also where the table of wanted pairs holds one user at a time, or more users than there are."""
+    n_users, n_places = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    ranked = np.stack([rng.permutation(12)[:n_places] for _ in range(n_users)])
+    ranked[rng.random(ranked.shape) < 0.2] = -1
+    targets = [rng.choice(14, rng.integers(1, 8)) for _ in range(n_users)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_TABLE_CELLS", data.draw(st.sampled_from([1, 30, 1000])))
+        hits = Hits.of(ranked, targets)
+    for k in (1, 3, 20):
+        for user in range(n_users):
+            for metric, value in _by_definition(ranked[user].tolist(), set(targets[user].tolist()), k).items():
+                assert getattr(hits, metric)(k)[user] == pytest.approx(value, abs=1e-12), (metric, k)
+
+
 def test_padding_is_never_a_hit_and_targets_count_once():
     hits = Hits.of(np.array([[-1, 3]]), [np.array([3, 3])])
     assert hits.at.tolist() == [[False, True]]

@@ -14,7 +14,7 @@ from conformance.test_protocols import tiny
 from tiny_models import VOCABULARY, WORDS, write_tiny_bert, write_tiny_llama
 from training.training_cases import Events
 
-from llmrec_core.contracts import FitContext, HistoryItem, Query, rank_row
+from llmrec_core.contracts import FitContext, HistoryItem, Query, rank_rows
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import InputError, ModelError, RunCancelledError, SpecError
 from llmrec_core.models.label_words import language_head
@@ -75,7 +75,7 @@ def test_a_beam_as_wide_as_the_catalogue_ranks_as_scoring_everything_does(models
     scores = model.score(asked.queries, everything)
     assert np.allclose(np.exp(scores.astype(np.float64)).sum(1), 1.0, atol=1e-5), "one distribution over all items"
     for row, seen, ranking in zip(scores, asked.exclude, model.top_k(asked.queries, 14, asked.exclude), strict=True):
-        wanted = rank_row(row, 14, seen)
+        wanted = rank_rows(row[None], 14, [seen])[0]
         np.testing.assert_allclose(ranking.scores, wanted.scores, atol=1e-4)
         np.testing.assert_allclose(row[ranking.items], wanted.scores, atol=1e-4)
 

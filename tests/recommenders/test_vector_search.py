@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmrec_core.baselines import PopularityRecommender
-from llmrec_core.contracts import rank_row
+from llmrec_core.contracts import rank_rows
 from llmrec_core.errors import InputError
 from llmrec_core.recommenders import vector_search
 from llmrec_core.recommenders.vector_search import VectorIndex, similar_items
@@ -27,7 +27,7 @@ def test_blocks_give_what_whole_rows_give(monkeypatch):
     # Quarters: products are exact, and there are many ties.
     vectors, queries = np.round(4 * points(500)) / 4, np.round(4 * points(7, seed=1)) / 4
     exclude = [np.arange(row, 500, 7) for row in range(7)]
-    wanted = [rank_row(vectors @ query, 20, seen) for query, seen in zip(queries, exclude, strict=True)]
+    wanted = [rank_rows((vectors @ query)[None], 20, [seen])[0] for query, seen in zip(queries, exclude, strict=True)]
     for cells in (8_000_000, 7 * 64):
         monkeypatch.setattr(vector_search, "_BLOCK_CELLS", cells)
         found = VectorIndex(vectors, approximate_above=1000).search(queries, 20, exclude)
@@ -76,7 +76,10 @@ def test_without_faiss_it_is_exact(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     index = VectorIndex(points(200), approximate_above=10)
     assert not index.approximate
-    assert index.search(points(1), 3)[0].items.tolist() == rank_row(points(200) @ points(1)[0], 3, None).items.tolist()
+    assert (
+        index.search(points(1), 3)[0].items.tolist()
+        == rank_rows((points(200) @ points(1)[0])[None], 3)[0].items.tolist()
+    )
 
 
 class Placed(PopularityRecommender):
