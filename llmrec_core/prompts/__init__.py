@@ -10,6 +10,7 @@ from llmrec_core.prompts.templates import (
     StarterTemplate,
     TemplateStore,
     check_template,
+    paraphrase_source,
     template_source,
 )
 from llmrec_core.prompts.tokens import Counter, TokenCounter, WhitespaceCounter
@@ -30,5 +31,6 @@ __all__ = [
     "TokenCounter",
     "WhitespaceCounter",
     "check_template",
+    "paraphrase_source",
     "template_source",
 ]

@@ -201,6 +201,15 @@ def template_source(spec: PromptSpec, store: TemplateStore | None = None) -> str
     raise _unknown(spec.template, list(STARTERS))
 
 
+def paraphrase_source(text: str, store: TemplateStore | None = None) -> str:
+    """The text of a further wording, which is given by its name or as the text itself (a template has braces).
+
+    Raises:
+        TemplateError: as :func:`template_source`.
+    """
+    return template_source(PromptSpec(source=text) if "{" in text else PromptSpec(template=text), store)
+
+
 def _unknown(name: str, known: Iterable[str]) -> TemplateError:
     return TemplateError(
         f"there is no template {name[:80]!r}; known are {', '.join(known)}.", fix="Choose one of these."

@@ -40,11 +40,12 @@ from llmrec_core.models.tuning import (
     parameter_counts,
     trainable_state,
 )
-from llmrec_core.prompts import PromptRenderer, TokenCounter, template_source
+from llmrec_core.prompts import PromptRenderer, TokenCounter, paraphrase_source, template_source
 from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
+from llmrec_core.training.augmentation import Wordings, augmented, n_rounds
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.behaviour import Behaviour
 from llmrec_core.training.network import Pooling, PromptNetwork, can_share
@@ -154,7 +155,8 @@ class CrossEncoderRecommender(Recommender):
         if lists is None:
             self.outcome = _without_training(network, validation, ctx)
         else:
-            tokens = self._tokenise(lists)
+            lists = augmented(lists, self.run.training, self.run.prompt.max_history, ctx.seed)
+            tokens = self._tokenise(lists, self._wordings(dataset, backbone, ctx.seed))
             plan = self._plan(lists, tokens, ctx.seed)
             counts = parameter_counts(network)
             ctx.emit(
@@ -272,8 +274,15 @@ class CrossEncoderRecommender(Recommender):
             raise InputError("this recommender is not fitted yet.", fix="Call fit, or load a saved one.")
         return self._network, self._renderer, self._dataset
 
-    def _make_renderer(self, dataset: Dataset, backbone: Backbone) -> PromptRenderer:
-        source = template_source(self.run.prompt)
+    def _wordings(self, dataset: Dataset, backbone: Backbone, seed: int) -> Wordings | None:
+        """What words training prompts; None: the same as what words all others."""
+        sources = [paraphrase_source(text) for text in self.run.training.paraphrases]
+        further = [self._make_renderer(dataset, backbone, source) for source in sources]
+        return Wordings([self.renderer, *further], seed) if further else None
+
+    def _make_renderer(self, dataset: Dataset, backbone: Backbone, source: str | None = None) -> PromptRenderer:
+        """``source``: another template than the prompt's own."""
+        source = template_source(self.run.prompt) if source is None else source
         if self._answers_at_mask(backbone):
             mask, _ = mask_token(backbone)
             # An encoder fills in a blank; a decoder just goes on.
@@ -283,14 +292,16 @@ class CrossEncoderRecommender(Recommender):
     def _answers_at_mask(self, backbone: Backbone) -> bool:
         return self.spec.head == "label-words" and backbone.kind == "encoder"
 
-    def _tokenise(self, lists: SampleLists) -> TokenisedPrompts:
+    def _tokenise(self, lists: SampleLists, wordings: Wordings | None = None) -> TokenisedPrompts:
         """The prompts of all samples, list by list."""
         network, renderer, _ = self._fitted()
-        return tokenise(network.backbone, renderer.render_many(lists.pairs()), shared=network.shared)
+        prompts = (wordings or renderer).render_many(lists.pairs())
+        return tokenise(network.backbone, prompts, shared=network.shared)
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()
-        return BatchPlan(lists, tokens, self.run.training, seed, network.backbone.pad_id)
+        training = self.run.training
+        return BatchPlan(lists, tokens, training, seed, network.backbone.pad_id, n_rounds(training))
 
     def _load_base(self, folder: Path, ctx: FitContext, *, trainable: bool) -> Backbone:
         device = resolve_device(ctx.device)

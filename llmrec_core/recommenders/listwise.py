@@ -38,6 +38,7 @@ from llmrec_core.prompts import LETTERS, CandidateList, PromptRenderer, TokenCou
 from llmrec_core.recommenders._language_models import precision_of
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, PipelineSpec, RecommenderSpec, RunSpec, Task
+from llmrec_core.training.augmentation import Wordings, n_rounds
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.listwise import ListBatchPlan, ListNetwork, ListPrompts
 from llmrec_core.training.network import PromptNetwork, can_share
@@ -214,8 +215,10 @@ class ListwiseRecommender(CrossEncoderRecommender):
 
     # -- what the fit of a cross-encoder asks for ------------------------------------------------------------------
 
-    def _make_renderer(self, dataset: Dataset, backbone: Backbone) -> PromptRenderer:
-        return ListRenderer(self.run, dataset, TokenCounter.from_folder(backbone.facts.folder), self._shown)
+    def _make_renderer(self, dataset: Dataset, backbone: Backbone, source: str | None = None) -> PromptRenderer:
+        prompt = self.run.prompt if source is None else self.run.prompt.model_copy(update={"source": source})
+        run = self.run.model_copy(update={"prompt": prompt})
+        return ListRenderer(run, dataset, TokenCounter.from_folder(backbone.facts.folder), self._shown)
 
     def _make_network(
         self,
@@ -236,7 +239,7 @@ class ListwiseRecommender(CrossEncoderRecommender):
             autocast=precision_of(self.run, backbone.device)[1],
         )
 
-    def _tokenise(self, lists: SampleLists) -> TokenisedPrompts:
+    def _tokenise(self, lists: SampleLists, wordings: Wordings | None = None) -> TokenisedPrompts:
         """One prompt a list, its candidates in an order drawn by seed."""
         network, renderer, _ = self._fitted()
         rng = np.random.default_rng([self.run.seed, 4])
@@ -248,11 +251,13 @@ class ListwiseRecommender(CrossEncoderRecommender):
             order = rng.permutation(len(items))
             asked.append((query, items[order].tolist(), None))
             letters.append(np.argsort(order))
-        return ListPrompts.of(network.backbone, renderer.render_lists(asked), letters, shared=network.shared)
+        prompts = (wordings or renderer).render_lists(asked)
+        return ListPrompts.of(network.backbone, prompts, letters, shared=network.shared)
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()
-        return ListBatchPlan(lists, tokens, self.run.training, seed, network.backbone.pad_id)
+        training = self.run.training
+        return ListBatchPlan(lists, tokens, training, seed, network.backbone.pad_id, n_rounds(training))
 
     @staticmethod
     def _as_recommender(spec: CrossEncoderSpec | ListwiseSpec) -> RecommenderSpec:

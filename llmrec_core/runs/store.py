@@ -16,7 +16,7 @@ from typing import Any
 
 from llmrec_core.data.privacy.removals import refuse_while_pending
 from llmrec_core.errors import InputError, LLMRecError, NotFoundError, RunCancelledError, RunFailedError
-from llmrec_core.prompts import TemplateStore, template_source
+from llmrec_core.prompts import STARTERS, TemplateStore, paraphrase_source, template_source
 from llmrec_core.runs.events import read_events
 from llmrec_core.runs.folder import RESUMABLE, Run, RunFolder, RunStatus
 from llmrec_core.runs.processes import is_alive
@@ -231,11 +231,16 @@ class RunStore:
         if spec.kind == "train" and spec.continue_from is not None:
             self._check_second_stage(spec, self.get(spec.continue_from))
         # The template's text goes into the spec: a saved template may get new versions while the run waits.
-        source = template_source(spec.prompt, TemplateStore(self.workspace))
+        templates = TemplateStore(self.workspace)
+        source = template_source(spec.prompt, templates)
+        further = tuple(
+            text if text in STARTERS else paraphrase_source(text, templates) for text in spec.training.paraphrases
+        )
         return spec.model_copy(
             update={
                 "dataset": self._resolve(self.workspace, spec.dataset),
                 "prompt": spec.prompt.model_copy(update={"source": source}),
+                "training": spec.training.model_copy(update={"paraphrases": further}),
             }
         )
 

@@ -14,6 +14,7 @@ from llmrec_core.specs.recommenders import (
     FAMILIES,
     BaselineSpec,
     CrossEncoderSpec,
+    GenerativeSpec,
     ItemKNNSpec,
     ListwiseSpec,
     PipelineSpec,
@@ -22,6 +23,7 @@ from llmrec_core.specs.recommenders import (
 )
 from llmrec_core.specs.split import SplitSpec
 from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec
+from llmrec_core.specs.tricks import AUGMENTING
 
 
 class DatasetRef(Spec):
@@ -89,6 +91,7 @@ class RunSpec(Spec):
         check_metric(self.training.validation_metric, None)
         if isinstance(self.recommender, PipelineSpec) and isinstance(self.recommender.ranker, ListwiseSpec):
             _check_listwise(self.recommender.ranker, tasks, self.training)
+        _check_tricks(self.recommender, self.training)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
         if self.continue_from is not None:
@@ -108,6 +111,22 @@ def _check_second_stage(recommender: RecommenderSpec) -> None:
     ranker = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
     if not isinstance(ranker, CrossEncoderSpec):
         raise ValueError(f"continue_from: a {ranker.family} recommender has no second stage, a cross-encoder has")
+
+
+def _check_tricks(recommender: RecommenderSpec, training: TrainingSpec) -> None:
+    ranker = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
+    if not isinstance(ranker, CrossEncoderSpec | ListwiseSpec | GenerativeSpec):
+        return
+    tuning = ranker.tuning
+    drops = training.dropout > 0 or (tuning.method in ("lora", "adalora") and tuning.lora_dropout > 0)
+    if training.r_drop and tuning.method != "none" and not drops:
+        raise ValueError(
+            "training.r_drop: without dropout both passes are the same; set training.dropout, for example .1"
+        )
+    if isinstance(ranker, GenerativeSpec):
+        for name in (*AUGMENTING, "label_smoothing"):
+            if getattr(training, name):
+                raise ValueError(f"training.{name}: a generative recommender has none; leave it out")
 
 
 def _check_listwise(ranker: ListwiseSpec, tasks: list[str], training: TrainingSpec) -> None:

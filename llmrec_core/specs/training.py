@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmrec_core.specs.base import Spec, Task
+from llmrec_core.specs.tricks import TrickFields
 
 
 class PromptSpec(Spec):
@@ -101,7 +102,7 @@ class ObjectiveSpec(Spec):
     weight: float = Field(1.0, gt=0, description="weight of this loss in the sum")
 
 
-class TrainingSpec(Spec):
+class TrainingSpec(TrickFields):
     max_samples: int | None = Field(8000, ge=1, description="training prompts drawn by seed; empty means all")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training prompts")
     batch_size: int = Field(32, ge=1, description="prompts a step before accumulation")

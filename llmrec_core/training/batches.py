@@ -42,10 +42,17 @@ class BatchPlan(TorchDataset[Batch]):
         spec: batch size (in prompts), epochs and bucketing.
         seed: of the order.
         pad_id: padding token.
+        n_rounds: ``lists`` are the same ones so many times over (see ``augmentation``): each pass takes its own.
     """
 
     def __init__(
-        self, lists: SampleLists, tokens: TokenisedPrompts, spec: TrainingSpec, seed: int, pad_id: int
+        self,
+        lists: SampleLists,
+        tokens: TokenisedPrompts,
+        spec: TrainingSpec,
+        seed: int,
+        pad_id: int,
+        n_rounds: int = 1,
     ) -> None:
         self.tokens = tokens
         self._pad_id = pad_id
@@ -56,12 +63,18 @@ class BatchPlan(TorchDataset[Batch]):
         list_size = max(1, int(np.diff(self._starts).max(initial=1)))
         per_batch = max(1, spec.batch_size // list_size)
         lengths = self._lengths() if n_lists else np.empty(0, np.int64)
+        rounds = np.split(lengths, n_rounds)
+        n_lists //= n_rounds
         n_batches = max(1, round(spec.epochs * n_lists / per_batch))
         rng = np.random.default_rng([seed, 3])
         self.batches_per_epoch = max(1, -(-n_lists // per_batch))
         self.schedule: list[IntArray] = []
+        number = 0
         while len(self.schedule) < n_batches:
-            self.schedule += _epoch(lengths, per_batch, rng, spec.bucket_by_length)
+            shift = number % n_rounds * n_lists
+            batches = _epoch(rounds[number % n_rounds], per_batch, rng, spec.bucket_by_length)
+            self.schedule += [lists_of + shift for lists_of in batches] if shift else batches
+            number += 1
         self.schedule = self.schedule[:n_batches]
 
     def __len__(self) -> int:

@@ -65,29 +65,59 @@ def weighted_loss(
 
 
 def task_losses(
-    outputs: Mapping[str, Tensor], labels: Labels, tasks: Sequence[str], counts: Mapping[str, int] | None = None
+    outputs: Mapping[str, Tensor],
+    labels: Labels,
+    tasks: Sequence[str],
+    counts: Mapping[str, int] | None = None,
+    smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The mean loss of each task, as in :func:`weighted_loss` before weights; 0 for a task without labels here."""
+    """The mean loss of each task, as in :func:`weighted_loss` before weights; 0 for a task without labels here.
+
+    Args:
+        smoothing: share of what is right that is spread evenly: for click over yes and no, for rank over the whole list
+            (Szegedy et al., "Rethinking the inception architecture", CVPR 2016). Other tasks have none.
+    """
     counts = counts or labels.counts()
-    return {task: _summed_loss(task, outputs[task], labels) / max(1, counts[task]) for task in tasks}
+    return {task: _summed_loss(task, outputs[task], labels, smoothing) / max(1, counts[task]) for task in tasks}
 
 
-def _summed_loss(task: str, output: Tensor, labels: Labels) -> Tensor:
+def _summed_loss(task: str, output: Tensor, labels: Labels, smoothing: float) -> Tensor:
     values = labels.values[task]
     known = ~torch.isnan(values)
     if task in labels.offsets:
         output = output + labels.offsets[task]
     if task in ("click", "similarity"):
-        return F.binary_cross_entropy_with_logits(output[known], values[known], reduction="sum")
+        right = values[known]
+        if smoothing and task == "click":
+            right = right * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(output[known], right, reduction="sum")
     if task == "rating":
         return F.mse_loss(output[known], values[known], reduction="sum")
-    return _list_softmax(output[known], values[known], labels.list_of[known], labels.n_lists)
+    return _list_softmax(output[known], values[known], labels.list_of[known], labels.n_lists, smoothing)
 
 
-def _list_softmax(scores: Tensor, right: Tensor, list_of: Tensor, n_lists: int) -> Tensor:
+def _list_softmax(scores: Tensor, right: Tensor, list_of: Tensor, n_lists: int, smoothing: float) -> Tensor:
     """Sum over lists of -log softmax of the right item within its list; lists may differ in length."""
+    shifted, total = _exponents(scores, list_of, n_lists)
+    chosen = right > 0.5
+    loss = (total[list_of[chosen]].log() - shifted[chosen]).sum()
+    if not smoothing:
+        return loss
+    # The same with every item of the list in the place of the right one, on average over the list.
+    size = torch.bincount(list_of, minlength=n_lists)
+    mean = torch.zeros(n_lists, device=scores.device).index_add(0, list_of, shifted / size[list_of])
+    spread = (total[list_of[chosen]].log() - mean[list_of[chosen]]).sum()
+    return (1 - smoothing) * loss + smoothing * spread
+
+
+def shares_of_lists(scores: Tensor, list_of: Tensor, n_lists: int) -> Tensor:
+    """Softmax of ``scores`` [n] within each list; lists may differ in length."""
+    shifted, total = _exponents(scores, list_of, n_lists)
+    return shifted.exp() / total[list_of]
+
+
+def _exponents(scores: Tensor, list_of: Tensor, n_lists: int) -> tuple[Tensor, Tensor]:
+    """Scores below the best of their list, [n], and the sum of their exponentials, [n_lists]."""
     top = torch.full((n_lists,), -torch.inf, device=scores.device).scatter_reduce(0, list_of, scores.detach(), "amax")
     shifted = scores - top[list_of]
-    total = torch.zeros(n_lists, device=scores.device).index_add(0, list_of, shifted.exp())
-    chosen = right > 0.5
-    return (total[list_of[chosen]].log() - shifted[chosen]).sum()
+    return shifted, torch.zeros(n_lists, device=scores.device).index_add(0, list_of, shifted.exp())

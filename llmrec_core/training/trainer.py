@@ -27,13 +27,15 @@ from transformers.utils import logging as transformers_logging
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.device import memory_in_use
+from llmrec_core.models.tuning import recomputed_layers
+from llmrec_core.models.tuning_adalora import RankSchedule, rank_schedule
 from llmrec_core.specs import LOWER_IS_BETTER, TrainingSpec
 from llmrec_core.training import checkpoints
 from llmrec_core.training.balancing import make_balance
 from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.network import PromptNetwork
-from llmrec_core.training.objectives import task_losses
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
+from llmrec_core.training.steps import BatchStep
 from llmrec_core.training.validation import Validation
 
 #: A batch that does not fit the device's memory is cut in 2, 4 ... up to this many parts.
@@ -81,7 +83,8 @@ def train(
         RunFailedError: out of memory even with the smallest parts, a loss that is not finite, or a full disk.
         ModelError: ``ctx.resume_from`` holds checkpoints of another training.
     """
-    with own_generators(ctx.seed, network.device), _quiet_transformers():
+    recomputed = recomputed_layers(network.encoder, spec.gradient_checkpointing)
+    with own_generators(ctx.seed, network.device), _quiet_transformers(), recomputed:
         trainer = _Trainer(network, plan, validation, weights, spec, ctx)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
@@ -93,6 +96,10 @@ def train(
 class _EachStep(TrainerCallback):
     def __init__(self, trainer: _Trainer) -> None:
         self._trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.ranks is not None:
+            self._trainer.ranks.after_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.after_step()
@@ -120,13 +127,14 @@ class _Trainer(HuggingFaceTrainer):
         self._parts = 1
         self._step_lists: list[Any] = []
         self._step_loss = 0.0
-        self._batch_losses: dict[str, float] = {}
-        self._batch_norms: dict[str, float] = {}
         self._step_losses: dict[str, list[float]] = {}
         self._step_norms: dict[str, list[float]] = {}
         self._last_losses: dict[str, float] = {}
         self._redo = False
         self._adam: MasterWeightAdamW = make_optimizer(network, spec)
+        #: AdaLoRA's share in each step; made when the number of steps is known.
+        self.ranks: RankSchedule | None = None
+        self._batch = BatchStep(network, self.balance, spec)
         self._clock = _Clock()
         if network.device.type == "cuda":
             # accelerate places on the current CUDA device.
@@ -163,6 +171,7 @@ class _Trainer(HuggingFaceTrainer):
         return DataLoader(self.plan, batch_size=1, shuffle=False, collate_fn=_only)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.ranks = rank_schedule(self.network.encoder, num_training_steps)
         if self.lr_scheduler is None:
             warmup = round(self.spec.warmup_ratio * num_training_steps)
             self.lr_scheduler = get_linear_schedule_with_warmup(
@@ -189,9 +198,9 @@ class _Trainer(HuggingFaceTrainer):
                     raise
             # Outside the handler: its traceback would keep the memory that is to be freed.
             self._halve()
-        for task, value in self._batch_losses.items():
+        for task, value in self._batch.losses.items():
             self._step_losses.setdefault(task, []).append(value)
-        for task, squares in self._batch_norms.items():
+        for task, squares in self._batch.squares.items():
             self._step_norms.setdefault(task, []).append(squares**0.5)
         self._clock.count(batch)
         self._step_loss += loss / self.current_gradient_accumulation_steps
@@ -202,19 +211,13 @@ class _Trainer(HuggingFaceTrainer):
         n_parts = min(self._parts, len(batch.lists))
         whole = 0.0
         counts = batch.labels.counts()
-        weights = self.balance.weights()
-        self._batch_losses, self._batch_norms = {}, {}
+        self._batch.begin()
         self.network.train()
         for lists in np.array_split(batch.lists, n_parts):
             part = batch if n_parts == 1 else self.plan.collate(lists)
-            # Split where gradients are looked at; other networks than prompts' have outputs alone.
-            vectors = self.network.vectors(part.packed) if self.balance.needs_norms else None
-            outputs = self.network(part.packed) if vectors is None else self.network.heads(vectors)
-            losses = task_losses(outputs, part.labels.to(self.network.device), tuple(weights), counts)
-            self._measure(losses, vectors, counts)
-            loss = torch.stack([weights[task] * value for task, value in losses.items()]).sum()
-            (loss / self.current_gradient_accumulation_steps).backward()
-            whole += float(loss.detach())
+            whole += self._batch.backward(part, counts, self.current_gradient_accumulation_steps)
+        if self.ranks is not None:
+            (self.ranks.penalty() / self.current_gradient_accumulation_steps).backward()
         if not np.isfinite(whole):
             raise RunFailedError(
                 f"the loss is {whole} at step {self.state.global_step + 1}: the training has diverged.",
@@ -222,17 +225,6 @@ class _Trainer(HuggingFaceTrainer):
                 fix="Lower the learning rate, or set training.precision to fp32.",
             )
         return whole
-
-    def _measure(self, losses: Mapping[str, Tensor], vectors: Tensor | None, counts: Mapping[str, int]) -> None:
-        """Adds up the losses of this batch's parts, and their gradients at the vectors that the heads read."""
-        for task, loss in losses.items():
-            if not counts[task]:
-                continue
-            self._batch_losses[task] = self._batch_losses.get(task, 0.0) + float(loss.detach())
-            if vectors is not None:
-                (gradient,) = torch.autograd.grad(loss, vectors, retain_graph=True)
-                squares = self._batch_norms.get(task, 0.0) + float((gradient.float() ** 2).sum())
-                self._batch_norms[task] = squares
 
     def _halve(self) -> None:
         self._parts *= 2
@@ -367,6 +359,8 @@ class _Trainer(HuggingFaceTrainer):
             "optimizer": checkpoints.optimizer_tensors(self._adam),
             "rng": rng_tensors,
         }
+        if self.ranks is not None:
+            tensors["ranks"] = self.ranks.state()
         if self._best and self.best_step != self.state.global_step:
             tensors["best"] = self._best
         trainer_state = {
@@ -414,6 +408,8 @@ class _Trainer(HuggingFaceTrainer):
         if checkpoint is None:
             return
         checkpoints.load_optimizer(self._adam, checkpoints.read_tensors(Path(checkpoint), "optimizer"))
+        if self.ranks is not None:
+            self.ranks.restore(checkpoints.read_tensors(Path(checkpoint), "ranks"))
         schedule = self._schedule()
         schedule.last_epoch = int(checkpoints.read_state(Path(checkpoint))["scheduler_step"])
         rates = zip(self._adam.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)

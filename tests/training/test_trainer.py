@@ -14,6 +14,7 @@ import torch
 from training.training_cases import Events, fit, planted_run, planted_split, test_auc
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
+from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
@@ -277,7 +278,7 @@ def test_out_of_memory_for_ever_is_a_clear_failure(models, split, monkeypatch):
 
 
 def test_a_diverged_loss_is_a_clear_failure(models, split, monkeypatch):
-    monkeypatch.setattr(trainer_module, "task_losses", lambda *_: {"click": torch.tensor(math.nan, requires_grad=True)})
+    monkeypatch.setattr(steps_module, "task_losses", lambda *_: {"click": torch.tensor(math.nan, requires_grad=True)})
     with pytest.raises(RunFailedError, match="diverged"):
         fit(planted_run(models, **SHORT), split, models)
 
