@@ -30,11 +30,12 @@ from llmrec_core.workspace import Workspace
 
 @app.command()
 def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
-    """Check this machine: versions, processors, precision, measured matrix speed, models on disk."""
+    """Check this machine: versions, what a run chooses here, measured matrix speed and what it allows, models."""
     from importlib.metadata import PackageNotFoundError, version
 
     from llmrec_core.models.catalogue import list_models
     from llmrec_core.models.device import device_facts, matmul_peaks
+    from llmrec_core.training.machine import allowed, choices
 
     place = workspace_of(workspace)
     packages: dict[str, str | None] = {}
@@ -43,12 +44,16 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
+    peaks = matmul_peaks()
+    bounds = allowed(peaks)
     report: dict[str, Any] = {
         "llmrec": __version__,
         "python": sys.version.split()[0],
         "packages": packages,
         "device": device_facts().as_json(),
-        "matmul": matmul_peaks().as_json(),
+        "choices": choices().as_json(),
+        "matmul": peaks.as_json(),
+        "allows": {bound.precision: bound.as_json() for bound in bounds},
         "workspace": str(place.root),
         "models": {entry.name: entry.on_disk for entry in list_models(place)},
     }
@@ -58,9 +63,12 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     shown = table("what", "value")
     shown.add_row("LLMRec Studio", __version__)
     shown.add_row("Python", report["python"])
-    for section in ("packages", "device", "matmul", "models"):
+    for section in ("packages", "device", "choices", "matmul", "models"):
         for key, value in report[section].items():
             shown.add_row(plain(f"{section}: {key}"), plain(value))
+        if section == "matmul":
+            for bound in bounds:
+                shown.add_row(plain(f"what {bound.precision} allows"), plain(bound.sentence))
     shown.add_row("workspace", plain(place.root))
     out.print(shown)
 

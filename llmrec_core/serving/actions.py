@@ -324,10 +324,11 @@ class Server:
         return {"forgotten": self._loaded.pop(run_id, None) is not None}
 
     def facts(self) -> dict[str, Any]:
-        """Devices, precision and memory of this machine, for Settings and ``llmrec doctor``."""
+        """Devices, precision and memory of this machine, and what a run chooses there, for Settings."""
         from llmrec_core.models.device import device_facts
+        from llmrec_core.training.machine import choices
 
-        return device_facts(self.device).as_json()
+        return device_facts(self.device).as_json() | choices(self.device).as_json()
 
     def _query(
         self,

@@ -53,6 +53,19 @@ def test_data_list_and_show(llmrec):
     assert "mini" in llmrec("data", "list").stdout
 
 
+def test_doctor_tells_what_a_run_chooses_and_what_the_machine_allows(llmrec, monkeypatch):
+    from llmrec_core.models import device
+
+    monkeypatch.setattr(device, "matmul_peaks", lambda: device.MatmulPeaks(186.0, 620.0))
+    report = llmrec("doctor", "--json").json
+    assert {"device", "attention", "precision", "padding", "batch_tokens"} <= set(report["choices"])
+    assert report["matmul"] == {"fp32_gflops": 186.0, "bf16_gflops": 620.0}
+    assert report["allows"]["bf16"]["training_samples_per_s"] > 3 * report["allows"]["fp32"]["training_samples_per_s"]
+    words = " ".join(llmrec("doctor").stdout.split())
+    assert "choices: attention" in words
+    assert "what bf16 allows" in words
+
+
 def test_prompt_preview_keeps_the_candidate(llmrec, tiny_model):
     answer = llmrec(
         *["prompt", "preview", "--dataset", "mini", "--user", "u01", "--item", "003"],

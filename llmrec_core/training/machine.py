@@ -1,0 +1,112 @@
+"""What training and scoring choose on this machine, and what its measured speed allows: for ``doctor`` and Settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from llmrec_core.models.device import MatmulPeaks, resolve_device, resolve_precision
+from llmrec_core.training.scoring import BATCH_TOKENS
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """A transformer encoder as far as its operations go."""
+
+    name: str
+    n_layers: int
+    hidden_size: int
+    inner_size: int
+
+    def flops(self, n_tokens: int) -> float:
+        """Floating point operations to read one text: products alone, a multiplication and an addition counting two.
+
+        A layer multiplies each token with 4 h^2 + 2 h f weights (query, key, value, output; feed-forward), and in
+        attention with the h numbers of each of the n tokens, twice (scores, sum of values).
+        """
+        weights = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.inner_size
+        return 2.0 * self.n_layers * n_tokens * (weights + 2 * n_tokens * self.hidden_size)
+
+
+MINILM = EncoderSize("MiniLM", 6, 384, 1536)
+#: Tokens of a prompt in the bound: a history of some five films and a candidate.
+TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What "auto" comes to on a device; ``batch_tokens``: tokens scored at once."""
+
+    device: str
+    attention: str
+    precision: str
+    weights: str
+    padding: str
+    batch_tokens: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Upper bounds at a measured speed: products alone, at their best speed, and nothing else to do.
+
+    ``training_samples_per_s`` counts three times the reading (itself, gradients by inputs, gradients by weights), with
+    frozen embeddings; ``scoring_prompts_per_s`` a prompt read by itself.
+    """
+
+    precision: str
+    gflops: float
+    training_samples_per_s: float
+    scoring_prompts_per_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"{self.gflops:,.0f} GFLOP/s in {self.precision} allow at most {self.training_samples_per_s:,.0f} "
+            f"samples/s of {MINILM.name} fine-tuning and {self.scoring_prompts_per_s:,.0f} prompts/s of scoring, "
+            f"{TOKENS} tokens each. Candidates that share a history cost only their own tokens."
+        )
+
+
+def choices(name: str = "auto") -> Choices:
+    """What a run takes on the device that ``name`` resolves to.
+
+    Raises:
+        SpecError: as :func:`llmrec_core.models.device.resolve_device`.
+    """
+    device = resolve_device(name)
+    precision = resolve_precision("auto", device)
+    half = precision.dtype == torch.bfloat16
+    if device.type == "cpu":
+        attention = "eager: PyTorch's fused attention is slow backwards on processors"
+    else:
+        attention = "sdpa: fused attention, where the model has it"
+    weights = "float32"
+    if half:
+        weights = "bf16, with float32 masters" if device.type == "cpu" else "float32, products in bf16"
+    return Choices(
+        device=str(device),
+        attention=f"{attention}; scoring goes by blocks of candidates",
+        precision=precision.reason,
+        weights=weights,
+        padding="training: rows of like length, a history and its candidates in one; scoring: none",
+        batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),
+    )
+
+
+def allowed(peaks: MatmulPeaks) -> tuple[Allowed, Allowed]:
+    """What the peaks allow, in fp32 and in bf16."""
+    flops = MINILM.flops(TOKENS)
+    measured = (("fp32", peaks.fp32_gflops), ("bf16", peaks.bf16_gflops))
+    fp32, bf16 = (
+        Allowed(name, gflops, round(gflops * 1e9 / (3 * flops), 1), round(gflops * 1e9 / flops, 1))
+        for name, gflops in measured
+    )
+    return fp32, bf16

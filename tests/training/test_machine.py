@@ -1,0 +1,47 @@
+"""What a machine chooses and allows, against numbers computed by hand and the choices as they are made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import write_tiny_bert
+
+from llmrec_core.models import device as device_module
+from llmrec_core.models.device import MatmulPeaks
+from llmrec_core.models.loading import load_backbone
+from llmrec_core.training.machine import MINILM, EncoderSize, allowed, choices
+
+
+def test_operations_by_hand():
+    # Two layers, width 4, inner 8, 3 tokens. Weights: 4*16 + 2*4*8 = 128 a token; attention: 2*3*4 = 24 a token.
+    assert EncoderSize("tiny", 2, 4, 8).flops(3) == 2 * 2 * 3 * (128 + 24)
+    # 21.2 M multiplications and additions a token in the matrices, and some 4 % of that in attention.
+    assert MINILM.flops(96) == pytest.approx(96 * (21.2e6 + 0.88e6), rel=0.005)
+
+
+def test_operations_are_those_that_torch_counts(tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    backbone = load_backbone(write_tiny_bert(tmp_path / "m"), trainable=False)
+    ids = torch.ones((1, 12), dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert EncoderSize("tiny", 2, 32, 64).flops(12) == counter.get_total_flops()
+
+
+def test_what_peaks_allow():
+    fp32, bf16 = allowed(MatmulPeaks(fp32_gflops=186.0, bf16_gflops=620.0))
+    assert bf16.training_samples_per_s == pytest.approx(620e9 / (3 * MINILM.flops(96)), abs=0.1)
+    assert fp32.scoring_prompts_per_s == pytest.approx(3 * fp32.training_samples_per_s, rel=0.01)
+    assert 80 < bf16.training_samples_per_s < 110
+    assert "620 GFLOP/s in bf16 allow at most 97 samples/s" in bf16.sentence
+
+
+@pytest.mark.parametrize(("flags", "weights"), [("amx_bf16 amx_tile", "bf16"), ("avx2", "float32")])
+def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
+    monkeypatch.setattr(device_module, "_cpu_info", lambda: f"flags : {flags}\n")
+    found = choices("cpu").as_json()
+    assert found["device"] == "cpu"
+    assert found["attention"].startswith(load_backbone(write_tiny_bert(tmp_path / "m")).attention)
+    assert found["weights"].startswith(weights)
+    assert found["batch_tokens"] == 4096
