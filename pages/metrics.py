@@ -16,6 +16,7 @@ from llmrec_core.evaluation.report import METRIC_WORDS, metric_title
 from llmrec_core.figures import difference_figure, metrics_figure, training_figure
 from llmrec_core.runs import Run
 from llmrec_core.specs import LOWER_IS_BETTER
+from llmrec_core.specs.titles import SHORT_FAMILY_TITLES
 from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, label, plain
 from pages._studio.live import finished_runs, read_events, run_store, run_title, watched_metric
 from pages._studio.pickers import pick_run
@@ -34,12 +35,16 @@ def verdict(result: Mapping[str, Any]) -> None:
         st.warning(text, icon=":material/flag:")
 
 
+def baseline_title(family: str) -> str:
+    return SHORT_FAMILY_TITLES.get(family, family)
+
+
 def contestants(run: Run, result: Mapping[str, Any], others: list[Run]) -> dict[str, Metrics]:
     """Name -> metrics: this run, its baselines, and the other runs chosen."""
     found: dict[str, Metrics] = {"This run": result["metrics"]}
     if "policies" in result:
         found["This run with policies"] = result["policies"]["metrics"]
-    found |= dict(result["baselines"])
+    found |= {baseline_title(name): metrics for name, metrics in result["baselines"].items()}
     for other in others:
         found[run_title(other)] = run_store().result(other.run_id)["metrics"]
     return found
@@ -95,7 +100,7 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
     """The paired difference to a baseline or another run, user by user."""
     values = per_user(run)
     mine = values[values["model"] == result["model"]]
-    rivals = {name: values[values["model"] == name] for name in (*result["baselines"], WITH_POLICIES)}
+    rivals = {baseline_title(name): values[values["model"] == name] for name in (*result["baselines"], WITH_POLICIES)}
     for other in others:
         frame = per_user(other)
         rivals[run_title(other)] = frame[frame["model"] == run_store().result(other.run_id)["model"]]
@@ -105,7 +110,7 @@ def gained_and_lost(run: Run, result: Mapping[str, Any], others: list[Run]) -> N
         st.caption("There is nothing to compare with.")
         return
     left, right = st.columns(2)
-    floor = result.get("floor")
+    floor = baseline_title(result.get("floor") or "")
     rival = left.selectbox(
         "Against",
         list(rivals),

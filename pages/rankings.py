@@ -10,29 +10,11 @@ import streamlit as st
 from llmrec_core.data import Dataset
 from llmrec_core.feedback import FeedbackStore
 from llmrec_core.runs import Run
-from llmrec_core.specs.titles import FAMILY_TITLES
+from llmrec_core.specs.titles import FAMILY_TITLES, SHORT_FAMILY_TITLES
 from pages._studio.base import faults_in_words, header, plain, workspace
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
 from pages._studio.policies import side_by_side_part
 from pages._studio.similar import similar_part
-
-_NAMES = {
-    "popularity": "Popularity",
-    "item-knn": "Sequential item-kNN",
-    "user-knn": "User-kNN",
-    "ease": "EASE",
-    "svd": "SVD",
-    "als": "ALS",
-    "bpr": "BPR",
-    "bias-knn": "Rating model (bias and kNN)",
-    "rating-factors": "Rating factors",
-    "ratings": "Ratings (factors and texts)",
-    "content-knn": "Content-kNN",
-    "sequential": "Sequence model",
-    "generative": "Title writer",
-    "two-tower": "Two towers",
-    "blend": "Blend",
-}
 
 
 def what_if(run: Run, user: str, dataset: Dataset, real: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -130,9 +112,9 @@ def list_of(
 def model_title(run: Run, name: str) -> str:
     """ "model" is called by what it is; floors by their own names."""
     if name != "model":
-        return _NAMES.get(name) or FAMILY_TITLES.get(name, name)
+        return SHORT_FAMILY_TITLES.get(name) or FAMILY_TITLES.get(name, name)
     family = run.spec.recommender.family
-    return f"{_NAMES[family]} (this run)" if family in _NAMES else "Fine-tuned model"
+    return f"{SHORT_FAMILY_TITLES[family]} (this run)" if family in SHORT_FAMILY_TITLES else "Fine-tuned model"
 
 
 def badges(item: dict[str, Any]) -> None:

@@ -31,6 +31,26 @@ FAMILY_TITLES = {
     "pipeline": "Two stages: find, then re-rank",
 }
 
+#: The same where there is little room: heads of columns, legends.
+SHORT_FAMILY_TITLES = {
+    "popularity": "Popularity",
+    "item-knn": "Sequential item-kNN",
+    "user-knn": "User-kNN",
+    "ease": "EASE",
+    "svd": "SVD",
+    "als": "ALS",
+    "bpr": "BPR",
+    "bias-knn": "Rating model (bias and kNN)",
+    "rating-factors": "Rating factors",
+    "ratings": "Ratings (factors and texts)",
+    "content-knn": "Content-kNN",
+    "trend": "Trend",
+    "sequential": "Sequence model",
+    "generative": "Title writer",
+    "two-tower": "Two towers",
+    "blend": "Blend",
+}
+
 FIELD_TITLES = {
     # Recommenders.
     "alpha": "Trust in an interaction (alpha)",

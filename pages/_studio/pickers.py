@@ -106,5 +106,7 @@ def model_facts(entry: ModelEntry) -> list[str]:
     if entry.size_bytes is not None:
         facts.append(size(entry.size_bytes))
     facts.append(f"licence {plain(entry.licence)}")
-    facts.append({"wheel": "package index", "hub": "model hub", "folder": "local folder"}[entry.source])
+    facts.append(
+        {"wheel": "fetched from the Python package index", "hub": "model hub", "folder": "local folder"}[entry.source]
+    )
     return facts
