@@ -19,8 +19,10 @@ NAMES = ("hit_rate", "precision", "recall", "map", "mrr", "ndcg")
 
 
 def long_frame(table: np.ndarray, value: np.ndarray, column: str) -> pd.DataFrame:
-    users = np.repeat(np.arange(len(table)), table.shape[1]).astype(str).astype(object)
-    return pd.DataFrame({"q_id": users, "doc_id": table.ravel().astype(str).astype(object), column: value.ravel()})
+    users = np.repeat(np.arange(len(table)), table.shape[1]).astype(str)
+    found = pd.DataFrame({"q_id": users, "doc_id": table.ravel().astype(str), column: value.ravel()})
+    # It asks for columns of objects; newer pandas make texts of them.
+    return found.astype({"q_id": object, "doc_id": object})
 
 
 def main() -> None:

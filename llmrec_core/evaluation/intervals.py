@@ -112,27 +112,25 @@ class AucStatistic(Statistic):
     """
 
     def __init__(self, labels: npt.ArrayLike, scores: npt.ArrayLike, users: IntArray, n_users: int) -> None:
-        score = np.asarray(scores, np.float64)
-        order = np.argsort(score, kind="stable")
-        score = score[order]
-        self._positive = (np.asarray(labels) > 0)[order].astype(np.float64)
-        self._users = np.asarray(users, np.int64)[order]
-        self._first_of_tie = np.flatnonzero(np.r_[len(score) > 0, score[1:] != score[:-1]])
-        self.n = len(np.unique(self._users))
+        score, user, positive = np.asarray(scores, np.float64), np.asarray(users, np.int64), np.asarray(labels) > 0
+        order = np.argsort(score[~positive], kind="stable")
+        negatives = score[~positive][order]
+        self._negative_users, self._positive_users = user[~positive][order], user[positive]
+        # How many negatives score below each positive, and how many below or the same: ties count half.
+        self._below = np.searchsorted(negatives, score[positive], side="left")
+        self._upto = np.searchsorted(negatives, score[positive], side="right")
+        self.n = len(np.unique(user))
         self.n_excluded = n_users - self.n
-        self.width = max(n_users, 3 * len(score))
+        self.width = max(n_users, 2 * len(score))
         self.point = auc(labels, scores)
 
     def weighted(self, weights: npt.NDArray[np.float64]) -> Values:
-        if not len(self._first_of_tie):
-            return np.full(len(weights), np.nan)
-        rows = weights[:, self._users]
-        # Equal scores are one step of the ROC curve: sums for each step, then every positive against the negatives
-        # of lower steps and half of those in its own.
-        positive = np.add.reduceat(rows * self._positive, self._first_of_tie, axis=1)
-        negative = np.add.reduceat(rows * (1 - self._positive), self._first_of_tie, axis=1)
-        above = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(axis=1)
-        return _divide(above, positive.sum(axis=1) * negative.sum(axis=1))
+        # Weights are counts: all sums here are whole numbers and halves, and exact in any order.
+        negative = np.zeros((len(weights), len(self._negative_users) + 1))
+        np.cumsum(weights[:, self._negative_users], axis=1, out=negative[:, 1:])
+        positive = weights[:, self._positive_users]
+        above = (positive * (negative[:, self._below] + negative[:, self._upto])).sum(axis=1) / 2
+        return _divide(above, positive.sum(axis=1) * negative[:, -1])
 
 
 class ListsStatistic(Statistic):

@@ -223,6 +223,10 @@ class Split:
     def _rating(self) -> FloatArray:
         return self.dataset.interactions[RATING].to_numpy(np.float32)
 
+    @cached_property
+    def _times(self) -> npt.NDArray[np.float64]:
+        return self.dataset.interactions[TIME].to_numpy()
+
     def _rows_before(self, code: int) -> IntArray:
         if code == TRAIN:
             return self.train[:0]
@@ -249,11 +253,10 @@ class Split:
     def _history_items(self, user: int) -> list[HistoryItem]:
         items = self._cache.get(user)
         if items is None:
-            table = self.dataset.interactions
             rows = self._order[self._starts[user] : self._starts[user + 1]]
             ids = self.dataset.item_ids[self._item_idx[rows]].tolist()
             ratings = self._rating[rows].astype(float).tolist()
-            times = table[TIME].to_numpy()[rows].tolist()
+            times = self._times[rows].tolist()
             items = [
                 HistoryItem(item, None if r != r else r, None if t != t else t)
                 for item, r, t in zip(ids, ratings, times, strict=True)
