@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
@@ -161,6 +162,33 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
             module.enable_adapters(True)
             # peft takes adapters that are switched on for ones to be trained.
             module.requires_grad_(False)
+
+
+@contextmanager
+def recomputed_layers(model: PreTrainedModel, on: bool) -> Iterator[None]:
+    """With ``on``, a backward pass computes the insides of the layers again instead of finding them in memory.
+
+    Raises:
+        SpecError: the architecture cannot, or learned states stand before the text (layers that are computed twice
+            cannot be handed keys and values).
+    """
+    if not on:
+        yield
+        return
+    if soft_states(model) is not None or not model.supports_gradient_checkpointing:
+        raise SpecError(
+            f"layers of {type(model).__name__} cannot be computed twice with this way of tuning.",
+            where="training.gradient_checkpointing",
+            fix="Leave it off, or tune with another method than prefix and prompt.",
+        )
+    # transformers renamed both on the way to version 6.
+    whole: Any = model
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(whole, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(whole, f"{name}_checkpointing_disable")()
 
 
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:

@@ -51,6 +51,13 @@ def _factor(parameters: Any) -> Tensor:
     return found.float()
 
 
+def rank_schedule(model: nn.Module, n_steps: int) -> RankSchedule | None:
+    """The schedule of a model with AdaLoRA layers; None for others."""
+    layer = next((module for module in model.modules() if isinstance(module, AdaLoraLayer)), None)
+    # Undoes ``first_rank``.
+    return None if layer is None else RankSchedule(model, layer.r[_ADAPTER] * 2 // 3, n_steps)
+
+
 class RankSchedule:
     """What the trainer calls in each step of an AdaLoRA training.
 

@@ -119,12 +119,12 @@ def precision_of(run: RunSpec, device: torch.device) -> tuple[torch.dtype, torch
 
     On a CPU with matrix units the weights themselves are bf16 (masters are float32, see ``training.optimizer``):
     casting under autocast costs half of the gain there. On a GPU the casts are cheap and autocast keeps norms and
-    softmax in float32.
+    softmax in float32. Weights that are rounded at random are bf16 everywhere: that is what saves memory.
     """
     choice = resolve_precision(run.training.precision, device)
     if choice.dtype == torch.float32:
         return torch.float32, None, choice.reason
-    if device.type == "cpu":
+    if device.type == "cpu" or run.training.weights == "stochastic":
         return torch.bfloat16, None, choice.reason
     return torch.float32, choice.dtype, choice.reason
 

@@ -28,7 +28,7 @@ from llmrec_core.contracts import (
     check_task,
     pick_scores,
 )
-from llmrec_core.errors import InputError, ModelError
+from llmrec_core.errors import InputError, ModelError, SpecError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.text_vectors import Whitening, embed_texts, token_rows
 from llmrec_core.models.tuning import apply_tuning, parameter_counts
@@ -107,6 +107,12 @@ class TwoTowerRecommender(Recommender):
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         dataset = split.dataset
+        if self.spec.tuning.method == "adalora":
+            raise SpecError(
+                "two towers give no ranks to adapters while they are trained.",
+                where="recommender.tuning.method",
+                fix="Choose lora.",
+            )
         ctx.emit("stage", stage="tokenizing")
         backbone = load_base(self.spec.model, ctx, trainable=True)
         self._base = fingerprint(self.spec.model, backbone)

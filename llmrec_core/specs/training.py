@@ -139,4 +139,20 @@ class TrainingSpec(TrickFields):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the processor has fast bf16 matrix units, else fp32"
     )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw",
+        description="adamw-8bit keeps the optimizer's moments in 8 bits: for full tuning of models that hardly fit "
+        "the device; each step is a little slower",
+    )
+    weights: Literal["masters", "stochastic"] = Field(
+        "masters",
+        title="How bf16 weights take small steps",
+        description="how bf16 weights take small updates: masters keeps a float32 copy; stochastic rounds at random, "
+        "right on average, with half the memory",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute the inside of the layers twice instead of keeping it: same result, a third slower, far "
+        "less memory; for long prompts or large models",
+    )
     bucket_by_length: bool = Field(True, description="batch prompts of similar length together, pad to the batch")

@@ -165,7 +165,9 @@ def load_optimizer(optimizer: MasterWeightAdamW, tensors: Mapping[str, Tensor]) 
         if not number.isdecimal() or int(number) >= len(optimizer.pairs):
             raise ModelError("the optimizer state belongs to another model.", fix="Start the run again.")
         master = optimizer.pairs[int(number)][1]
-        if name != "step" and value.shape != master.shape:
+        # 8-bit moments have one scale a block; see ``optimizer``.
+        fits = value.ndim <= 1 if name == "step" or name.endswith("_scale") else value.shape == master.shape
+        if not fits:
             raise ModelError("the optimizer state belongs to another model.", fix="Start the run again.")
         # Fused AdamW keeps its step counter beside the weights.
         optimizer.state[master][name] = value.to(master.device)

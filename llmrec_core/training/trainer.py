@@ -27,6 +27,8 @@ from transformers.utils import logging as transformers_logging
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.device import memory_in_use
+from llmrec_core.models.tuning import recomputed_layers
+from llmrec_core.models.tuning_adalora import RankSchedule, rank_schedule
 from llmrec_core.specs import LOWER_IS_BETTER, TrainingSpec
 from llmrec_core.training import checkpoints
 from llmrec_core.training.balancing import make_balance
@@ -81,7 +83,8 @@ def train(
         RunFailedError: out of memory even with the smallest parts, a loss that is not finite, or a full disk.
         ModelError: ``ctx.resume_from`` holds checkpoints of another training.
     """
-    with own_generators(ctx.seed, network.device), _quiet_transformers():
+    recomputed = recomputed_layers(network.encoder, spec.gradient_checkpointing)
+    with own_generators(ctx.seed, network.device), _quiet_transformers(), recomputed:
         trainer = _Trainer(network, plan, validation, weights, spec, ctx)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
@@ -93,6 +96,10 @@ def train(
 class _EachStep(TrainerCallback):
     def __init__(self, trainer: _Trainer) -> None:
         self._trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.ranks is not None:
+            self._trainer.ranks.after_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.after_step()
@@ -125,6 +132,8 @@ class _Trainer(HuggingFaceTrainer):
         self._last_losses: dict[str, float] = {}
         self._redo = False
         self._adam: MasterWeightAdamW = make_optimizer(network, spec)
+        #: AdaLoRA's share in each step; made when the number of steps is known.
+        self.ranks: RankSchedule | None = None
         self._batch = BatchStep(network, self.balance, spec)
         self._clock = _Clock()
         if network.device.type == "cuda":
@@ -162,6 +171,7 @@ class _Trainer(HuggingFaceTrainer):
         return DataLoader(self.plan, batch_size=1, shuffle=False, collate_fn=_only)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.ranks = rank_schedule(self.network.encoder, num_training_steps)
         if self.lr_scheduler is None:
             warmup = round(self.spec.warmup_ratio * num_training_steps)
             self.lr_scheduler = get_linear_schedule_with_warmup(
@@ -206,6 +216,8 @@ class _Trainer(HuggingFaceTrainer):
         for lists in np.array_split(batch.lists, n_parts):
             part = batch if n_parts == 1 else self.plan.collate(lists)
             whole += self._batch.backward(part, counts, self.current_gradient_accumulation_steps)
+        if self.ranks is not None:
+            (self.ranks.penalty() / self.current_gradient_accumulation_steps).backward()
         if not np.isfinite(whole):
             raise RunFailedError(
                 f"the loss is {whole} at step {self.state.global_step + 1}: the training has diverged.",
@@ -347,6 +359,8 @@ class _Trainer(HuggingFaceTrainer):
             "optimizer": checkpoints.optimizer_tensors(self._adam),
             "rng": rng_tensors,
         }
+        if self.ranks is not None:
+            tensors["ranks"] = self.ranks.state()
         if self._best and self.best_step != self.state.global_step:
             tensors["best"] = self._best
         trainer_state = {
@@ -394,6 +408,8 @@ class _Trainer(HuggingFaceTrainer):
         if checkpoint is None:
             return
         checkpoints.load_optimizer(self._adam, checkpoints.read_tensors(Path(checkpoint), "optimizer"))
+        if self.ranks is not None:
+            self.ranks.restore(checkpoints.read_tensors(Path(checkpoint), "ranks"))
         schedule = self._schedule()
         schedule.last_epoch = int(checkpoints.read_state(Path(checkpoint))["scheduler_step"])
         rates = zip(self._adam.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)

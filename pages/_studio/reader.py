@@ -9,6 +9,7 @@ import streamlit as st
 from llmrec_core.errors import SpecError
 from llmrec_core.models.catalogue import list_models
 from llmrec_core.specs import GenerativeSpec, ListwiseSpec, PipelineSpec, RunSpec
+from llmrec_core.specs.tricks import TrickFields
 from pages._studio.base import workspace
 from pages._studio.pickers import model_facts
 
@@ -32,8 +33,12 @@ OF_TRAINING = (
     "balance",
     "balance_rate",
     "balance_alpha",
+    *TrickFields.model_fields,
     "validation_every",
     "early_stopping_patience",
+    "optimizer",
+    "weights",
+    "gradient_checkpointing",
 )
 
 
