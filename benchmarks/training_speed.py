@@ -5,7 +5,7 @@ trained including embeddings, plain AdamW, dropout 0.1. Ours: what ``llmrec trai
 alternate between the two, so that other load on the machine meets both; the ratio is the median of the windows' ratios.
 Afterwards both are trained on the same number of samples and compared by AUC on held-out prompts.
 
-    python -m benchmarks.training_speed --workspace DIR [--dataset ml-100k] [--seeds 3:7] [--scores FOLDER]
+    python -m benchmarks.training_speed --workspace DIR [--seeds 3:7] [--scores FOLDER] [--only speed]
 
 With ``--scores`` the held-out scores of each finished training are kept there, under a hash of all that made them, so
 that an interrupted comparison goes on where it stopped. It writes ``benchmarks/results/training_speed.json`` and prints
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from llmrec_core.contracts import FitContext, RenderedPrompt
 from llmrec_core.data import Dataset, DatasetStore, make_split
 from llmrec_core.evaluation.metrics import auc
 from llmrec_core.models.catalogue import fetch_model
-from llmrec_core.models.device import device_facts, resolve_device, resolve_precision
+from llmrec_core.models.device import device_facts, matmul_peaks, resolve_device, resolve_precision
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.tuning import apply_tuning
@@ -152,6 +153,22 @@ def timed(step: Step, at_least: int) -> float:
     return done / (time.perf_counter() - started)
 
 
+def encoder_operations(network: PromptNetwork, plan: BatchPlan) -> float:
+    """Floating point operations of the encoder's matrix products in one training step, a mean over the plan.
+
+    Forwards, and twice as much backwards, of real tokens alone: padding is computed too, and does not count. Attention
+    counts every pair of tokens of a row.
+    """
+    config = network.encoder.config
+    n_weights = sum(p.numel() for name, p in network.encoder.named_parameters() if p.ndim == 2 and "embed" not in name)
+    found = []
+    for position in range(min(len(plan), 50)):
+        lengths = (plan[position].packed.segment >= 0).sum(1).double()
+        pairs = 2 * 2 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
+        found.append(3 * (2 * n_weights * float(lengths.sum()) + pairs))
+    return float(np.mean(found))
+
+
 class Kept:
     """Held-out scores and training seconds of finished trainings, by a hash of everything that made them."""
 
@@ -202,113 +219,126 @@ def _digest(*parts: Samples) -> str:
     return digest.hexdigest()
 
 
-def measure(
-    dataset: Dataset, folder: Path, n_samples: int, n_windows: int, n_held_out: int, seeds: range, scores: Path | None
-) -> dict[str, object]:
-    run = preset_spec("bert-click", dataset.name, {"training.max_samples": n_samples, "prompt.max_tokens": WIDTH})
-    split = make_split(dataset, run.split)
-    renderer = PromptRenderer(run.prompt, dataset, TokenCounter.from_folder(folder))
-    lists, held_lists = (
-        training_lists(split, run, run.seed),
-        validation_lists(
-            split,
-            run.model_copy(update={"training": run.training.model_copy(update={"validation_samples": n_held_out})}),
-            run.seed,
-        ),
-    )
-    samples = Samples(lists, renderer.render_many(lists.pairs()))
-    held = Samples(held_lists, renderer.render_many(held_lists.pairs()))
-    network = our_network(folder, run)
-    tokens = tokenise(network.backbone, samples.prompts, shared=True)
-    plan = BatchPlan(lists, tokens, run.training, run.seed, network.backbone.pad_id)
-    n_steps = -(-len(samples.prompts) // TEXTBOOK_BATCH)
+@dataclass
+class Prompts:
+    """What both sides train on and are asked."""
 
-    # Speed: fresh models, windows in turn, the first of each thrown away.
-    textbook = Textbook(folder, samples, n_steps, run.seed)
+    dataset: Dataset
+    folder: Path
+    run: RunSpec
+    train: Samples
+    held_out: Samples
+
+    @classmethod
+    def of(cls, dataset: Dataset, folder: Path, n_samples: int, n_held_out: int) -> Prompts:
+        run = preset_spec("bert-click", dataset.name, {"training.max_samples": n_samples, "prompt.max_tokens": WIDTH})
+        split = make_split(dataset, run.split)
+        renderer = PromptRenderer(run.prompt, dataset, TokenCounter.from_folder(folder))
+        watched = run.training.model_copy(update={"validation_samples": n_held_out})
+        train, held = (
+            training_lists(split, run, run.seed),
+            validation_lists(split, run.model_copy(update={"training": watched}), run.seed),
+        )
+        return cls(dataset, folder, run, *(Samples(one, renderer.render_many(one.pairs())) for one in (train, held)))
+
+    @property
+    def n_steps(self) -> int:
+        """Of the textbook recipe, for every training prompt once."""
+        return -(-len(self.train.prompts) // TEXTBOOK_BATCH)
+
+    def plan(self, network: PromptNetwork, seed: int) -> BatchPlan:
+        tokens = tokenise(network.backbone, self.train.prompts, shared=True)
+        return BatchPlan(self.train.lists, tokens, self.run.training, seed, network.backbone.pad_id)
+
+
+def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
+    """Fresh models, windows in turn, the first of each thrown away; the matrix peaks stand before and after."""
+    run = prompts.run
+    network = our_network(prompts.folder, run)
+    plan = prompts.plan(network, run.seed)
+    textbook = Textbook(prompts.folder, prompts.train, prompts.n_steps, run.seed)
     loop = our_windows(network, plan, run)
 
     def ours_step() -> int:
         return next(loop)
 
+    peaks = [matmul_peaks(4.0)]
     windows = []
     for number in range(n_windows + 1):
         pair = timed(textbook.step, 3 * TEXTBOOK_BATCH), timed(ours_step, 3 * run.training.batch_size)
         if number:
             windows.append(pair)
             print(f"window {number}: textbook {pair[0]:.1f}, ours {pair[1]:.1f} samples/s", flush=True)
+    peaks.append(matmul_peaks(4.0))
     ratios = [ours / book for book, ours in windows]
+    samples_per_s = statistics.median(ours for _, ours in windows)
+    batch = float(np.mean([plan[position].n_prompts for position in range(min(len(plan), 50))]))
+    gflops = samples_per_s / batch * encoder_operations(network, plan) / 1e9
+    peak = {name: max(getattr(one, name) for one in peaks) for name in ("fp32_gflops", "bf16_gflops")}
+    return {
+        "samples_per_s": {
+            "textbook": round(statistics.median(book for book, _ in windows), 2),
+            "ours": round(samples_per_s, 2),
+        },
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_of_each_window": [round(ratio, 2) for ratio in ratios],
+        "target_ratio": 6.0,
+        "encoder_gflops": round(gflops, 1),
+        "matmul_peaks": {name: round(value, 1) for name, value in peak.items()},
+        "share_of_peak": {name.partition("_")[0]: round(gflops / value, 3) for name, value in peak.items()},
+        "target_share_of_bf16_peak": 0.55,
+    }
 
-    # Quality: both from the pretrained weights, the same samples once, several seeds; AUC by held-out user resamples.
-    truth, users = held.labels, held_lists.users[held_lists.list_of]
-    held_tokens = tokenise(network.backbone, held.prompts, shared=True)
+
+def quality(prompts: Prompts, seeds: range, scores: Path | None) -> dict[str, object]:
+    """Both from the pretrained weights, the same samples once, several seeds; AUC by held-out user resamples."""
+    run, held = prompts.run, prompts.held_out
+    truth, users = held.labels, held.lists.users[held.lists.list_of]
 
     def train_textbook(seed: int) -> tuple[np.ndarray, float]:
-        textbook, started = Textbook(folder, samples, n_steps, seed), time.perf_counter()
-        for _ in range(n_steps):
+        textbook, started = Textbook(prompts.folder, prompts.train, prompts.n_steps, seed), time.perf_counter()
+        for _ in range(prompts.n_steps):
             textbook.step()
         seconds = time.perf_counter() - started
         return textbook.score(held.prompts), seconds
 
     def train_ours(seed: int) -> tuple[np.ndarray, float]:
-        network = our_network(folder, run, seed)
-        plan = BatchPlan(lists, tokens, run.training, seed, network.backbone.pad_id)
+        network = our_network(prompts.folder, run, seed)
+        plan = prompts.plan(network, seed)
         started = time.perf_counter()
         train(network, plan, None, {"click": 1.0}, run.training, FitContext(seed=seed))
         seconds = time.perf_counter() - started
-        return network.predict(held_tokens, ("click",))["click"], seconds
+        return network.predict(tokenise(network.backbone, held.prompts, shared=True), ("click",))["click"], seconds
 
-    facts_of_scores = {"dataset": dataset.fingerprint, "model": folder.name, "prompts": _digest(samples, held)}
-    kept = Kept(scores, facts_of_scores)
+    facts = {
+        "dataset": prompts.dataset.fingerprint,
+        "model": prompts.folder.name,
+        "prompts": _digest(prompts.train, held),
+    }
+    kept = Kept(scores, facts)
     recipe = run.model_dump(mode="json", include={"training", "recommender", "prompt"})
     found: dict[str, list[np.ndarray]] = {"textbook": [], "ours": []}
     for seed in seeds:
         found["textbook"].append(kept.get("textbook", [TEXTBOOK_BATCH, WIDTH], seed, partial(train_textbook, seed)))
         found["ours"].append(kept.get("ours", recipe, seed, partial(train_ours, seed)))
         print(f"seed {seed}: " + ", ".join(f"{n} AUC {auc(truth, v[-1]):.4f}" for n, v in found.items()), flush=True)
-    difference = auc_difference(truth, users, found)
-    facts = device_facts(str(resolve_device("cpu")))
     return {
-        "what": "training samples per second, one process, alternating windows; AUC after the same samples",
-        "dataset": dataset.name,
-        "model": folder.name,
-        "n_training_samples": len(samples.prompts),
+        "n_training_samples": len(prompts.train.prompts),
         "n_held_out_samples": len(held.prompts),
-        "tokens_per_prompt": round(float(tokens.n_tokens.mean()), 1),
-        "textbook": {
-            "recipe": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
-            "samples_per_s": round(statistics.median(book for book, _ in windows), 2),
-            "auc_by_seed": [round(float(auc(truth, scores)), 4) for scores in found["textbook"]],
-        },
-        "ours": {
-            "recipe": f"shared histories, {facts.precision}, batch {run.training.batch_size}, eager, frozen embeddings",
-            "samples_per_s": round(statistics.median(ours for _, ours in windows), 2),
-            "auc_by_seed": [round(float(auc(truth, scores)), 4) for scores in found["ours"]],
-        },
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_of_each_window": [round(ratio, 2) for ratio in ratios],
-        "target_ratio": 4.0,
-        "auc_ours_minus_textbook": difference,
-        "machine": {
-            "processor": facts.name,
-            "threads": facts.n_threads,
-            "precision": facts.precision_reason,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "seeds": list(seeds),
+        "auc_by_seed": {name: [round(float(auc(truth, one)), 4) for one in every] for name, every in found.items()},
+        "auc_ours_minus_textbook": auc_difference(truth, users, found),
     }
 
 
-def table(result: dict[str, object]) -> str:
+def table(result: dict[str, Any]) -> str:
     rows = ["| recipe | samples/s | held-out AUC by seed |", "|---|---|---|"]
     for name in ("textbook", "ours"):
-        part = result[name]
-        assert isinstance(part, dict)
-        aucs = ", ".join(f"{value:.3f}" for value in part["auc_by_seed"])
-        rows.append(f"| {name}: {part['recipe']} | {part['samples_per_s']} | {aucs} |")
-    gap = result["auc_ours_minus_textbook"]
-    assert isinstance(gap, dict)
+        aucs = ", ".join(f"{value:.3f}" for value in result["quality"]["auc_by_seed"][name])
+        rows.append(f"| {name}: {result['recipes'][name]} | {result['speed']['samples_per_s'][name]} | {aucs} |")
+    gap = result["quality"]["auc_ours_minus_textbook"]
     interval = f"{gap['mean']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
-    return "\n".join([*rows, f"| **ratio; AUC difference** | **{result['ratio']}** | {interval} |"])
+    return "\n".join([*rows, f"| **ratio; AUC difference** | **{result['speed']['ratio']}** | {interval} |"])
 
 
 def main() -> None:
@@ -320,19 +350,35 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=4000)
     parser.add_argument("--seeds", default="0:3", help="first:end, the end not included")
     parser.add_argument("--scores", type=Path, help="folder that keeps the scores of finished trainings")
+    parser.add_argument("--only", choices=("speed", "quality"), help="measure this and keep the other's last result")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     workspace = Workspace.open(given.workspace)
     dataset = DatasetStore(workspace).load(given.dataset)
-    result = measure(
-        dataset,
-        fetch_model(workspace, "minilm"),
-        given.samples,
-        given.windows,
-        given.held_out,
-        range(*map(int, given.seeds.split(":"))),
-        given.scores,
-    )
+    prompts = Prompts.of(dataset, fetch_model(workspace, "minilm"), given.samples, given.held_out)
+    facts = device_facts(str(resolve_device("cpu")))
+    result: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.only else {}
+    result |= {
+        "what": "training samples per second, one process, alternating windows; AUC after the same samples",
+        "dataset": dataset.name,
+        "model": prompts.folder.name,
+        "recipes": {
+            "textbook": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
+            "ours": f"shared histories, {facts.precision}, batch {prompts.run.training.batch_size}, eager, "
+            "frozen embeddings",
+        },
+        "machine": {
+            "processor": facts.name,
+            "threads": facts.n_threads,
+            "precision": facts.precision_reason,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if given.only != "quality":
+        result["speed"] = speed(prompts, given.windows)
+    if given.only != "speed":
+        result["quality"] = quality(prompts, range(*map(int, given.seeds.split(":"))), given.scores)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(result))
