@@ -24,6 +24,7 @@ from transformers import AttentionInterface
 
 from llmrec_core.contracts import IntArray
 from llmrec_core.models.loading import Backbone
+from llmrec_core.models.tuning_soft import READY_MASK_TYPES
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 
 if TYPE_CHECKING:
@@ -31,20 +32,16 @@ if TYPE_CHECKING:
 
 Predictions = dict[str, npt.NDArray[np.float32]]
 
-#: Model types whose attention takes a ready mask and whose positions are given from outside, counted from 0.
-#: Others (relative position biases, sliding windows, positions counted from the mask) read each prompt alone.
-_TREE_TYPES = frozenset({"bert", "electra", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
-
 #: Tokens in one scoring batch (or one head with one tail, if that is longer).
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
 #: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
-_BLOCK_CELLS = {"cpu": 1_000_000, "cuda": 200_000_000, "mps": 20_000_000}
+_BLOCK_CELLS = {"cpu": 250_000, "cuda": 200_000_000, "mps": 20_000_000}
 _BLOCKS = "llmrec-blocks"
 
 
 def reads_trees(backbone: Backbone) -> bool:
     """Whether a token of this model can be told which others it reads, and at which position it stands."""
-    return backbone.facts.model_type in _TREE_TYPES and backbone.facts.config.get("sliding_window") is None
+    return backbone.facts.model_type in READY_MASK_TYPES and backbone.facts.config.get("sliding_window") is None
 
 
 def predict(network: PromptNetwork, tokens: TokenisedPrompts, tasks: tuple[str, ...]) -> Predictions:

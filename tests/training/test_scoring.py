@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import Backbone
+from llmrec_core.models.tuning_soft import add_soft_states
 from llmrec_core.training import scoring
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import Ragged, TokenisedPrompts, pack, plan_rows
@@ -121,6 +122,17 @@ def test_the_mask_token_is_pooled():
     scores = network.predict(tokens, ("click",))["click"]
     np.testing.assert_allclose(scores, _by_mask(network, tokens), atol=1e-5)
     assert scores[2] == pytest.approx(network.heads.heads["click"].bias.item(), abs=1e-7), "no mask in its tail"
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("deep", [True, False], ids=["prefix", "prompt"])
+def test_learned_states_are_read_by_blocks_too(model_type, deep):
+    network = _network(model_type)
+    without = network.predict(TOKENS, ("click",))["click"]
+    add_soft_states(network.encoder, 3, 0, deep=deep)
+    scores = network.predict(TOKENS, ("click",))["click"]
+    np.testing.assert_allclose(scores, _by_mask(network, TOKENS), atol=1e-5)
+    assert np.abs(scores - without).max() > 1e-3
 
 
 @torch.inference_mode()
