@@ -37,7 +37,7 @@ TOKENS = 96
 
 @dataclass(frozen=True)
 class Choices:
-    """What "auto" comes to on a device; ``batch_tokens``: tokens scored at once."""
+    """What "auto" comes to on a device; ``precision`` of products, ``batch_tokens`` scored at once."""
 
     device: str
     attention: str
@@ -94,7 +94,7 @@ def choices(name: str = "auto") -> Choices:
     return Choices(
         device=str(device),
         attention=f"{attention}; scoring goes by blocks of candidates",
-        precision=precision.reason,
+        precision=str(precision.dtype).removeprefix("torch."),
         weights=weights,
         padding="training: rows of like length, a history and its candidates in one; scoring: none",
         batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),

@@ -7,7 +7,7 @@ import torch
 from tiny_models import write_tiny_bert
 
 from llmrec_core.models import device as device_module
-from llmrec_core.models.device import MatmulPeaks
+from llmrec_core.models.device import MatmulPeaks, device_facts
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.training.machine import MINILM, EncoderSize, allowed, choices
 
@@ -44,4 +44,5 @@ def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
     assert found["device"] == "cpu"
     assert found["attention"].startswith(load_backbone(write_tiny_bert(tmp_path / "m")).attention)
     assert found["weights"].startswith(weights)
+    assert found["precision"] == device_facts("cpu").precision
     assert found["batch_tokens"] == 4096
