@@ -33,7 +33,7 @@ class FusedLoraLinear(PeftLinear):
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
         weight = base.weight.T if self.fan_in_fan_out else base.weight
-        found = _LowRank.apply(
+        given = (
             x.reshape(-1, x.shape[-1]),
             weight,
             base.bias,
@@ -41,7 +41,19 @@ class FusedLoraLinear(PeftLinear):
             self.lora_B[name].weight,
             self.scaling[name],
         )
+        # Without gradients the products alone, which exporters can follow.
+        found = _LowRank.apply(*given) if torch.is_grad_enabled() else _product(*given)[0]
         return found.view(*x.shape[:-1], found.shape[-1])
+
+
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(x W' + b + scale (x A') B', x A')."""
+    inner = x @ down.to(x.dtype).T
+    y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+    y.addmm_(inner, up.to(x.dtype).T, alpha=scale)
+    return y, inner
 
 
 class _LowRank(torch.autograd.Function):
@@ -51,10 +63,7 @@ class _LowRank(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        down, up = down.to(x.dtype), up.to(x.dtype)
-        inner = x @ down.T
-        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-        y.addmm_(inner, up.T, alpha=scale)
+        y, inner = _product(x, weight, bias, down, up, scale)
         ctx.save_for_backward(x, weight, down, up, inner)
         ctx.scale = scale
         return y
@@ -63,6 +72,7 @@ class _LowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         x, weight, down, up, inner = ctx.saved_tensors
+        down, up = down.to(x.dtype), up.to(x.dtype)
         inner_grad = (grad @ up).mul_(ctx.scale)
         to_x = None
         if ctx.needs_input_grad[0]:
