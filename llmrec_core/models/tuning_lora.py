@@ -33,7 +33,7 @@ class FusedLoraLinear(PeftLinear):
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
         weight = base.weight.T if self.fan_in_fan_out else base.weight
-        given = (
+        given: tuple[Any, ...] = (
             x.reshape(-1, x.shape[-1]),
             weight,
             base.bias,
@@ -42,7 +42,7 @@ class FusedLoraLinear(PeftLinear):
             self.scaling[name],
         )
         # Without gradients the products alone, which exporters can follow.
-        found = _LowRank.apply(*given) if torch.is_grad_enabled() else _product(*given)[0]
+        found: Tensor = _LowRank.apply(*given) if torch.is_grad_enabled() else _product(*given)[0]
         return found.view(*x.shape[:-1], found.shape[-1])
 
 
