@@ -15,6 +15,7 @@ from llmrec_core.errors import LLMRecError, SpecError
 from llmrec_core.presets import PRESETS, override_spec, preset_reasons, preset_spec
 from llmrec_core.prompts import STARTERS, TemplateStore
 from llmrec_core.specs import (
+    TUNING_METHODS,
     BlendSpec,
     CrossEncoderSpec,
     GenerativeSpec,
@@ -68,7 +69,23 @@ _METHODS = {
     "full": "Full: all layers",
     "top-layers": "Only the top layers",
     "lora": "LoRA adapters",
+    "adalora": "AdaLoRA",
+    "ia3": "IA3 factors",
+    "prefix": "Prefix",
+    "prompt": "Soft prompt",
+    "bottleneck": "Bottleneck adapters",
     "none": "None: zero-shot",
+}
+
+
+#: Fields of each way of tuning; the first stands in the open.
+_METHOD_FIELDS: dict[str, tuple[str, ...]] = {
+    "top-layers": ("n_top_layers",),
+    "lora": ("lora_rank", "lora_targets", "lora_alpha", "lora_dropout"),
+    "adalora": ("lora_rank", "lora_targets", "lora_alpha", "lora_dropout"),
+    "prefix": ("n_virtual_tokens",),
+    "prompt": ("n_virtual_tokens",),
+    "bottleneck": ("bottleneck_width", "bottleneck_places"),
 }
 
 
@@ -276,10 +293,13 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
                 persist_state="session",
             )
             changes[f"{tuning}.method"] = method
-            if method == "top-layers":
-                field(fields, f"{tuning}.n_top_layers", key, "Layers trained", changes)
-            if method == "lora":
-                field(fields, f"{tuning}.lora_rank", key, "LoRA rank", changes)
+            st.caption(TUNING_METHODS[method])
+            for name in _METHOD_FIELDS.get(method, ())[:1]:
+                if f"{tuning}.{name}" in fields:
+                    field(fields, f"{tuning}.{name}", key, fields[f"{tuning}.{name}"].title, changes)
+        # What belongs to another way of tuning has no effect.
+        for name in {name for names in _METHOD_FIELDS.values() for name in names} - {*_METHOD_FIELDS.get(method, ())}:
+            fields.pop(f"{tuning}.{name}", None)
     with right:
         changes |= prompt_choice(spec, key)
         fields.pop("prompt.template", None)
