@@ -1,6 +1,6 @@
 """Cost against size: one, two, four and eight times the users and interactions, for training, scoring and measuring.
 
-    python -m benchmarks.scaling --workspace DIR [--users 400]      (needs ``llmrec models get minilm``)
+    OMP_NUM_THREADS=1 python -m benchmarks.scaling --workspace DIR [--users 400]   (needs ``llmrec models get minilm``)
 
 Data is made: every user has 30 interactions, among 1,000 items at every size, so that a user should cost the same at
 every size. Measured are
@@ -10,7 +10,8 @@ every size. Measured are
 - ``prompts``: MiniLM with a random head scores 20 candidates for each twentieth user: rendering, tokens, network;
 - ``evaluation``: all metrics of popularity on every user, AUC and bootstrap included.
 
-Sizes are run in turn, ``--repeats`` times over, and medians are taken. What a task costs before its first user is known
+Seconds are CPU seconds of one thread, which other load on the machine changes least. Sizes are run in turn,
+``--repeats`` times over, and medians are taken. What a task costs before its first user is known
 from a sixteenth of the size and left out of the cost of a user; ``deviation`` is how far that cost is, at each size,
 from its mean over sizes. Results go to ``benchmarks/results/scaling.json``.
 """
@@ -107,14 +108,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
+    torch.set_num_threads(1)
     model = fetch_model(Workspace.open(given.workspace), "minilm")
     seconds: dict[str, dict[float, list[float]]] = {}
     for _ in range(given.repeats):
         for size in (1 / 16, *SIZES):
             for name, task in tasks(model, int(size * given.users)).items():
-                started = time.perf_counter()
+                started = time.process_time()
                 task()
-                seconds.setdefault(name, {}).setdefault(size, []).append(time.perf_counter() - started)
+                seconds.setdefault(name, {}).setdefault(size, []).append(time.process_time() - started)
             print(size, {name: round(found[size][-1], 2) for name, found in seconds.items()}, flush=True)
     result: dict[str, Any] = {"users": given.users, "repeats": given.repeats, "target_deviation": 0.15, "tasks": {}}
     for name, found in seconds.items():
@@ -122,7 +124,7 @@ def main() -> None:
         a_user = {size: (median[size] - median[1 / 16]) / (size - 1 / 16) for size in SIZES}
         mean = statistics.mean(a_user.values())
         result["tasks"][name] = {
-            "seconds": {f"{size}x": round(median[size], 3) for size in SIZES},
+            "cpu_seconds": {f"{size}x": round(median[size], 3) for size in SIZES},
             "start_s": round(median[1 / 16] - mean / 16, 3),
             "deviation": {f"{size}x": round(cost / mean - 1, 3) for size, cost in a_user.items()},
         }
