@@ -150,6 +150,21 @@ def _no_emit(event_type: str, **payload: Any) -> None:
     """Drops the event: fits called from Python without a run."""
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a training on newer data goes on from.
+
+    Attributes:
+        dataset: the data that the first recommender was fitted on; its numbers of users and items are not today's.
+        trained: rows of today's data that it was trained on.
+        replay: share of the training prompts that is drawn from them; the others are new.
+    """
+
+    dataset: Dataset
+    trained: IntArray
+    replay: float
+
+
 @dataclass
 class FitContext:
     """Run-time side of a fit, kept apart from the spec.
@@ -165,6 +180,7 @@ class FitContext:
         resume_from: a parent's checkpoint folder to go on from.
         floors: fitted baselines by name; their value of the validation metric is reported beside the model's.
         start_from: folder of a finished run's recommender; a text model begins with its weights.
+        continued: with ``start_from``, where that one was fitted on older data; None: on the same.
     """
 
     workspace_models: Path | None = None
@@ -176,6 +192,7 @@ class FitContext:
     resume_from: Path | None = None
     floors: Mapping[str, Recommender] = field(default_factory=dict)
     start_from: Path | None = None
+    continued: Continued | None = None
 
 
 class Recommender(ABC):

@@ -42,6 +42,7 @@ from pages._studio.policies import policy_choice
 from pages._studio.reader import LEARNS, OF_TRAINING, check_model, model_card, ranker_of, ranker_path
 from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
+from pages._studio.tricks import trick_choice
 
 _TASKS = {"click": "Clicks", "rating": "Ratings", "rank": "The right order", "similarity": "What goes together"}
 #: Fields of a family that most people look at; the others stand under Expert.
@@ -76,8 +77,6 @@ _METHODS = {
     "bottleneck": "Bottleneck adapters",
     "none": "None: zero-shot",
 }
-
-
 #: Fields of each way of tuning; the first stands in the open.
 _METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "top-layers": ("n_top_layers",),
@@ -102,16 +101,22 @@ def start_point() -> RunSpec | None:
         run = run_store().get(cloned)
         with middle, st.container(horizontal=True, vertical_alignment="bottom"):
             second = st.session_state.get("second_stage") == cloned
+            newer = second and st.session_state.get("continual") == cloned
             what = "Goes on from the weights of" if second else "Starts from"
             st.info(f"{what} {plain(run_title(run))}", icon=":material/content_copy:")
             if st.button("Use a preset instead", key="clone_drop"):
                 st.session_state.pop("clone_of")
                 st.session_state.pop("second_stage", None)
+                st.session_state.pop("continual", None)
                 st.rerun()
         raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train"}
         raw["dataset"] = {"name": dataset, "version": None}
-        if second:
-            raw |= {"continue_from": cloned, "dataset": run.spec.dataset.model_dump(mode="json"), "name": ""}
+        if newer:
+            raw["dataset"]["version"] = load_dataset(dataset).version
+            raw |= {"continue_from": cloned, "continual": {}, "name": ""}
+        elif second:
+            data = run.spec.dataset.model_dump(mode="json")
+            raw |= {"continue_from": cloned, "continual": None, "dataset": data, "name": ""}
         return RunSpec.model_validate(raw)
     with middle:
         name = st.selectbox(
@@ -312,9 +317,17 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
         for name in OF_TRAINING:
             fields.pop(f"training.{name}", None)
     in_rows(fields, _NUMBERS, key, changes)
+    if "continual.replay" in fields:
+        field(fields, "continual.replay", key, "Share of old interactions", changes)
+        st.caption(
+            "What came since the first run is mixed with what it learned, so that this is not forgotten: .2 to .5 "
+            "is usual; 0 shows what forgetting costs."
+        )
     if len(chosen) > 1:
         field(fields, "training.balance", key, "How the weights are found", changes)
     changes |= behaviour_choice(spec, key, fields)
+    if method != "none":
+        changes |= trick_choice(spec, key, fields)
     return changes | {"objectives": chosen}
 
 

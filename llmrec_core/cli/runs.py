@@ -67,20 +67,35 @@ def train(
             "'objectives=[{task: rank}]'.",
         ),
     ] = None,
+    going_on: Annotated[
+        str | None,
+        typer.Option(
+            "--continue",
+            help="Goes on with newer data: a finished run's spec and weights, on the newest version of its dataset (or "
+            "on --dataset). Old interactions are mixed in (--set continual.replay=0.3); what is forgotten is told.",
+        ),
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune and measure: a spec file, a preset on a dataset, or a second stage of a finished run."""
+    """Fine-tune and measure: a spec file, a preset on a dataset, or what goes on from a finished run."""
     place = workspace_of(workspace)
     overrides = _overrides(assignments, policies)
-    if sum(given is not None for given in (spec_file, preset, continue_from)) != 1:
+    if sum(given is not None for given in (spec_file, preset, continue_from, going_on)) != 1:
         fix = f"Presets: {', '.join(PRESETS)}."
-        raise SpecError("give either a spec file, --preset or --continue-from.", fix=fix)
-    if continue_from is not None:
+        raise SpecError("give either a spec file, --preset, --continue-from or --continue.", fix=fix)
+    if going_on is not None:
+        from llmrec_core.runs import RunStore
+
+        first = RunStore(place).get(going_on).spec
+        newer = {"name": dataset or first.dataset.name, "version": None}
+        again = {"kind": "train", "parent_run": None, "continue_from": going_on, "continual": {}, "dataset": newer}
+        spec = override_spec(override_spec(first, again), overrides)
+    elif continue_from is not None:
         from llmrec_core.runs import RunStore
 
         first = RunStore(place).get(continue_from).spec
-        again = {"kind": "train", "parent_run": None, "continue_from": continue_from}
+        again = {"kind": "train", "parent_run": None, "continue_from": continue_from, "continual": None}
         spec = override_spec(first, {**again, **overrides})
     elif preset is not None:
         if dataset is None:
@@ -206,8 +221,29 @@ def _print_result(result: dict[str, Any]) -> None:
     out.print(shown)
     out.print(plain(result["verdict"]), soft_wrap=True)
     _print_policies(result.get("policies"))
+    _print_continual(result.get("continual"))
     err.print(f"Protocol: {plain(result['protocol'])}", soft_wrap=True)
     out.print(f"{result['run_id']} done in {result['elapsed_s']:.0f} s")
+
+
+def _print_continual(found: dict[str, Any] | None) -> None:
+    """What is known and forgotten after going on with newer data."""
+    if found is None:
+        return
+    shown = table("asked", "metric", "users", "before", "after", "difference")
+    for part in found["parts"].values():
+        for metric, values in (part or {"metrics": {}})["metrics"].items():
+            apart = values["difference"]
+            shown.add_row(
+                plain(part["title"]),
+                metric,
+                str(part["n_users"]),
+                f"{values['before']['mean']:.4f}",
+                f"{values['after']['mean']:.4f}",
+                f"{apart['mean']:+.4f} \\[{apart['ci_low']:+.4f}, {apart['ci_high']:+.4f}]",
+            )
+    out.print(shown)
+    out.print(plain(found["sentence"]), soft_wrap=True)
 
 
 def _print_policies(found: dict[str, Any] | None) -> None:

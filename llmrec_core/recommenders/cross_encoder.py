@@ -122,7 +122,7 @@ class CrossEncoderRecommender(Recommender):
         backbone = self._load_base(folder, ctx, trainable=not zero_shot)
         self._base = fingerprint(self.spec.model, backbone)
         self._renderer = self._make_renderer(dataset, backbone)
-        lists = None if zero_shot else training_lists(split, self.run, ctx.seed, self.negative_pool)
+        lists = None if zero_shot else training_lists(split, self.run, ctx.seed, self.negative_pool, ctx.continued)
         held_out = validation_lists(split, self.run, ctx.seed)
         if self.spec.behaviour is not None:
             self.behaviour = Behaviour.fit(
@@ -135,7 +135,7 @@ class CrossEncoderRecommender(Recommender):
         biases = self._head_biases(lists) if lists is not None and self.behaviour is None else {}
         network = self._network = self._make_network(backbone, ctx, biases)
         if ctx.start_from is not None:
-            self._start_from(ctx.start_from, dataset, ctx)
+            self._start_from(ctx.start_from, dataset if ctx.continued is None else ctx.continued.dataset, ctx)
         weights = {o.task: o.weight for o in self.run.objectives}
         low, high = dataset.rating_scale or (0.0, 1.0)
         threshold = like_threshold(dataset, self.run)
@@ -359,6 +359,9 @@ class CrossEncoderRecommender(Recommender):
 
     def _start_from(self, folder: Path, dataset: Dataset, ctx: FitContext) -> None:
         """Takes over the weights of a finished run: the language model's, and those of heads that both have.
+
+        Args:
+            dataset: what that run was fitted on. Nothing that is taken over counts users or items.
 
         Raises:
             ModelError: it holds no model that reads prompts, or one of another kind or tuning than this one.

@@ -8,19 +8,20 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.contracts import Continued, FitContext, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
 from llmrec_core.errors import DataError, InputError, RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
+from llmrec_core.evaluation.continual import CarriedRecommender, compare_parts
 from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
 from llmrec_core.models.device import resolve_device
 from llmrec_core.policies import PolicyChain, build_chain, check_data
 from llmrec_core.presets import preset_reasons
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.leakage import leakage_report
+from llmrec_core.runs.continual import Continuation, continuation_of
 from llmrec_core.runs.store import RunStore
 from llmrec_core.runs.worker import RunHandle
 from llmrec_core.serving.actions import MODEL
@@ -48,7 +49,8 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
     if spec.kind == "train":
         for reason in preset_reasons(spec, dataset):
             run.emit("log", level="info", message=f"Preset {spec.preset}: {reason}")
-    split = make_split(dataset, spec.split)
+    going_on = continuation_of(spec, run.workspace, dataset)
+    split = make_split(dataset, spec.split) if going_on is None else going_on.cut.split
     run.emit("log", level="info", message=split.describe())
     _check_leakage(split, spec, run)
     check_data(spec.policies, dataset)
@@ -65,7 +67,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         recommenders = _load_all(spec, run, dataset, context)
     else:
         _ensure_models(spec, run)
-        recommenders = _fit_all(spec, run, split, replace(context, start_from=_first_stage(spec, run)))
+        recommenders = _fit_all(spec, run, split, replace(context, **_first_stage(spec, run, going_on)))
     _check_cancel(run)
     chain = _policies(spec, recommenders[MODEL], split, run)
     run.emit("stage", stage="evaluating")
@@ -80,6 +82,9 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         policies=chain,
     )
     _save_metrics(result, run)
+    continual: dict[str, Any] | None = None
+    if spec.kind == "train" and going_on is not None:
+        continual = _old_and_new(spec, run, going_on, recommenders[MODEL], context)
     # A run that got here is never resumed; optimizer states are twice the size of the model.
     for checkpoint in run.checkpoint_dir.iterdir():
         shutil.rmtree(checkpoint)
@@ -89,6 +94,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         "elapsed_s": round(time.monotonic() - started, 3),
         "dataset": {"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
         **result.as_json(),
+        **({} if continual is None else {"continual": continual}),
     }
 
 
@@ -172,16 +178,41 @@ def _save(recommender: Recommender, run: RunHandle, name: str) -> None:
     recommender.save(folder)
 
 
-def _first_stage(spec: RunSpec, run: RunHandle) -> Path | None:
-    """The saved recommender that a second stage goes on from; None where there is none."""
+def _first_stage(spec: RunSpec, run: RunHandle, going_on: Continuation | None) -> dict[str, Any]:
+    """What a training that goes on from another one is told of it; {} where it begins by itself."""
     if spec.continue_from is None:
-        return None
+        return {}
     first = RunStore(run.workspace).get(spec.continue_from)
     if first.status.state != "done":
         raise SpecError(f"run {first.run_id} is {first.status.state}.", where="continue_from", fix="Choose another.")
     if first.warning:
         run.emit("log", level="warning", message=f"run {first.run_id}: {first.warning}")
-    return first.folder / "artifacts" / "recommender"
+    found: dict[str, Any] = {"start_from": first.folder / "artifacts" / "recommender"}
+    if going_on is not None and spec.continual is not None:
+        run.emit("log", level="info", message=going_on.words(spec.continual.replay))
+        found["continued"] = Continued(going_on.dataset, going_on.cut.trained, spec.continual.replay)
+    return found
+
+
+def _old_and_new(
+    spec: RunSpec, run: RunHandle, going_on: Continuation, after: Recommender, context: FitContext
+) -> dict[str, Any]:
+    """What the first run's model and this one make of old and of new questions."""
+    assert spec.continual is not None
+    first, cut = going_on.first, going_on.cut
+    inner = registry.load(first.folder / "artifacts" / "recommender", going_on.dataset, context)
+    before = CarriedRecommender(inner, going_on.dataset, cut.split.dataset)
+    found = compare_parts(
+        before,
+        after,
+        {"old": cut.old, "new": cut.new},
+        spec.evaluation,
+        seed=spec.seed,
+        emit=run.emit,
+        like_threshold=spec.training.like_threshold,
+    )
+    run.emit("log", level="info", message=found["sentence"])
+    return {"first_run": first.run_id, "replay": spec.continual.replay, "n_missing": cut.n_missing, **found}
 
 
 def _load_all(spec: RunSpec, run: RunHandle, dataset: Dataset, context: FitContext) -> dict[str, Recommender]:

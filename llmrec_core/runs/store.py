@@ -253,6 +253,20 @@ class RunStore:
                 fix="Wait for it, or resume it.",
             )
         dataset = self._resolve(self.workspace, spec.dataset)
+        if spec.continual is not None:
+            if first.spec.dataset == dataset:
+                raise InputError(
+                    f"run {first.run_id} was trained on version {dataset.version} of {dataset.name} already.",
+                    where="continual",
+                    fix="Import the data with what came since, or start a second stage without continual.",
+                )
+            return
+        if first.spec.continual is not None:
+            raise InputError(
+                f"run {first.run_id} went on from an older one, which may know what a second stage would hold out.",
+                where="continue_from",
+                fix="Go on with newer data (continual), or make the second stage of a run that began by itself.",
+            )
         if (first.spec.dataset, first.spec.split) != (dataset, spec.split):
             raise InputError(
                 f"run {first.run_id} was trained on other data or another split: it may know what is held out here.",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmrec_core.contracts import FitContext, HistoryItem, Query, Recommender
-from llmrec_core.data import Dataset, DatasetStore, Split, make_split
+from llmrec_core.data import Dataset, DatasetStore, Split
 from llmrec_core.data.privacy.removals import removal_count
 from llmrec_core.errors import InputError, NotFoundError
 from llmrec_core.explanation.explain import explain as explain_item
@@ -26,6 +26,7 @@ from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.runs import Run, RunStore
+from llmrec_core.runs.continual import split_of
 from llmrec_core.serving.policies import PolicyDesk, answer_with_policies, policies_of
 from llmrec_core.workspace import Workspace
 
@@ -117,7 +118,7 @@ class Server:
         loaded = LoadedRun(
             run,
             dataset,
-            make_split(dataset, spec.split),
+            split_of(spec, self.workspace, dataset),
             FitContext(workspace_models=self.workspace.models, device=self.device, seed=spec.seed),
         )
         self._loaded[run_id] = loaded

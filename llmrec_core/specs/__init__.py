@@ -58,7 +58,7 @@ from llmrec_core.specs.recommenders import (
     TwoTowerSpec,
     UserKNNSpec,
 )
-from llmrec_core.specs.run import DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
+from llmrec_core.specs.run import ContinualSpec, DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
 from llmrec_core.specs.split import Protocol, SplitSpec
 from llmrec_core.specs.training import (
     TUNING_METHODS,
@@ -88,6 +88,7 @@ __all__ = [
     "CalibrationSpec",
     "CategoryCapSpec",
     "ContentKNNSpec",
+    "ContinualSpec",
     "CrossEncoderSpec",
     "DatasetRef",
     "DiversitySpec",

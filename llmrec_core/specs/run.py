@@ -50,6 +50,17 @@ class EvaluationSpec(Spec):
         return self
 
 
+class ContinualSpec(Spec):
+    replay: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        title="Share of old interactions",
+        description="share of the training prompts that is drawn from what the first run learned, so that it is not "
+        "forgotten; the others are new; try .2 to .5; 0: new ones alone",
+    )
+
+
 class RunSpec(Spec):
     """One run: train and evaluate a recommender, or evaluate a finished run again."""
 
@@ -81,6 +92,11 @@ class RunSpec(Spec):
         description="finished run on the same data and split whose trained weights this training starts from: a second "
         "stage, for example on one of its objectives",
     )
+    continual: ContinualSpec | None = Field(
+        None,
+        description="with continue_from: goes on with newer data, what came since mixed with what was learned, and "
+        "tells what is known and forgotten afterwards; empty: a second stage on the same data",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
@@ -94,6 +110,8 @@ class RunSpec(Spec):
         _check_tricks(self.recommender, self.training)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
+        if self.continual is not None and self.continue_from is None:
+            raise ValueError("continual: name the run to go on from (continue_from)")
         if self.continue_from is not None:
             _check_second_stage(self.recommender)
         return self

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec_core.baselines import ItemKNNRecommender
-from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query
+from llmrec_core.contracts import Continued, FitContext, FloatArray, IntArray, Query
 from llmrec_core.errors import DataError
 from llmrec_core.specs import ItemKNNSpec, Part, RunSpec
 
@@ -60,7 +60,9 @@ class SampleLists:
         return [(self.queries[at], item) for at, item in zip(self.list_of.tolist(), self.items.tolist(), strict=True)]
 
 
-def training_lists(split: Split, spec: RunSpec, seed: int, pool: Pool | None = None) -> SampleLists:
+def training_lists(
+    split: Split, spec: RunSpec, seed: int, pool: Pool | None = None, continued: Continued | None = None
+) -> SampleLists:
     """Lists from training rows drawn by seed, up to ``training.max_samples`` prompts in all.
 
     Rows with an earlier history of the same user are preferred; first interactions are used only where there are
@@ -68,9 +70,10 @@ def training_lists(split: Split, spec: RunSpec, seed: int, pool: Pool | None = N
 
     Args:
         pool: a retriever; ``training.hard_negatives`` of the negatives come from its best items.
+        continued: rows are new ones, mixed with those that the first training saw.
 
     Raises:
-        DataError: a rating objective on data without ratings.
+        DataError: a rating objective on data without ratings, or nothing new to go on with.
     """
     training, tasks = spec.training, tuple(o.task for o in spec.objectives)
     rng = np.random.default_rng([seed, 1])
@@ -84,8 +87,27 @@ def training_lists(split: Split, spec: RunSpec, seed: int, pool: Pool | None = N
     n_lists = len(later)
     if training.max_samples is not None:
         n_lists = max(1, min(n_lists, training.max_samples // (1 + n_negatives)))
-    chosen = rng.permutation(len(later))[:n_lists]
-    return _lists(split, "train", later[chosen], tasks, spec, n_negatives, rng, pool)
+    if continued is None:
+        rows = later[rng.permutation(len(later))[:n_lists]]
+    else:
+        rows = _new_and_replayed(later, continued, n_lists, rng)
+    return _lists(split, "train", rows, tasks, spec, n_negatives, rng, pool)
+
+
+def _new_and_replayed(rows: IntArray, continued: Continued, n_lists: int, rng: np.random.Generator) -> IntArray:
+    """At most ``n_lists`` rows in random order, a share ``continued.replay`` of them from the first training."""
+    is_old = np.isin(rows, continued.trained)
+    new, old = rng.permutation(rows[~is_old]), rng.permutation(rows[is_old])
+    if not len(new):
+        raise DataError(
+            "there is nothing new to learn from: the first run was trained on every row that this one could use.",
+            where="continue_from",
+            fix="Import a newer version of the data, or start a second stage without continual.",
+        )
+    # So many that new rows, each used once, are the rest of the mix.
+    n_lists = min(n_lists, round(len(new) / (1 - continued.replay)))
+    n_old = min(len(old), round(continued.replay * n_lists))
+    return rng.permutation(np.concatenate([new[: n_lists - n_old], old[:n_old]]))
 
 
 def validation_lists(split: Split, spec: RunSpec, seed: int) -> SampleLists:

@@ -162,7 +162,10 @@ def _panel(run_id: str, controls: bool, head: bool) -> None:
 def outcome(run_id: str) -> None:
     """What came of it, in a sentence, and where to look next."""
     with faults_in_words():
-        st.info(plain(run_store().result(run_id)["verdict"], 800), icon=":material/flag:")
+        result = run_store().result(run_id)
+        st.info(plain(result["verdict"], 800), icon=":material/flag:")
+        if result.get("continual"):
+            _old_and_new(result["continual"])
     with st.container(horizontal=True):
         for page, title, icon in (
             ("pages/rankings.py", "See the rankings", ":material/format_list_numbered:"),
@@ -170,6 +173,32 @@ def outcome(run_id: str) -> None:
             ("pages/explain.py", "Ask why", ":material/psychology_alt:"),
         ):
             st.page_link(page, label=title, icon=icon, query_params={"run": run_id})
+
+
+def _old_and_new(found: Mapping[str, Any]) -> None:
+    """What is known and forgotten after going on with newer data."""
+    st.markdown("**Before and after the new data**")
+    rows = [
+        {
+            "asked": part["title"],
+            "metric": metric_title(metric),
+            "users": part["n_users"],
+            "before": number(values["before"]["mean"], 4),
+            "after": number(values["after"]["mean"], 4),
+            "difference": "{mean:+.4f} ({ci_low:+.4f} to {ci_high:+.4f})".format(**values["difference"]),
+        }
+        for part in found["parts"].values()
+        if part
+        for metric, values in part["metrics"].items()
+    ]
+    st.dataframe(rows, hide_index=True, key="continual_table")
+    st.caption(plain(found["sentence"], 800))
+    unknown = (found["parts"].get("new") or {}).get("n_unknown_targets")
+    if unknown:
+        st.caption(
+            f"{unknown:,} of the {found['parts']['new']['n_targets']:,} new answers are items that the first run has "
+            "never heard of: it ranks them behind all others."
+        )
 
 
 def _head(run: Run) -> None:
@@ -255,10 +284,12 @@ def _controls(run: Run) -> None:
         if st.button("Clone", key="run_clone", icon=":material/content_copy:", help="Start a new form from this spec"):
             st.session_state["clone_of"] = run_id
             st.session_state.pop("second_stage", None)
+            st.session_state.pop("continual", None)
             st.rerun()
         if (
             state == "done"
             and has_second_stage(run.spec)
+            and run.spec.continual is None
             and st.button(
                 "Second stage",
                 key="run_second_stage",
@@ -268,6 +299,21 @@ def _controls(run: Run) -> None:
         ):
             st.session_state["clone_of"] = run_id
             st.session_state["second_stage"] = run_id
+            st.session_state.pop("continual", None)
+            st.rerun()
+        if (
+            state == "done"
+            and has_second_stage(run.spec)
+            and st.button(
+                "Continue with new data",
+                key="run_continue",
+                icon=":material/update:",
+                help="A new training that starts from this run's weights, on a newer version of the data: what came "
+                "since, mixed with some of what it learned. Afterwards you see what is known and what is forgotten.",
+            )
+        ):
+            st.session_state["clone_of"] = run_id
+            st.session_state["second_stage"] = st.session_state["continual"] = run_id
             st.rerun()
         if state not in LIVE:
             with st.popover("Delete", icon=":material/delete:"):

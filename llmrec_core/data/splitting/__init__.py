@@ -1,5 +1,6 @@
 """Splits: a dataset cut into train, validation and test rows by a named protocol."""
 
+from llmrec_core.data.splitting.continuing import ContinuedSplit, continue_split
 from llmrec_core.data.splitting.cutting import make_split, resolved
 from llmrec_core.data.splitting.picture import SplitPicture, split_picture
 from llmrec_core.data.splitting.protocols import PART
@@ -10,12 +11,14 @@ __all__ = [
     "COMMON_FIELDS",
     "PART",
     "PROTOCOLS",
+    "ContinuedSplit",
     "EvalSet",
     "HeldOut",
     "LabelledRows",
     "ProtocolGuide",
     "Split",
     "SplitPicture",
+    "continue_split",
     "make_split",
     "resolved",
     "split_picture",

@@ -1,0 +1,251 @@
+"""Going on with newer data: a planted drift is learned; without old interactions in the mix the old is forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs.runs_lab import Lab
+from tiny_models import write_tiny_bert
+from training.training_cases import WORDS, Events
+
+from llmrec_core.contracts import Query
+from llmrec_core.data import Dataset, DatasetStore, continue_split, make_split
+from llmrec_core.errors import DataError, InputError, NotFoundError, SpecError
+from llmrec_core.evaluation.continual import CarriedRecommender
+from llmrec_core.recommenders import registry
+from llmrec_core.runs import continual, jobs
+from llmrec_core.specs import DatasetRef, RunSpec, SplitSpec, parse_run_spec
+from llmrec_core.workspace import Workspace
+
+TEMPORAL = {"protocol": "temporal", "valid_fraction": 0.1, "test_fraction": 0.15}
+
+
+def _world(*, newer: bool) -> Dataset:
+    """Comedies are loved and horror is hated; what came since, on nights, is drama: loved, and comedies are not.
+
+    A weight for each word can tell all four apart.
+    """
+    rng = np.random.default_rng(3)
+    kinds = ("comedy", "horror")
+    items = {f"m{kind}{word}": f"{word} {kind} story" for kind in kinds for word in WORDS}
+    rows = []
+    for step in range(14):
+        for user in range(24):
+            item = f"m{kinds[rng.integers(2)]}{WORDS[rng.integers(len(WORDS))]}"
+            rows.append((f"u{user:02d}", item, 5.0 if "comedy" in item else 1.0, 1000.0 * step + user))
+    if newer:
+        # Ids that sort before all others: every number of an item and of a user is another one now.
+        late = ("drama", "comedy")
+        nights = {f"a{kind}{word}": f"{word} {kind} night" for kind in late for word in WORDS}
+        items |= nights
+        for step in range(20):
+            for user in range(24):
+                item = f"a{late[rng.integers(2)]}{WORDS[rng.integers(len(WORDS))]}"
+                name = f"b{user:02d}" if user % 3 == 0 else f"u{user:02d}"
+                rows.append((name, item, 5.0 if "drama" in item else 1.0, 100_000.0 + 1000.0 * step + user))
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    titles = pd.DataFrame([{"item_id": item, "title": title} for item, title in items.items()])
+    return Dataset.from_frames("films", frame, titles)
+
+
+class _Run:
+    """Stands in for a worker's handle."""
+
+    def __init__(self, workspace: Workspace, run_id: str) -> None:
+        self.workspace, self.run_id, self.resume_from = workspace, run_id, None
+        self.folder = workspace.runs / run_id
+        self.artifacts_dir, self.checkpoint_dir = self.folder / "artifacts", self.folder / "checkpoints"
+        self.checkpoint_dir.mkdir(parents=True)
+        self.events = Events()
+        self.emit = self.events.emit
+
+    def set_device(self, device: str) -> None: ...
+
+    def should_stop(self) -> None: ...
+
+
+class _Workshop:
+    """Runs jobs in this process; finished ones are found again as the store would find them."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.workspace = Workspace.open(root)
+        self.done: dict[str, Any] = {}
+        write_tiny_bert(root / "tiny-bert")
+        self.model = str(root / "tiny-bert")
+        for version in (False, True):
+            DatasetStore(self.workspace).save(_world(newer=version))
+        for module in (continual, jobs):
+            patch.setattr(module, "RunStore", lambda workspace: SimpleNamespace(get=self.done.__getitem__))
+
+    def spec(self, version: int, epochs: int = 1, **fields: Any) -> RunSpec:
+        raw = {
+            "dataset": {"name": "films", "version": version},
+            "split": TEMPORAL,
+            "recommender": {"family": "cross-encoder", "model": self.model, "tuning": {"freeze_embeddings": False}},
+            "prompt": {"max_tokens": 48, "max_history": 1},
+            "training": {
+                "max_samples": 320, "batch_size": 16, "negatives_per_positive": 0, "learning_rate": 3e-3,
+                "head_learning_rate": 1e-2, "validation_every": 50, "validation_samples": 16, "precision": "fp32",
+                "epochs": epochs,
+            },
+            "evaluation": {"ks": [5], "primary_metric": "auc", "n_bootstrap": 100, "click_negatives": 0},
+            "baselines": [{"family": "popularity"}],
+            "device": "cpu",
+        }  # fmt: skip
+        return parse_run_spec({**raw, **fields})
+
+    def run(self, run_id: str, spec: RunSpec) -> dict[str, Any]:
+        run = _Run(self.workspace, run_id)
+        result = jobs.run_job(spec, run)  # type: ignore[arg-type]
+        status = SimpleNamespace(state="done")
+        self.done[run_id] = SimpleNamespace(
+            run_id=run_id, spec=spec, status=status, folder=run.folder, warning=None, events=run.events
+        )
+        return result
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        made = _Workshop(tmp_path_factory.mktemp("continual"), patch)
+        made.run("first", made.spec(1))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def results(shop):
+    return {
+        replay: shop.run(f"replay{replay}", shop.spec(2, 5, continue_from="first", continual={"replay": replay}))
+        for replay in (0.0, 0.5)
+    }
+
+
+def test_a_drift_is_learned_and_without_replay_the_old_is_forgotten(results):
+    alone, mixed = (results[replay]["continual"] for replay in (0.0, 0.5))
+    for found in (alone, mixed):
+        new = found["parts"]["new"]["metrics"]["auc"]
+        assert new["before"]["mean"] == 0.5, "the first model has never heard of these items"
+        assert new["difference"]["ci_low"] > 0.2
+        assert found["parts"]["old"]["metrics"]["auc"]["before"]["mean"] > 0.9
+    forgotten = alone["parts"]["old"]["metrics"]["auc"]["difference"]
+    assert forgotten["ci_high"] < -0.2
+    kept = mixed["parts"]["old"]["metrics"]["auc"]["difference"]
+    assert kept["mean"] > forgotten["mean"] + 0.2
+    assert "some of it is forgotten" in alone["sentence"]
+
+
+def test_the_report_says_what_was_asked(shop, results):
+    found = results[0.5]["continual"]
+    assert (found["first_run"], found["replay"], found["n_missing"]) == ("first", 0.5, 0)
+    new, old = found["parts"]["new"], found["parts"]["old"]
+    assert new["n_unknown_targets"] == new["n_targets"], "all that came since is of items that are new"
+    assert old["n_unknown_targets"] == 0
+    events = shop.done["replay0.5"].events
+    assert found["sentence"] in events.messages
+    assert "50% of the prompts are of these" in events.messages
+    assert "heads taken over: click" in events.messages
+
+
+def test_the_old_questions_are_those_of_the_first_run(shop, results):
+    """Also in numbers: the first run's own figure is the one before."""
+    first = jobs.run_job(shop.spec(1, kind="evaluate", parent_run="first"), _Run(shop.workspace, "again"))
+    before = results[0.5]["continual"]["parts"]["old"]["metrics"]["auc"]["before"]
+    assert before["mean"] == pytest.approx(first["metrics"]["auc"]["mean"])
+    assert before["n"] == first["metrics"]["auc"]["n"]
+
+
+def test_nothing_that_was_learned_is_asked_and_old_questions_are_not_learned(shop):
+    older, newer = (DatasetStore(shop.workspace).load("films", version) for version in (1, 2))
+    for spec in (SplitSpec(**TEMPORAL), SplitSpec(protocol="leave-one-out"), SplitSpec(protocol="random")):
+        first = make_split(older, spec)
+        cut = continue_split(make_split(newer, spec), first, first.train)
+        assert not np.intersect1d(cut.split.test, cut.trained).size
+        assert not np.intersect1d(cut.split.valid, cut.trained).size
+        assert not np.intersect1d(cut.old.test, cut.split.train).size
+        assert not np.intersect1d(cut.old.test, cut.split.valid).size
+        assert cut.new is not None
+        assert not np.intersect1d(cut.new.test, cut.old.test).size
+        table, ids = newer.interactions, older.interactions
+        left = sorted(zip(table["user_id"].astype(str)[cut.trained], table["timestamp"][cut.trained], strict=True))
+        right = sorted(zip(ids["user_id"].astype(str)[first.train], ids["timestamp"][first.train], strict=True))
+        assert left == right
+        assert [str(newer.item_ids[i]) for i in cut.old.catalogue] == [str(i) for i in older.item_ids]
+        user = str(older.user_ids[first.queries("test").users[0]])
+        assert cut.old.query(user) == first.query(user)
+
+
+def test_a_run_that_went_on_can_be_gone_on_from(shop, results):
+    """What the first of them learned counts as learned, all the way back."""
+    newer = DatasetStore(shop.workspace).load("films", 2)
+    split, trained = continual._learned(shop.done["replay0.5"], shop.workspace, newer)
+    found = continual.continuation_of(shop.done["replay0.5"].spec, shop.workspace, newer)
+    assert found is not None
+    assert set(found.cut.trained) <= set(trained)
+    assert set(split.train) <= set(trained)
+    spec = shop.done["replay0.5"].spec
+    assert continual.split_of(spec, shop.workspace, newer).test.tolist() == split.test.tolist()
+
+
+def test_it_is_served_also_when_the_first_run_is_gone(shop, results, monkeypatch):
+    def gone(run_id: str) -> None:
+        raise NotFoundError(f"there is no run {run_id}")
+
+    newer = DatasetStore(shop.workspace).load("films", 2)
+    monkeypatch.setattr(continual, "RunStore", lambda workspace: SimpleNamespace(get=gone))
+    spec = shop.done["replay0.5"].spec
+    left = continual.split_of(spec, shop.workspace, newer)
+    assert left.query("u01").history
+    with pytest.raises(NotFoundError):
+        continual.continuation_of(spec, shop.workspace, newer)
+
+
+def test_a_carried_model_ranks_what_it_knows_and_then_what_it_does_not(shop):
+    older, newer = (DatasetStore(shop.workspace).load("films", version) for version in (1, 2))
+    inner = registry.load(shop.done["first"].folder / "artifacts" / "recommender", older, _context(shop))
+    carried = CarriedRecommender(inner, older, newer)
+    query = make_split(newer, SplitSpec(**TEMPORAL)).query("u01")
+    known = [newer.item_idx(str(item)) for item in older.item_ids[:5]]
+    asked = np.array([*known, int(carried.unknown[0]), -1])
+    scores = carried.score([query], asked)[0]
+    plain = Query("u01", tuple(h for h in query.history if h.item_id in older.item_index))
+    np.testing.assert_array_equal(scores[:5], inner.score([plain], np.arange(5))[0])
+    assert scores[5] < scores[:5].min()
+    assert np.isneginf(scores[6])
+    ranking = carried.top_k([query], 3, [np.array(known[:1])])[0]
+    expected = inner.top_k([plain], 3, [np.array([0])])[0]
+    assert [newer.item_ids[i] for i in ranking.items] == [older.item_ids[i] for i in expected.items]
+
+
+def _context(shop):
+    from llmrec_core.contracts import FitContext
+
+    return FitContext(workspace_models=shop.workspace.models, device="cpu")
+
+
+def test_what_cannot_be_gone_on_with_is_refused(shop, lab: Lab):
+    older, newer = (DatasetStore(shop.workspace).load("films", version) for version in (1, 2))
+    cold = SplitSpec(protocol="cold-user")
+    with pytest.raises(SpecError, match="cold-user holds out users"):
+        continue_split(make_split(newer, cold), make_split(older, SplitSpec(**TEMPORAL)), np.arange(3))
+    first = make_split(newer, SplitSpec(**TEMPORAL))
+    with pytest.raises(DataError, match="interactions of the first run's data are not in it"):
+        continue_split(make_split(older, SplitSpec(**TEMPORAL)), first, first.train)
+    with pytest.raises(SpecError, match="continual: name the run"):
+        parse_run_spec({"dataset": {"name": "d"}, "continual": {}})
+    finished = lab.submit("nothing")
+    lab.finish(finished)
+    with pytest.raises(InputError, match="trained on version 1 of films already"):
+        lab.submit(continue_from=finished, continual={"replay": 0.2})
+    newest = DatasetRef(name="films", version=2)
+    going_on = lab.spec("nothing").model_copy(update={"dataset": newest})
+    again = parse_run_spec(going_on.model_dump(mode="json") | {"continue_from": finished, "continual": {}})
+    went_on = lab.store.submit(again)
+    assert lab.store.get(went_on).spec.dataset == newest
+    lab.finish(went_on)
+    with pytest.raises(InputError, match="went on from an older one"):
+        lab.store.submit(again.model_copy(update={"continue_from": went_on, "continual": None}))
