@@ -35,7 +35,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
 
     from llmrec_core.models.catalogue import list_models
     from llmrec_core.models.device import device_facts, matmul_peaks
-    from llmrec_core.training.machine import allowed, choices
+    from llmrec_core.models.machine import allowed, choices
 
     place = workspace_of(workspace)
     packages: dict[str, str | None] = {}

@@ -14,6 +14,9 @@ import torch
 
 from llmrec_core.errors import SpecError
 
+#: Tokens in one scoring batch (or one head with one tail, if that is longer), by kind of device.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
+
 
 @dataclass(frozen=True)
 class PrecisionChoice:

@@ -327,7 +327,7 @@ class Server:
     def facts(self) -> dict[str, Any]:
         """Devices, precision and memory of this machine, and what a run chooses there, for Settings."""
         from llmrec_core.models.device import device_facts
-        from llmrec_core.training.machine import choices
+        from llmrec_core.models.machine import choices
 
         return device_facts(self.device).as_json() | choices(self.device).as_json()
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from llmrec_core.contracts import IntArray
+from llmrec_core.models.device import BATCH_TOKENS
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 Predictions = dict[str, npt.NDArray[np.float32]]
 
-#: Tokens in one scoring batch (or one head with one tail, if that is longer).
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
 #: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
 _BLOCK_CELLS = {"cpu": 250_000, "cuda": 200_000_000, "mps": 20_000_000}
 _BLOCKS = "llmrec-blocks"

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from llmrec_core.models.device import MatmulPeaks, resolve_device, resolve_precision
-from llmrec_core.training.scoring import BATCH_TOKENS
+from llmrec_core.models.device import BATCH_TOKENS, MatmulPeaks, resolve_device, resolve_precision
 
 
 @dataclass(frozen=True)

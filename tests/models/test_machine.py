@@ -9,7 +9,7 @@ from tiny_models import write_tiny_bert
 from llmrec_core.models import device as device_module
 from llmrec_core.models.device import MatmulPeaks, device_facts
 from llmrec_core.models.loading import load_backbone
-from llmrec_core.training.machine import MINILM, EncoderSize, allowed, choices
+from llmrec_core.models.machine import MINILM, EncoderSize, allowed, choices
 
 
 def test_operations_by_hand():
