@@ -120,7 +120,7 @@ def shop(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(shop):
     return {
-        replay: shop.run(f"replay{replay}", shop.spec(2, 5, continue_from="first", continual={"replay": replay}))
+        replay: shop.run(f"replay{replay}", shop.spec(2, 4, continue_from="first", continual={"replay": replay}))
         for replay in (0.0, 0.5)
     }
 
@@ -237,15 +237,15 @@ def test_what_cannot_be_gone_on_with_is_refused(shop, lab: Lab):
         continue_split(make_split(older, SplitSpec(**TEMPORAL)), first, first.train)
     with pytest.raises(SpecError, match="continual: name the run"):
         parse_run_spec({"dataset": {"name": "d"}, "continual": {}})
-    finished = lab.submit("nothing")
-    lab.finish(finished)
-    with pytest.raises(InputError, match="trained on version 1 of films already"):
-        lab.submit(continue_from=finished, continual={"replay": 0.2})
-    newest = DatasetRef(name="films", version=2)
-    going_on = lab.spec("nothing").model_copy(update={"dataset": newest})
-    again = parse_run_spec(going_on.model_dump(mode="json") | {"continue_from": finished, "continual": {}})
-    went_on = lab.store.submit(again)
-    assert lab.store.get(went_on).spec.dataset == newest
-    lab.finish(went_on)
+    done = SimpleNamespace(state="done")
+    raw = {**lab.spec("nothing").model_dump(mode="json"), "continue_from": "first", "continual": {}}
+    spec = parse_run_spec({**raw, "dataset": {"name": "films", "version": 2}})
+    first = SimpleNamespace(run_id="first", status=done, spec=parse_run_spec({**raw, "continual": None}))
+    first.spec = first.spec.model_copy(update={"dataset": DatasetRef(name="films", version=2)})
+    with pytest.raises(InputError, match="trained on version 2 of films already"):
+        lab.store._check_second_stage(spec, first)
+    first.spec = first.spec.model_copy(update={"dataset": DatasetRef(name="films", version=1)})
+    lab.store._check_second_stage(spec, first)
+    went_on = SimpleNamespace(run_id="second", status=done, spec=spec)
     with pytest.raises(InputError, match="went on from an older one"):
-        lab.store.submit(again.model_copy(update={"continue_from": went_on, "continual": None}))
+        lab.store._check_second_stage(spec.model_copy(update={"continual": None}), went_on)
