@@ -109,7 +109,7 @@ def start_point() -> RunSpec | None:
                 st.session_state.pop("second_stage", None)
                 st.session_state.pop("continual", None)
                 st.rerun()
-        raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train"}
+        raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train", "compression": None}
         raw["dataset"] = {"name": dataset, "version": None}
         if newer:
             raw["dataset"]["version"] = load_dataset(dataset).version

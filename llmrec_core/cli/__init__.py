@@ -4,10 +4,10 @@ Progress goes to stderr; with ``--json`` stdout carries exactly one JSON documen
 was refused, 3 not found, 130 cancelled, 1 anything else. Heavy imports wait until a command needs them.
 """
 
-from llmrec_core.cli import ask, data, machine, privacy, runs, split
+from llmrec_core.cli import ask, compress, data, machine, privacy, runs, split
 from llmrec_core.cli._shared import app
 
-__all__ = ["app", "ask", "data", "machine", "main", "privacy", "runs", "split"]
+__all__ = ["app", "ask", "compress", "data", "machine", "main", "privacy", "runs", "split"]
 
 
 def main() -> None:

@@ -96,6 +96,7 @@ def train(
 
         first = RunStore(place).get(continue_from).spec
         again = {"kind": "train", "parent_run": None, "continue_from": continue_from, "continual": None}
+        again["compression"] = None
         spec = override_spec(first, {**again, **overrides})
     elif preset is not None:
         if dataset is None:

@@ -244,7 +244,7 @@ def _gone_through(
     for run in runs:
         if write:
             say(f"run {run.run_id}")
-        moved = run.spec.kind == "train" and run.spec.dataset.version in held
+        moved = run.spec.kind != "evaluate" and run.spec.dataset.version in held
         change = clean_run(
             run,
             person,

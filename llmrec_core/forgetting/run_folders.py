@@ -83,7 +83,7 @@ def runs_that_saw(workspace: Workspace, runs: list[Run], person: Person) -> set[
     known: dict[tuple[int | None, str], bool] = {}
     found = set()
     for run in runs:
-        if run.spec.kind != "train" or not _has_model(run):
+        if run.spec.kind == "evaluate" or not _has_model(run):
             continue
         cut = (run.spec.dataset.version, run.spec.split.model_dump_json())
         if cut not in known:

@@ -94,8 +94,11 @@ class ModelFacts:
         return self.folder / "tokenizer.json"
 
 
-def check_model_folder(path: str | Path) -> ModelFacts:
+def check_model_folder(path: str | Path, *, weights: bool = True) -> ModelFacts:
     """The facts of a model folder that is safe to load; nothing in it is executed or unpickled.
+
+    Args:
+        weights: False: configuration and tokenizer alone; its weights lie elsewhere (in an ONNX graph).
 
     Raises:
         NotFoundError: there is no such folder.
@@ -126,7 +129,7 @@ def check_model_folder(path: str | Path) -> ModelFacts:
             fix="Merge the adapter into its base model and save that.",
         )
     model_type, kind = _architecture(config, folder)
-    weight_files = _weight_files(folder, names)
+    weight_files = _weight_files(folder, names) if weights else ()
     if "tokenizer.json" not in names:
         raise ModelError(
             "tokenizer.json is missing.",

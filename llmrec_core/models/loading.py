@@ -19,12 +19,13 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llmrec_core.errors import InputError, ModelError, SpecError
 from llmrec_core.models.checking import Kind, ModelFacts, check_model_folder, read_json_object
+from llmrec_core.models.compact import KEY, make_compact, plain_weights, read_note
 
 Pooling = Literal["mean", "cls", "last"]
 Attention = Literal["auto", "eager", "sdpa"]
@@ -158,13 +159,24 @@ def load_backbone(
     tokenizer, pad_id = load_tokenizer(facts)
     try:
         config = _config(facts, dropout)
+        note = read_note(facts.config, str(facts.folder))
         model_class = _model_class(config)
         if chosen == "sdpa" and attention == "auto" and not getattr(model_class, "_supports_sdpa", False):
             chosen = "eager"
-        _check_skeleton(facts, config, model_class)
+        skeleton = _checked_skeleton(facts, config, model_class, compact=note is not None)
         weights: dict[str, Tensor] = {}
         for name in facts.weight_files:
             weights.update(load_file(facts.folder / name))
+        stored: dict[str, Tensor] = {}
+        if note is not None:
+            if trainable and note.quantised:
+                raise ModelError(
+                    "whole-number weights cannot be trained.",
+                    where=str(facts.folder),
+                    fix="Go on from the run that this one was compressed from.",
+                )
+            with quiet():
+                stored, weights = weights, plain_weights(skeleton, note, weights, str(facts.folder))
         with quiet():
             # No path is handed over: with the state given, transformers reads no file and asks no hub.
             model, report = model_class.from_pretrained(
@@ -192,6 +204,8 @@ def load_backbone(
         model.pooler = None
     model.config.use_cache = False
     model.to(device=device, dtype=dtype)
+    if note is not None:
+        make_compact(model, note, stored)
     model.requires_grad_(trainable)
     model.train(trainable)
     return Backbone(model=model, tokenizer=tokenizer, facts=facts, pad_id=pad_id, attention=chosen)
@@ -206,7 +220,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = {key: value for key, value in backbone.facts.config.items() if key not in ("torch_dtype", "architectures")}
-    config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    config["dtype"] = str(backbone.model.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         source = backbone.facts.folder / name
@@ -281,7 +295,9 @@ def _pad_id(facts: ModelFacts, tokenizer: Tokenizer) -> int:
 
 
 def _config(facts: ModelFacts, dropout: float) -> PreTrainedConfig:
-    values = {key: value for key, value in facts.config.items() if key not in ("model_type", "transformers_version")}
+    values = {
+        key: value for key, value in facts.config.items() if key not in ("model_type", "transformers_version", KEY)
+    }
     config = AutoConfig.for_model(facts.model_type, **values)
     for key in _DROPOUT_KEYS:
         if isinstance(getattr(config, key, None), int | float):
@@ -295,10 +311,17 @@ def _model_class(config: PreTrainedConfig) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _check_skeleton(facts: ModelFacts, config: PreTrainedConfig, model_class: Any) -> None:
-    """Refuses a configuration that asks for more weights than the files hold, before memory is taken for them."""
+def _checked_skeleton(
+    facts: ModelFacts, config: PreTrainedConfig, model_class: Any, *, compact: bool
+) -> PreTrainedModel:
+    """The model without memory for its weights; refuses a configuration that asks for more than the files hold.
+
+    ``compact``: how many they must be is known only with the note (see ``models.compact``), which compares each one.
+    """
     with torch.device("meta"), quiet():
-        skeleton: nn.Module = model_class(config)
+        skeleton: PreTrainedModel = model_class(config)
+    if compact:
+        return skeleton
     needed = sum(p.numel() for name, p in skeleton.named_parameters() if not name.startswith("pooler."))
     if needed > facts.n_parameters:
         raise ModelError(
@@ -306,6 +329,7 @@ def _check_skeleton(facts: ModelFacts, config: PreTrainedConfig, model_class: An
             where=str(facts.folder),
             fix="Check that config.json belongs to these weights.",
         )
+    return skeleton
 
 
 @contextmanager

@@ -38,8 +38,10 @@ from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.blend import make_retriever
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.listwise import ListwiseRecommender
-from llmrec_core.saved import catalogue_sha256
+from llmrec_core.recommenders.onnx_encoder import OnnxCrossEncoder
+from llmrec_core.saved import catalogue_sha256, read_head
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, PipelineSpec, RunSpec
+from llmrec_core.training.samples import Pool
 from llmrec_core.training.validation import main_task
 
 if TYPE_CHECKING:
@@ -117,12 +119,16 @@ class PipelineRecommender(Recommender):
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         self.retriever.fit(split, ctx)
-        self.ranker.negative_pool = lambda queries, k: [
-            ranking.items for ranking in self.retriever.top_k(queries, k, _seen_in_training(split, queries))
-        ]
+        self.ranker.negative_pool = self.hard_negatives(split)
         self.ranker.fit(split, ctx)
         ctx.emit("stage", stage="fusion")
         self._choose_weight(split, ctx)
+
+    def hard_negatives(self, split: Split) -> Pool:
+        """The retriever's best items that a user does not have in training."""
+        return lambda queries, k: [
+            ranking.items for ranking in self.retriever.top_k(queries, k, _seen_in_training(split, queries))
+        ]
 
     def _choose_weight(self, split: Split, ctx: FitContext) -> None:
         """Scores the candidates of validation users once, then tries every weight on those scores."""
@@ -260,7 +266,10 @@ class PipelineRecommender(Recommender):
             raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")
         loaded = cls(run, run.recommender)
         loaded.retriever = type(loaded.retriever).load(folder / _RETRIEVER, dataset, ctx)
-        loaded.ranker = loaded._connected(type(loaded.ranker).load(folder / _RANKER, dataset, ctx))
+        # A compressed one may be scored by another runtime than the one it was trained with.
+        onnx = read_head(folder / _RANKER)["family"] == OnnxCrossEncoder.family
+        family = OnnxCrossEncoder if onnx else type(loaded.ranker)
+        loaded.ranker = loaded._connected(family.load(folder / _RANKER, dataset, ctx))
         loaded.fusion, loaded.fusion_grid = fusion, grid
         return loaded
 

@@ -12,6 +12,7 @@ from llmrec_core.recommenders.blend import BlendRecommender, make_retriever
 from llmrec_core.recommenders.content_knn import ContentKNNRecommender
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
+from llmrec_core.recommenders.onnx_encoder import OnnxCrossEncoder
 from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.ratings import RatingsRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[Recommender]] = {
     ContentKNNRecommender.family: ContentKNNRecommender,
     RatingsRecommender.family: RatingsRecommender,
     CrossEncoderRecommender.family: CrossEncoderRecommender,
+    OnnxCrossEncoder.family: OnnxCrossEncoder,
     SequentialRecommender.family: SequentialRecommender,
     TwoTowerRecommender.family: TwoTowerRecommender,
     GenerativeRecommender.family: GenerativeRecommender,

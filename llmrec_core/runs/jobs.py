@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+import pandas as pd
+
+from llmrec_core.compression.children import compress
+from llmrec_core.compression.measure import measure_pair
 from llmrec_core.contracts import Continued, FitContext, Recommender
 from llmrec_core.data import Dataset, DatasetStore, Split, make_split
 from llmrec_core.errors import DataError, InputError, RunCancelledError, SpecError
 from llmrec_core.evaluation import EvaluationResult, evaluate
+from llmrec_core.evaluation.comparison import compare_users
 from llmrec_core.evaluation.continual import CarriedRecommender, compare_parts
 from llmrec_core.models.catalogue import fetch_model, find_model, model_folder, require_model
 from llmrec_core.models.device import resolve_device
@@ -32,6 +37,7 @@ from llmrec_core.specs import (
     RecommenderSpec,
     RunSpec,
 )
+from llmrec_core.specs.compression import DistilTwoTowerSpec
 from llmrec_core.workspace import write_json_atomic
 
 
@@ -63,8 +69,11 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         checkpoint_dir=run.checkpoint_dir,
         resume_from=run.resume_from,
     )
+    compared: dict[str, Any] | None = None
     if spec.kind == "evaluate":
         recommenders = _load_all(spec, run, dataset, context)
+    elif spec.kind == "compress":
+        recommenders, compared = _compress(spec, run, split, context)
     else:
         _ensure_models(spec, run)
         recommenders = _fit_all(spec, run, split, replace(context, **_first_stage(spec, run, going_on)))
@@ -95,6 +104,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         "dataset": {"name": dataset.name, "version": dataset.version, "fingerprint": dataset.fingerprint},
         **result.as_json(),
         **({} if continual is None else {"continual": continual}),
+        **({} if compared is None else {"compression": compared | _beside_parent(spec, run, result)}),
     }
 
 
@@ -231,6 +241,40 @@ def _load_all(spec: RunSpec, run: RunHandle, dataset: Dataset, context: FitConte
     for folder in sorted((artifacts / "baselines").iterdir()):
         loaded[folder.name] = registry.load(folder, dataset, context)
     return loaded
+
+
+def _compress(
+    spec: RunSpec, run: RunHandle, split: Split, context: FitContext
+) -> tuple[dict[str, Recommender], dict[str, Any]]:
+    """The child and its parent's baselines, saved as any run's; and what child and parent cost, side by side."""
+    assert spec.compression is not None  # RunSpec checks it
+    if isinstance(spec.compression, DistilTwoTowerSpec):
+        _ensure_models(spec, run)
+    loaded = _load_all(spec, run, split.dataset, context)
+    parent = loaded.pop(MODEL)
+    child = compress(parent, spec.compression, split, context)
+    _check_cancel(run)
+    run.emit("stage", stage="saving")
+    _save(child, run, "recommender")
+    theirs = RunStore(run.workspace).get(str(spec.parent_run)).folder / "artifacts"
+    shutil.copytree(theirs / "baselines", run.artifacts_dir / "baselines")
+    # What is measured is what lies on disk.
+    saved = registry.load(run.artifacts_dir / "recommender", split.dataset, context)
+    cost = measure_pair((parent, theirs / "recommender"), (saved, run.artifacts_dir / "recommender"), split, spec.seed)
+    return {MODEL: saved, **loaded}, {"method": spec.compression.method, "parent_run": spec.parent_run, **cost}
+
+
+def _beside_parent(spec: RunSpec, run: RunHandle, result: EvaluationResult) -> dict[str, Any]:
+    """The primary metric of child and parent, and their difference user by user."""
+    metric = spec.evaluation.primary_metric
+    found: dict[str, Any] = {"metric": metric, "value": None, "parent_value": None, "difference": None}
+    theirs = RunStore(run.workspace).get(str(spec.parent_run)).folder / "artifacts" / "per_user.parquet"
+    ours, parent = (f.loc[f["model"] == MODEL] for f in (result.per_user, pd.read_parquet(theirs)))
+    if not ((ours["metric"] == metric).any() and (parent["metric"] == metric).any()):
+        return found
+    both = compare_users(ours, parent, metric, n_resamples=spec.evaluation.n_bootstrap, seed=spec.seed)
+    means = {"value": float(both.users["left"].mean()), "parent_value": float(both.users["right"].mean())}
+    return found | means | {"difference": asdict(both.difference)}
 
 
 def _policies(spec: RunSpec, model: Recommender, split: Split, run: RunHandle) -> PolicyChain | None:

@@ -222,9 +222,10 @@ class RunStore:
         """``spec`` with a concrete dataset version and template text, once everything it refers to is there."""
         if spec.parent_run is not None:
             parent = self.get(spec.parent_run)
-            if spec.kind == "evaluate" and parent.status.state != "done":
+            if spec.kind != "train" and parent.status.state != "done":
+                done = "evaluated" if spec.kind == "evaluate" else "compressed"
                 raise InputError(
-                    f"run {spec.parent_run} is {parent.status.state}, only a finished run can be evaluated.",
+                    f"run {spec.parent_run} is {parent.status.state}, only a finished run can be {done}.",
                     where="parent_run",
                     fix="Wait for it, or resume it.",
                 )
@@ -251,6 +252,12 @@ class RunStore:
                 f"run {first.run_id} is {first.status.state}, only a finished run has weights to go on from.",
                 where="continue_from",
                 fix="Wait for it, or resume it.",
+            )
+        if first.spec.kind == "compress":
+            raise InputError(
+                f"run {first.run_id} is a compressed one; its weights cannot be trained on.",
+                where="continue_from",
+                fix=f"Go on from the run that it was made from, {first.spec.parent_run}.",
             )
         dataset = self._resolve(self.workspace, spec.dataset)
         if spec.continual is not None:

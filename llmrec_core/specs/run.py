@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from llmrec_core.errors import SpecError
 from llmrec_core.specs.base import Spec, canonical_json, check_metric
+from llmrec_core.specs.compression import COMPRESSIONS, CompressionSpec
 from llmrec_core.specs.policies import POLICIES, PolicySpec, check_policies
 from llmrec_core.specs.recommenders import (
     FAMILIES,
@@ -24,6 +25,9 @@ from llmrec_core.specs.recommenders import (
 from llmrec_core.specs.split import SplitSpec
 from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec
 from llmrec_core.specs.tricks import AUGMENTING
+
+#: Names of policies and methods, which stand in the paths of their faults.
+_TAGS = frozenset(POLICIES) | frozenset(COMPRESSIONS)
 
 
 class DatasetRef(Spec):
@@ -62,9 +66,9 @@ class ContinualSpec(Spec):
 
 
 class RunSpec(Spec):
-    """One run: train and evaluate a recommender, or evaluate a finished run again."""
+    """One run: train and evaluate a recommender, evaluate a finished run again, or compress one."""
 
-    kind: Literal["train", "evaluate"] = Field("train", description="what the run does")
+    kind: Literal["train", "evaluate", "compress"] = Field("train", description="what the run does")
     name: str = Field("", max_length=120, description="a label for people")
     preset: str | None = Field(None, description="preset this spec came from; for the record")
     dataset: DatasetRef = Field(description="data to use")
@@ -85,7 +89,8 @@ class RunSpec(Spec):
     policy_depth: int = Field(100, ge=1, le=10_000, description="best items of each user that policies choose from")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every draw in this run")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    parent_run: str | None = Field(None, description="run that this one resumes or evaluates")
+    parent_run: str | None = Field(None, description="run that this one resumes, evaluates or compresses")
+    compression: CompressionSpec | None = Field(None, description="how the parent run was made smaller or faster")
     continue_from: str | None = Field(
         None,
         max_length=120,
@@ -110,6 +115,8 @@ class RunSpec(Spec):
         _check_tricks(self.recommender, self.training)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
+        if self.kind == "compress" and (self.compression is None or not self.parent_run):
+            raise ValueError("compression: it needs a method, and in parent_run the run that it makes smaller")
         if self.continual is not None and self.continue_from is None:
             raise ValueError("continual: name the run to go on from (continue_from)")
         if self.continue_from is not None:
@@ -179,7 +186,7 @@ def spec_errors(error: ValidationError) -> list[tuple[str, str]]:
     found = []
     # Pydantic puts the tags of discriminated unions into the path; a person never wrote them.
     for fault in error.errors(include_url=False):
-        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES and part not in POLICIES)
+        path = ".".join(str(part) for part in fault["loc"] if part not in FAMILIES and part not in _TAGS)
         message = fault["msg"]
         if fault["type"] == "extra_forbidden":
             message = "unknown field"

@@ -127,6 +127,11 @@ class PromptNetwork(nn.Module):
             self.encoder.set_attn_implementation(before)
             self.train(training)
         n_tokens = int((packed.segment[0] >= 0).sum())
-        layers = torch.stack([layer[0, :, :n_tokens, :n_tokens].float() for layer in found])
+        parts = [layer[0, :, :n_tokens, :n_tokens].float() for layer in found]
+        most = max(len(part) for part in parts)
+        # Layers that lost heads (see compression) show the mean of theirs in the places of those.
+        layers = torch.stack(
+            [torch.cat([part, part.mean(0, keepdim=True).expand(most - len(part), -1, -1)]) for part in parts]
+        )
         # bf16 rows sum to 1 only roughly.
         return (layers / layers.sum(-1, keepdim=True)).cpu().numpy()

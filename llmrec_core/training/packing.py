@@ -215,13 +215,15 @@ def tree_mask(segment: Tensor, position_ids: Tensor, dtype: torch.dtype, *, caus
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min / 4).unsqueeze(1)
 
 
-def pooling_weights(packed: Packed, how: str, mask_id: int = -1) -> Tensor:
+def pooling_weights(packed: Packed, how: str, mask_id: int = -1, slots: Tensor | None = None) -> Tensor:
     """How token states become one vector a tail: float32 [n_rows, n_slots, width], each used row summing to 1.
 
     "mean": over the tail, that is over the tokens that have read the candidate; "last": its last token; "cls": its
     first one, which is the prompt's first where heads are empty; "mask": its last token with the id ``mask_id``.
+    ``slots``: 1 .. n_slots, where a graph is given them.
     """
-    slots = torch.arange(1, packed.n_slots + 1, device=packed.segment.device, dtype=packed.segment.dtype)
+    if slots is None:
+        slots = torch.arange(1, packed.n_slots + 1, device=packed.segment.device, dtype=packed.segment.dtype)
     own = packed.segment[:, None, :] == slots[None, :, None]
     weights = own.float()
     if how == "mean":

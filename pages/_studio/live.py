@@ -78,7 +78,7 @@ def finished_runs(*, evaluations: bool = False) -> list[Run]:
 
     ``evaluations``: also later evaluations of such runs, which hold figures but no model of their own.
     """
-    kinds = {"train", "evaluate"} if evaluations else {"train"}
+    kinds = {"train", "compress", "evaluate"} if evaluations else {"train", "compress"}
     return [r for r in run_store().list() if r.status.state == "done" and r.spec.kind in kinds]
 
 

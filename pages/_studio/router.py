@@ -23,6 +23,7 @@ def studio_pages() -> dict[str, list[Any]]:
             st.Page("pages/rankings.py", title="Rankings", icon=":material/format_list_numbered:"),
             st.Page("pages/metrics.py", title="Metrics", icon=":material/monitoring:"),
             st.Page("pages/explain.py", title="Explain", icon=":material/psychology_alt:"),
+            st.Page("pages/compress.py", title="Compress", icon=":material/compress:"),
         ],
         "Studio": [st.Page("pages/settings.py", title="Settings", icon=":material/settings:")],
     }

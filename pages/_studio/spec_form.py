@@ -55,6 +55,7 @@ _NOT_FOR_FORMS = frozenset(
         "kind",
         "preset",
         "parent_run",
+        "compression",
         "continue_from",
         "dataset.name",
         "dataset.version",

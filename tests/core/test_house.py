@@ -28,6 +28,7 @@ ALLOWED = {
     "models": {"data", "prompts"},
     "training": {"data", "prompts", "baselines", "models", "evaluation"},
     "recommenders": {"data", "prompts", "models", "training", "baselines", "evaluation"},
+    "compression": {"data", "prompts", "models", "training", "recommenders", "evaluation"},
     "explanation": {"data", "prompts", "models", "training", "recommenders"},
     "figures": {"data"},
     "runs": {"data", "prompts"},
@@ -36,7 +37,16 @@ ALLOWED = {
 }
 #: Modules that join rooms, beyond what their room may do.
 EXTRA = {
-    "runs/jobs.py": {"baselines", "evaluation", "models", "policies", "presets", "recommenders", "serving"},
+    "runs/jobs.py": {
+        "baselines",
+        "compression",
+        "evaluation",
+        "models",
+        "policies",
+        "presets",
+        "recommenders",
+        "serving",
+    },
 }
 HEAVY = {"torch", "transformers", "peft", "shap", "accelerate"}
 LIGHT = [

@@ -15,7 +15,9 @@ from llmrec_core.specs import parse_run_spec
 from llmrec_core.workspace import Workspace
 
 
-@pytest.mark.parametrize("page", ["home", "data", "prompts", "finetune", "rankings", "metrics", "explain", "settings"])
+@pytest.mark.parametrize(
+    "page", ["home", "data", "prompts", "finetune", "rankings", "metrics", "explain", "compress", "settings"]
+)
 def test_shows_without_a_fault_and_escapes_the_run_name(studio, page):
     app = studio(page)
     assert not app.exception

@@ -1,0 +1,142 @@
+"""One door: a fitted recommender and a method in, its compressed child out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from llmrec_core.compression.prune import head_importance, least_missed_layers, with_layers, without_heads
+from llmrec_core.compression.quantise import quantised, whole_model
+from llmrec_core.compression.teach import teach
+from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.errors import InputError
+from llmrec_core.models.loading import Backbone
+from llmrec_core.models.tuning import layer_stack
+from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.listwise import ListwiseRecommender
+from llmrec_core.recommenders.reworked import network_of, practice, reader_of, with_backbone, with_reader
+from llmrec_core.specs.compression import (
+    CompressionSpec,
+    DistilSpec,
+    DistilTwoTowerSpec,
+    Int4Spec,
+    Int8Spec,
+    OnnxSpec,
+    PruneHeadsSpec,
+    PruneLayersSpec,
+)
+from llmrec_core.training.batches import Batch, BatchPlan
+from llmrec_core.training.samples import SampleLists
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Split
+
+
+def compress(parent: Recommender, spec: CompressionSpec, split: Split, ctx: FitContext) -> Recommender:
+    """The compressed child of a fitted recommender; the parent stays as it is.
+
+    Args:
+        split: its training rows teach, its validation rows judge; the test rows are not looked at.
+
+    Raises:
+        InputError: the method does not fit this recommender. RunCancelledError: ``ctx.should_stop()`` said "cancel".
+    """
+    if isinstance(spec, DistilTwoTowerSpec):
+        from llmrec_core.compression.towers import distilled_towers
+
+        return distilled_towers(parent, spec, split, ctx)
+    reader = reader_of(parent)
+    if isinstance(spec, OnnxSpec):
+        from llmrec_core.compression.onnx_export import exported
+
+        return with_reader(parent, exported(reader, spec), None, ctx)
+    if isinstance(spec, Int8Spec | Int4Spec):
+        child = with_backbone(reader, quantised(network_of(reader).backbone, spec))
+        return with_reader(parent, child, None, ctx)
+    if isinstance(reader, ListwiseRecommender):
+        raise InputError(
+            f"{spec.method} is for models that read one candidate a prompt; this one orders lists.",
+            where="compression.method",
+            fix="Use int8 or int4.",
+        )
+    return _smaller(parent, spec, split, ctx)
+
+
+def _smaller(
+    parent: Recommender, spec: PruneHeadsSpec | PruneLayersSpec | DistilSpec, split: Split, ctx: FitContext
+) -> Recommender:
+    """Fewer heads or layers, then taught by the parent."""
+    reader = reader_of(parent)
+    teacher = network_of(reader)
+    whole = whole_model(teacher.backbone)
+    ctx.emit("stage", stage="tokenizing")
+    plan, validation, held_out = practice(parent, split, spec.epochs, ctx)
+    weights = cast(dict[str, float], {o.task: o.weight for o in reader.run.objectives})
+    n_layers = len(layer_stack(whole.model))
+    # Without adapters: heads and layers are found by their plain names.
+    judged = network_of(with_backbone(reader, whole))
+    if isinstance(spec, PruneHeadsSpec):
+        batches = _judged_on(reader, held_out, spec.n_prompts, ctx)
+        importance = head_importance(judged, batches, weights, spec.importance, ctx)
+        small, kept = without_heads(whole, importance, spec), list(range(n_layers))
+    else:
+        if isinstance(spec, PruneLayersSpec):
+            batches = _judged_on(reader, held_out, spec.n_prompts, ctx)
+            kept = least_missed_layers(judged, spec.n_layers, batches, weights, ctx)
+        else:
+            kept = every_kth(n_layers, spec.n_layers)
+        small = with_layers(whole, kept)
+    _say(ctx, small, kept, n_layers)
+    child = with_backbone(reader, small)
+    if spec.epochs:
+        pairs = [(place, _matched(kept, place, n_layers)) for place in range(len(kept))]
+        labels = reader.behaviour is None
+        student = network_of(child)
+        teach(student, teacher, pairs, plan, validation, weights, spec, ctx, labels=labels)
+    return with_reader(parent, child, split, ctx)
+
+
+def every_kth(n_layers: int, n_kept: int) -> list[int]:
+    """Layers a student begins with: spread evenly over the teacher's, its last one included.
+
+    Raises:
+        InputError: the teacher has not more layers than that.
+    """
+    if n_kept >= n_layers:
+        raise InputError(
+            f"a student of {n_kept} layers is not smaller than its teacher of {n_layers}.",
+            where="compression.n_layers",
+            fix=f"Give 1 to {n_layers - 1}.",
+        )
+    return [round((place + 1) * n_layers / n_kept) - 1 for place in range(n_kept)]
+
+
+def _matched(kept: list[int], place: int, n_layers: int) -> int:
+    """The teacher's layer whose states a student's layer should give: the one before the next kept layer's work."""
+    return (kept[place + 1] - 1) if place + 1 < len(kept) else n_layers - 1
+
+
+def _judged_on(reader: CrossEncoderRecommender, held_out: SampleLists, n_prompts: int, ctx: FitContext) -> list[Batch]:
+    """Validation prompts in batches, with their labels."""
+    training = reader.run.training.model_copy(update={"epochs": 1.0})
+    plan = BatchPlan(held_out, reader._tokenise(held_out), training, ctx.seed, network_of(reader).backbone.pad_id)
+    found, seen = [], 0
+    for number in range(len(plan)):
+        batch = plan[number]
+        found.append(batch)
+        seen += batch.n_prompts
+        if seen >= n_prompts:
+            break
+    return found
+
+
+def _say(ctx: FitContext, small: Backbone, kept: list[int], n_layers: int) -> None:
+    n_weights = sum(p.numel() for p in small.model.parameters())
+    layers = ", ".join(str(layer + 1) for layer in kept)
+    ctx.emit(
+        "log",
+        level="info",
+        message=f"{len(kept)} of {n_layers} layers are kept ({layers}); {n_weights:,} weights are left.",
+    )
+
+
+__all__ = ["compress", "every_kth"]

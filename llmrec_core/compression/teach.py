@@ -1,0 +1,182 @@
+"""Training a smaller network to say what a larger one says: of its scores, its layers' states, and the labels.
+
+The loss of a batch is
+
+    label_weight x the parent's own objectives  +  score_weight x mean (s - t)^2 / var t  +  hidden_weight x
+    mean over layers of mean |h_s - h_t|^2 / mean |h_t|^2
+
+with s, t the scores of student and teacher over all heads, and h their states of real tokens after matching layers
+(Hinton et al., "Distilling the knowledge in a neural network", 2015; Sun et al., "Patient knowledge distillation",
+EMNLP 2019). The teacher reads the same packed rows of the parent's training prompts, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_core.contracts import FitContext
+from llmrec_core.errors import RunCancelledError, RunFailedError
+from llmrec_core.evaluation.validation import is_better
+from llmrec_core.models.tuning import layer_stack
+from llmrec_core.specs import TrainingSpec
+from llmrec_core.specs.compression import RecoveryFields
+from llmrec_core.training.batches import Batch, BatchPlan
+from llmrec_core.training.network import PromptNetwork
+from llmrec_core.training.objectives import weighted_loss
+from llmrec_core.training.optimizer import make_optimizer
+from llmrec_core.training.trainer import own_generators
+from llmrec_core.training.validation import Validation
+
+#: Validations of one training.
+_CHECKS = 8
+
+
+class _States:
+    """Collects what chosen layers give while a network reads."""
+
+    def __init__(self, network: PromptNetwork, layers: Sequence[int]) -> None:
+        self.found: dict[int, Tensor] = {}
+        stack = layer_stack(network.encoder)
+        self._hooks = [stack[layer].register_forward_hook(self._keeper(layer)) for layer in layers]
+        self._order = list(layers)
+
+    def _keeper(self, layer: int):  # type: ignore[no-untyped-def]
+        def keep(module: nn.Module, inputs: object, output: object) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            assert isinstance(states, Tensor)
+            self.found[layer] = states
+
+        return keep
+
+    def taken(self) -> list[Tensor]:
+        return [self.found.pop(layer) for layer in self._order]
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def teach(
+    student: PromptNetwork,
+    teacher: PromptNetwork,
+    pairs: Sequence[tuple[int, int]],
+    plan: BatchPlan,
+    validation: Validation,
+    weights: Mapping[str, float],
+    spec: RecoveryFields,
+    ctx: FitContext,
+    *,
+    labels: bool = True,
+) -> None:
+    """Trains ``student`` in place and leaves it frozen, with the weights of its best validation.
+
+    Args:
+        pairs: (layer of the student, layer of the teacher) whose states are to be alike.
+        plan: batches of training prompts; both networks read them.
+        weights: task -> weight of its loss.
+        labels: False: the labels say nothing (what stands beside the text is not known here).
+
+    Raises:
+        RunCancelledError: ``ctx.should_stop()`` said "cancel". RunFailedError: the loss is no number any more.
+    """
+    ctx.emit("stage", stage="training")
+    student.requires_grad_(True)
+    for module in student.encoder.modules():
+        if isinstance(module, nn.Embedding):
+            # As in the parent's training: a short one gains nothing from moving single words.
+            module.requires_grad_(False)
+    for parameter in student.heads.parameters():
+        parameter.requires_grad_(True)
+    optimizer = make_optimizer(student, TrainingSpec(learning_rate=spec.learning_rate))
+    total = len(plan)
+    every, warmup = max(1, total // _CHECKS), max(1, total // 16)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 1 - step / (total + 1))
+    )
+    watched = _Watched(student, validation, ctx)
+    ours = _States(student, [own for own, _ in pairs] if spec.hidden_weight else [])
+    theirs = _States(teacher, [other for _, other in pairs] if spec.hidden_weight else [])
+    try:
+        with own_generators(ctx.seed, student.device):
+            student.train()
+            for step in range(1, total + 1):
+                asked = ctx.should_stop()
+                if asked == "cancel":
+                    raise RunCancelledError("the run was cancelled.")
+                loss = _loss(student, teacher, ours, theirs, plan[step - 1], weights, spec, labels)
+                if not math.isfinite(float(loss.detach())):
+                    raise RunFailedError(
+                        f"the loss is {float(loss.detach())} at step {step}.",
+                        where="compression.learning_rate",
+                        fix="Lower the learning rate.",
+                    )
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                if step == 1 or step % max(1, total // 100) == 0 or step == total:
+                    ctx.emit("train", step=step, total=total, loss=float(loss.detach()), eta_s=None)
+                if step % every == 0 or step == total or asked == "stop":
+                    watched.look(step)
+                if asked == "stop":
+                    break
+    finally:
+        ours.close()
+        theirs.close()
+    watched.keep_best()
+    student.requires_grad_(False)
+    student.eval()
+
+
+def _loss(
+    student: PromptNetwork,
+    teacher: PromptNetwork,
+    ours: _States,
+    theirs: _States,
+    batch: Batch,
+    weights: Mapping[str, float],
+    spec: RecoveryFields,
+    labels: bool,
+) -> Tensor:
+    with torch.no_grad():
+        right = teacher(batch.packed)
+    said = student(batch.packed)
+    loss = torch.zeros((), device=student.device)
+    if labels and spec.label_weight:
+        loss = loss + spec.label_weight * weighted_loss(said, batch.labels.to(student.device), weights)
+    for task in weights:
+        spread = right[task].var(unbiased=False).clamp_min(1e-4)
+        loss = loss + spec.score_weight * ((said[task] - right[task]) ** 2).mean() / spread / len(weights)
+    if spec.hidden_weight:
+        real = (batch.packed.segment >= 0).to(student.device)
+        distances = [
+            ((own - other)[real].float() ** 2).mean() / (other[real].float() ** 2).mean().clamp_min(1e-12)
+            for own, other in zip(ours.taken(), theirs.taken(), strict=True)
+        ]
+        loss = loss + spec.hidden_weight * torch.stack(distances).mean()
+    return loss
+
+
+class _Watched:
+    """The watched metric of the student, and its weights where that was best."""
+
+    def __init__(self, student: PromptNetwork, validation: Validation, ctx: FitContext) -> None:
+        self._student, self._validation, self._ctx = student, validation, ctx
+        self._value = math.nan
+        self._best: dict[str, Tensor] = {}
+
+    def look(self, step: int) -> None:
+        found = self._validation.measure(self._student)
+        self._ctx.emit("validation", step=step, metrics=found)
+        value = found.get(self._validation.metric, math.nan)
+        if not self._best or is_better(self._validation.metric, value, self._value):
+            self._value = value
+            self._best = {name: tensor.detach().clone() for name, tensor in self._student.state_dict().items()}
+
+    def keep_best(self) -> None:
+        self._student.load_state_dict(self._best)

@@ -1,0 +1,192 @@
+"""Linear layers and embedding tables whose weights are whole numbers of 8 or 4 bits.
+
+8 bits: one scale for each output (each row of an embedding table), symmetric: w = scale x q, q in -127..127. 4 bits:
+one scale and one lowest value for each group of inputs: w = low + scale x q, q in 0..15, two numbers in a byte.
+
+Activations stay as they are, or ("int8") each token's vector is rounded to 8 bits with a scale of its own, and whole
+numbers are multiplied: on processors with VNNI several times faster. A token's result never depends on what else is in
+the batch. Where there is no VNNI the same rounding is followed by a float product: the same scores, more slowly.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Activations = Literal["int8", "float"]
+
+#: Tokens multiplied at once: what lies between input and output then fits a processor's cache.
+_BLOCK_ROWS = 512
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``weight`` [n, width] as int8 [n, width] and float32 scales [n, 1]; rows of zeros have scale 1."""
+    # Row by row in memory: the kernel reads it as it lies.
+    values = weight.detach().float().contiguous()
+    top = values.abs().amax(1, keepdim=True)
+    scale = torch.where(top > 0, top / 127.0, torch.ones_like(top))
+    return torch.round(values / scale).clamp_(-127, 127).to(torch.int8), scale
+
+
+def quantise_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``weight`` [n, width] in 4 bits, with float16 scales and lows [n, n_groups]; packed uint8 [n, width / 2].
+
+    The width is filled up with the last column to whole groups. Each group's range is narrowed while that lowers its
+    squared error: one far weight should not cost all the others their precision.
+    """
+    values = _grouped(weight.detach().float(), group_size)
+    low, high = values.amin(-1), values.amax(-1)
+    best = torch.full_like(low, torch.inf)
+    chosen = (low, torch.ones_like(low), torch.zeros_like(values))
+    middle, half = (low + high) / 2, (high - low) / 2
+    for share in (1.0, 0.95, 0.9, 0.85, 0.8):
+        # Rounded to what is stored before the weights are: then storing costs nothing.
+        scale = (2 * half * share / 15).half().float()
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        start = (middle - half * share).half().float()
+        numbers = torch.round((values - start[..., None]) / scale[..., None]).clamp_(0, 15)
+        error = ((numbers * scale[..., None] + start[..., None] - values) ** 2).sum(-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = (
+            torch.where(better, start, chosen[0]),
+            torch.where(better, scale, chosen[1]),
+            torch.where(better[..., None], numbers, chosen[2]),
+        )
+    numbers = chosen[2].flatten(1).to(torch.uint8)
+    return numbers[:, 0::2] | (numbers[:, 1::2] << 4), chosen[1].half(), chosen[0].half()
+
+
+def unpack_groups(packed: Tensor, scale: Tensor, low: Tensor, width: int) -> Tensor:
+    """The weights [n, width] of :func:`quantise_groups`, float32."""
+    numbers = torch.stack([packed & 15, packed >> 4], -1).flatten(1).float()
+    grouped = numbers.view(len(packed), scale.shape[1], -1)
+    return (grouped * scale.float()[..., None] + low.float()[..., None]).flatten(1)[:, :width]
+
+
+def padded_width(width: int, group_size: int) -> int:
+    """``width`` in whole groups."""
+    return -(-width // group_size) * group_size
+
+
+def _grouped(weight: Tensor, group_size: int) -> Tensor:
+    missing = padded_width(weight.shape[1], group_size) - weight.shape[1]
+    if missing:
+        weight = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1)
+    return weight.unflatten(1, (-1, group_size))
+
+
+class QuantisedEmbedding(nn.Module):
+    """An embedding table in 8 bits, one scale a row; vectors come in ``dtype``."""
+
+    packed: Tensor
+    scale: Tensor
+
+    def __init__(self, packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self._dtype = dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """The table in floats [n, width]."""
+        return (self.packed.float() * self.scale).to(self._dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return (self.packed[ids].float() * self.scale[ids]).to(self._dtype)
+
+
+class QuantisedLinear(nn.Module):
+    """A linear layer over whole numbers; see the module.
+
+    Args:
+        packed: int8 [n_out, n_in], or uint8 [n_out, n_in / 2] in 4 bits.
+        scale: [n_out, 1], or [n_out, n_groups].
+        low: [n_out, n_groups] in 4 bits, else None.
+        bias: [n_out] or None.
+        n_in: inputs.
+        activations: "int8" only with weights of 8 bits.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    low: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        packed: Tensor,
+        scale: Tensor,
+        low: Tensor | None,
+        bias: Tensor | None,
+        n_in: int,
+        activations: Activations = "float",
+    ) -> None:
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("low", low)
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.in_features, self.out_features = n_in, len(packed)
+        self.activations = activations
+        self._kernel: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights in floats, float32 [n_out, n_in]."""
+        if self.low is None:
+            return self.packed.float().mul_(self.scale)
+        return unpack_groups(self.packed, self.scale, self.low, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if self.activations == "float":
+            found = functional.linear(
+                rows, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+            )
+        else:
+            found = self._whole_numbers(rows.float()).to(x.dtype)
+        return found.view(*x.shape[:-1], self.out_features)
+
+    def _whole_numbers(self, rows: Tensor) -> Tensor:
+        out = torch.empty(len(rows), self.out_features, device=rows.device)
+        weight = None if self._use_kernel(rows) else self.weight
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            part = rows[start : start + _BLOCK_ROWS]
+            numbers, scale = _rounded(part)
+            found = self._multiply(numbers) if weight is None else functional.linear(numbers.float() - 128.0, weight)
+            target = out[start : start + _BLOCK_ROWS]
+            if self.bias is None:
+                torch.mul(found, scale, out=target)
+            else:
+                torch.addcmul(self.bias, found, scale, out=target)
+        return out
+
+    def _use_kernel(self, rows: Tensor) -> bool:
+        return rows.device.type == "cpu" and not torch.is_grad_enabled() and whole_number_kernel()
+
+    def _multiply(self, numbers: Tensor) -> Tensor:
+        """Weights times ``numbers`` (uint8, 128 is zero), float32 [n, n_out]."""
+        if self._kernel is None:
+            self._kernel = torch.ops.onednn.qlinear_prepack(self.packed, None)
+        zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        scale = self.scale.view(-1)
+        return torch.ops.onednn.qlinear_pointwise(
+            numbers, 1.0, 128, self._kernel, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row as uint8 around 128, and its scale float32 [n, 1]."""
+    top = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_min_(1e-20)
+    # All are positive, so cutting off after adding a half is rounding.
+    return torch.mul(rows, 127.0 / top).add_(128.5).to(torch.uint8), top / 127.0
+
+
+def whole_number_kernel() -> bool:
+    """Whether this processor multiplies whole numbers of 8 bits without overflow (VNNI), and PyTorch offers it."""
+    return bool(torch.cpu._is_vnni_supported()) and hasattr(torch.ops.onednn, "qlinear_pointwise")

@@ -1,0 +1,115 @@
+"""A fitted cross-encoder taken apart: the same recommender around another model, and what it was trained on.
+
+Compression needs both; a fit needs neither.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.errors import InputError
+from llmrec_core.models.loading import Backbone
+from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.specs import TuningSpec
+from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.network import PromptNetwork
+from llmrec_core.training.packing import tokenise
+from llmrec_core.training.samples import SampleLists, like_threshold, scale_ratings, training_lists, validation_lists
+from llmrec_core.training.validation import Validation
+
+if TYPE_CHECKING:
+    from llmrec_core.data import Split
+
+
+def reader_of(recommender: Recommender) -> CrossEncoderRecommender:
+    """The part of a recommender that reads prompts.
+
+    Raises:
+        InputError: it has none.
+    """
+    part = recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
+    if not isinstance(part, CrossEncoderRecommender) or not isinstance(part._network, PromptNetwork):
+        raise InputError(
+            f"a {recommender.family} recommender has no cross-encoder of PyTorch that could be compressed.",
+            where="parent_run",
+            fix="Choose a run whose model reads prompts (a cross-encoder, or two stages with one).",
+        )
+    return part
+
+
+def network_of(reader: CrossEncoderRecommender) -> PromptNetwork:
+    return reader._fitted()[0]
+
+
+def with_backbone(reader: CrossEncoderRecommender, backbone: Backbone) -> CrossEncoderRecommender:
+    """The same recommender around another model, which it saves whole: prompts, heads (copied) and behaviour stay."""
+    network, _, _ = reader._fitted()
+    child = copy.copy(reader)
+    # What it was trained like is over: no adapter is left, and all its weights are its own.
+    child.spec = reader.spec.model_copy(
+        update={"tuning": TuningSpec(method="full"), "share_history": network.shared and reader.spec.share_history}
+    )
+    child._tuned = frozenset()
+    child._network = PromptNetwork(
+        backbone,
+        copy.deepcopy(network.heads),
+        pooling=network.pooling,
+        shared=network.shared,
+        autocast=network.autocast,
+        mask_id=network.mask_id,
+    )
+    child._freeze(child._network)
+    return child
+
+
+def with_reader(
+    recommender: Recommender, reader: CrossEncoderRecommender, split: Split | None, ctx: FitContext
+) -> Recommender:
+    """The whole recommender with its reading part replaced.
+
+    Args:
+        split: where given, a pipeline finds the weight of its parts on validation users again; else it stays.
+    """
+    if not isinstance(recommender, PipelineRecommender):
+        return reader
+    child = copy.copy(recommender)
+    child.ranker = reader
+    if split is not None:
+        child.fusion_grid = {}
+        child._choose_weight(split, ctx)
+    return child
+
+
+def practice(
+    recommender: Recommender, split: Split, epochs: float, ctx: FitContext
+) -> tuple[BatchPlan, Validation, SampleLists]:
+    """The parent's training prompts in batches, its validation, and the validation samples.
+
+    Drawn as its own training drew them, with the same seed; behaviour's offsets are left out, so that labels are to be
+    left aside where there is behaviour.
+    """
+    reader = reader_of(recommender)
+    network, renderer, dataset = reader._fitted()
+    pool = recommender.hard_negatives(split) if isinstance(recommender, PipelineRecommender) else None
+    lists = training_lists(split, reader.run, ctx.seed, pool)
+    held_out = validation_lists(split, reader.run, ctx.seed)
+    tokens, asked = (
+        tokenise(network.backbone, renderer.render_many(part.pairs()), shared=network.shared)
+        for part in (lists, held_out)
+    )
+    training = reader.run.training.model_copy(update={"epochs": max(epochs, 1e-6)})
+    low, high = dataset.rating_scale or (0.0, 1.0)
+    threshold = like_threshold(dataset, reader.run)
+    validation = Validation(
+        training.validation_metric,
+        replace(held_out, offsets={}),
+        asked,
+        cast(dict[str, float], {o.task: o.weight for o in reader.run.objectives}),
+        rating_scale=(low, high),
+        liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),
+    )
+    return BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id), validation, held_out
