@@ -80,6 +80,7 @@ class Race:
         self._paused = None
         (value,) = values["metrics"].values()
         self.best = max(self.best, value)
+        print(f"  {now - self._started - self._measuring_s:.0f} s of training: {value:.4f}", flush=True)
         if self.reached_s is None:
             self.epochs += 1
             if value >= self.goal:

@@ -15,6 +15,7 @@ from llmrec_core.evaluation.intervals import PairedDifference, Statistic, paired
 from llmrec_core.evaluation.metrics import Values
 from llmrec_core.specs import LOWER_IS_BETTER, EvaluationSpec
 from llmrec_core.specs.titles import METRIC_WORDS as METRIC_WORDS
+from llmrec_core.specs.titles import SHORT_FAMILY_TITLES
 from llmrec_core.specs.titles import metric_title as metric_title
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class EvaluationResult:
     def _sentence(self, floor: str, difference: PairedDifference, ends: list[float], enough: bool) -> str:
         metric, model = self.spec.primary_metric, self._subject
         ours, theirs = (self.models[name].metrics[metric].mean for name in (self.model_name, floor))
+        named = SHORT_FAMILY_TITLES.get(floor, floor)
         title, meaning = metric_title(metric), METRIC_WORDS[metric.partition("@")[0]][1]
         lower = metric.partition("@")[0] in LOWER_IS_BETTER
         numbers = (
@@ -166,12 +168,12 @@ class EvaluationResult:
             f"{difference.ci_low:+.4f} to {difference.ci_high:+.4f} over the same {difference.n} users."
         )
         if not enough:
-            return f"Too few users to tell whether {model} beats {floor}, the best baseline: {numbers}"
+            return f"Too few users to tell whether {model} beats {named}, the best baseline: {numbers}"
         if ends[0] > 0:
-            return f"{_upper(model)} beats {floor}, the best baseline: {numbers}"
+            return f"{_upper(model)} beats {named}, the best baseline: {numbers}"
         if ends[1] < 0:
-            return f"{_upper(model)} does worse than {floor}, the best baseline, which is simpler: {numbers}"
-        return f"{_upper(model)} did not beat {floor}, the best baseline: the difference is within noise. {numbers}"
+            return f"{_upper(model)} does worse than {named}, the best baseline, which is simpler: {numbers}"
+        return f"{_upper(model)} did not beat {named}, the best baseline: the difference is within noise. {numbers}"
 
     @property
     def _subject(self) -> str:

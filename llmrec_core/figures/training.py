@@ -23,6 +23,7 @@ from llmrec_core.figures.theme import (
     number,
 )
 from llmrec_core.specs import LOWER_IS_BETTER
+from llmrec_core.specs.titles import SHORT_FAMILY_TITLES
 
 
 def training_figure(events: Sequence[Mapping[str, Any]], metric: str | None = None) -> go.Figure:
@@ -150,6 +151,6 @@ def _add_floor(figure: go.Figure, events: Sequence[Mapping[str, Any]], metric: s
         row=row,
         col=1,
         line={"dash": "dash", "color": GREY, "width": 2},
-        annotation_text=f"best baseline: {escape(name, 40)} {number(value, 3)}",
+        annotation_text=f"best baseline: {escape(SHORT_FAMILY_TITLES.get(name, name), 40)} {number(value, 3)}",
         annotation_position="bottom right",
     )
