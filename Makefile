@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
-# Not compiled ahead: most of what is installed is never imported, and what is gets compiled then.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 # Test workers; the machine's cores are shared with PyTorch's own threads, so two are plenty.
 TEST_WORKERS ?= 2
 
