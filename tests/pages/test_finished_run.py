@@ -12,6 +12,7 @@ from llmrec_core.errors import InputError
 from llmrec_core.feedback import FeedbackStore
 from llmrec_core.runs import RunStore
 from llmrec_core.specs import parse_run_spec
+from llmrec_core.specs.titles import SHORT_FAMILY_TITLES
 from llmrec_core.workspace import Workspace
 
 
@@ -80,7 +81,7 @@ def test_metrics_say_the_verdict_and_compare_users(studio, finished_workspace):
     app = studio("metrics")
     result = RunStore(Workspace.open(root)).result(run_id)
     shown = app.success if result["beats_floor"] else app.warning
-    assert result["floor"].replace("-", "\\-") in shown[0].value
+    assert SHORT_FAMILY_TITLES[result["floor"]].replace("-", "\\-") in shown[0].value
     gained, lost, equal = (
         int(m.value) for m in app.metric if m.label in ("Users better off", "Users worse off", "No difference")
     )
