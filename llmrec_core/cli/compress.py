@@ -17,7 +17,7 @@ from llmrec_core.cli._shared import (
     table,
     workspace_of,
 )
-from llmrec_core.cli.runs import _follow
+from llmrec_core.cli.runs import follow, leave_queued
 from llmrec_core.errors import SpecError
 from llmrec_core.presets import parse_assignment
 from llmrec_core.specs.compression import COMPRESSION_WORDS
@@ -39,7 +39,6 @@ def compress(
 ) -> None:
     """Make a finished run smaller or faster as a run of its own, and compare size, speed and quality."""
     from llmrec_core.runs import RunStore
-    from llmrec_core.runs import detach as start_detached
     from llmrec_core.runs.children import compression_run, family_rows
 
     place = workspace_of(workspace)
@@ -51,13 +50,9 @@ def compress(
         fields = dict(parse_assignment(text) for text in assignments or [])
         child = store.submit(compression_run(parent, method, fields))
         if detach:
-            start_detached(place)
-            if as_json:
-                print_json({"run_id": child, "state": "queued"})
-            else:
-                out.print(f"{child} is queued; follow it with: llmrec runs show {child}")
+            leave_queued(place, child, as_json)
             return
-        _follow(place, child, as_json)
+        follow(place, child, as_json)
         if as_json:
             return
     rows = family_rows(store, run)

@@ -142,7 +142,6 @@ def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False
     """Submits ``spec``; waits with live progress unless detached; prints the result."""
     from llmrec_core.models.catalogue import fetch_model, find_model, model_folder
     from llmrec_core.runs import RunStore
-    from llmrec_core.runs import detach as start_detached
     from llmrec_core.runs.store import resolve_dataset
 
     store = RunStore(place)
@@ -156,16 +155,23 @@ def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False
             fetch_model(place, name, progress=lambda text: err.print(plain(text)))
     run_id = store.submit(spec)
     if detach:
-        start_detached(place)
-        if as_json:
-            print_json({"run_id": run_id, "state": "queued"})
-        else:
-            out.print(f"{run_id} is queued; follow it with: llmrec runs show {run_id}")
-        return
-    _follow(place, run_id, as_json)
+        leave_queued(place, run_id, as_json)
+    else:
+        follow(place, run_id, as_json)
 
 
-def _follow(place: Workspace, run_id: str, as_json: bool) -> None:
+def leave_queued(place: Workspace, run_id: str, as_json: bool) -> None:
+    """Lets another process serve the queue, and says how a queued run is followed."""
+    from llmrec_core.runs import detach as start_detached
+
+    start_detached(place)
+    if as_json:
+        print_json({"run_id": run_id, "state": "queued"})
+    else:
+        out.print(f"{run_id} is queued; follow it with: llmrec runs show {run_id}")
+
+
+def follow(place: Workspace, run_id: str, as_json: bool) -> None:
     """Runs a queued run here with live progress on stderr, then prints its result."""
     from llmrec_core.runs import RunStore, run_foreground
 
@@ -367,15 +373,10 @@ def runs_resume(
 ) -> None:
     """Go on with a failed, cancelled or interrupted run from its last checkpoint, as a new run."""
     from llmrec_core.runs import RunStore
-    from llmrec_core.runs import detach as start_detached
 
     place = workspace_of(workspace)
     run_id = RunStore(place).resume(run)
     if detach:
-        start_detached(place)
-        if as_json:
-            print_json({"run_id": run_id, "state": "queued"})
-        else:
-            out.print(f"{run_id} is queued")
-        return
-    _follow(place, run_id, as_json)
+        leave_queued(place, run_id, as_json)
+    else:
+        follow(place, run_id, as_json)

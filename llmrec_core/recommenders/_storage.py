@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from llmrec_core.errors import ModelError
 from llmrec_core.saved import FIX, FORMAT, HEAD_FILE, catalogue_sha256, read_head
+from llmrec_core.specs import RunSpec
 from llmrec_core.workspace import write_json_atomic
 
 
@@ -52,3 +55,15 @@ def check_head(folder: Path, family: str, item_ids: Any) -> dict[str, Any]:
         if sha256_of(path) != digest:
             raise ModelError("the file is damaged: its hash is not the saved one.", where=str(path), fix=FIX)
     return head
+
+
+def read_run(head: Mapping[str, Any], folder: Path) -> RunSpec:
+    """The spec of the run that a checked head belongs to.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    try:
+        return RunSpec.model_validate(head.get("run"))
+    except ValidationError:
+        raise ModelError("its spec cannot be read.", where=str(folder), fix=FIX) from None

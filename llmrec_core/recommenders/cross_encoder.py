@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from llmrec_core.contracts import (
@@ -42,7 +41,7 @@ from llmrec_core.models.tuning import (
 )
 from llmrec_core.prompts import PromptRenderer, TokenCounter, paraphrase_source, template_source
 from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
-from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._storage import check_head, read_run, write_head
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.augmentation import Wordings, augmented, n_rounds
@@ -453,10 +452,7 @@ class CrossEncoderRecommender(Recommender):
     @classmethod
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> CrossEncoderRecommender:
         head = check_head(folder, cls.family, dataset.item_ids)
-        try:
-            run = RunSpec.model_validate(head.get("run"))
-        except ValidationError:
-            raise ModelError("its spec cannot be read.", where=str(folder), fix="Run the training again.") from None
+        run = read_run(head, folder)
         part = cls._part_of(run)
         if part is None:
             raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")

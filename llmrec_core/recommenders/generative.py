@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -44,7 +43,7 @@ from llmrec_core.models.trie import Trie
 from llmrec_core.models.tuning import adapters_off, apply_tuning, load_trainable_state, parameter_counts
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
-from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._storage import check_head, read_run, write_head
 from llmrec_core.recommenders._texts import TextWriter, WrittenText, chat_template, texts_to_learn
 from llmrec_core.recommenders._titles import TitlePrompts, check_room
 from llmrec_core.saved import FIX, catalogue_sha256
@@ -355,12 +354,12 @@ class GenerativeRecommender(Recommender):
     @classmethod
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> GenerativeRecommender:
         head = check_head(folder, cls.family, dataset.item_ids)
+        run = read_run(head, folder)
         try:
-            run = RunSpec.model_validate(head.get("run"))
             shares = load_file(folder / _SHARES)
             log_share, bias = shares["log_share"].numpy(), shares["bias"]
-        except (ValidationError, SafetensorError, OSError, KeyError):
-            raise ModelError("its spec or its shares cannot be read.", where=str(folder), fix=FIX) from None
+        except (SafetensorError, OSError, KeyError):
+            raise ModelError("its shares cannot be read.", where=str(folder), fix=FIX) from None
         if not isinstance(run.recommender, GenerativeSpec) or log_share.shape != (dataset.n_items,):
             raise ModelError("its spec or its shares do not fit.", where=str(folder), fix=FIX)
         loaded = cls(run, run.recommender)

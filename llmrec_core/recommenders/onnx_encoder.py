@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from llmrec_core.contracts import Capabilities, FitContext, Query
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.models.checking import ModelFacts, check_model_folder
 from llmrec_core.models.loading import Backbone, load_tokenizer
-from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._storage import check_head, read_run, write_head
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import CrossEncoderSpec, RunSpec
+from llmrec_core.specs import CrossEncoderSpec
 from llmrec_core.training.behaviour import Behaviour
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import TokenisedPrompts, plan_rows, row_lengths
@@ -168,11 +167,11 @@ class OnnxCrossEncoder(CrossEncoderRecommender):
     @classmethod
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> OnnxCrossEncoder:
         head = check_head(folder, cls.family, dataset.item_ids)
+        run = read_run(head, folder)
         try:
-            run = RunSpec.model_validate(head.get("run"))
             graph = (folder / GRAPH).read_bytes()
-        except (ValidationError, OSError):
-            raise ModelError("its spec or its graph cannot be read.", where=str(folder), fix=FIX) from None
+        except OSError:
+            raise ModelError("its graph cannot be read.", where=str(folder / GRAPH), fix=FIX) from None
         part = run.recommender
         if not isinstance(part, CrossEncoderSpec):
             raise ModelError("its spec is of another family.", where=str(folder), fix=FIX)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from llmrec_core.contracts import (
     Capabilities,
@@ -34,7 +33,7 @@ from llmrec_core.contracts import (
 )
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
-from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._storage import check_head, read_run, write_head
 from llmrec_core.recommenders.blend import make_retriever
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.listwise import ListwiseRecommender
@@ -256,12 +255,12 @@ class PipelineRecommender(Recommender):
     @classmethod
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> PipelineRecommender:
         head = check_head(folder, cls.family, dataset.item_ids)
+        run = read_run(head, folder)
         try:
-            run = RunSpec.model_validate(head.get("run"))
             fusion = Fusion(**_numbers(head.get("fusion")))
             grid = {float(weight): float(value) for weight, value in head.get("fusion_grid", [])}
-        except (ValidationError, TypeError, ValueError):
-            raise ModelError("its spec cannot be read.", where=str(folder), fix="Run the training again.") from None
+        except (TypeError, ValueError):
+            raise ModelError("its fusion cannot be read.", where=str(folder), fix="Run the training again.") from None
         if not isinstance(run.recommender, PipelineSpec):
             raise ModelError("its spec is of another family.", where=str(folder), fix="Run the training again.")
         loaded = cls(run, run.recommender)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +17,6 @@ from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.samples import SampleLists, training_lists
 
 SHORT = {"max_samples": 32, "validation_every": 10, "early_stopping_patience": 0}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,11 +15,6 @@ from llmrec_core.training.objectives import Labels, task_losses, weighted_loss
 from llmrec_core.training.regularising import Adversary, disagreements
 
 SHORT = {"max_samples": 32, "validation_every": 10, "early_stopping_patience": 0}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ SHORT = {"max_samples": 96, "validation_every": 2, "early_stopping_patience": 0}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
 def split():
     return planted_split()
 
