@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llmrec_core.errors import InputError
+from llmrec_core.errors import DataError, InputError
 from llmrec_core.specs import Spec
 
 if TYPE_CHECKING:
@@ -157,12 +157,27 @@ class Continued:
     Attributes:
         dataset: the data that the first recommender was fitted on; its numbers of users and items are not today's.
         trained: rows of today's data that it was trained on.
-        replay: share of the training prompts that is drawn from them; the others are new.
+        replay: share of what is learned from (prompts, or rows to predict) that is drawn from them; the others are new.
     """
 
     dataset: Dataset
     trained: IntArray
     replay: float
+
+    def new_among(self, rows: IntArray) -> npt.NDArray[np.bool_]:
+        """Which of today's training rows the first recommender was not trained on.
+
+        Raises:
+            DataError: none.
+        """
+        found = ~np.isin(rows, self.trained)
+        if not found.any():
+            raise DataError(
+                "there is nothing new to learn from: the first run was trained on every row that this one could use.",
+                where="continue_from",
+                fix="Import a newer version of the data, or start a second stage without continual.",
+            )
+        return found
 
 
 @dataclass
@@ -179,7 +194,7 @@ class FitContext:
         checkpoint_dir: where checkpoints go; None: no checkpoints.
         resume_from: a parent's checkpoint folder to go on from.
         floors: fitted baselines by name; their value of the validation metric is reported beside the model's.
-        start_from: folder of a finished run's recommender; a text model begins with its weights.
+        start_from: folder of a finished run's recommender; what is trained begins with its weights.
         continued: with ``start_from``, where that one was fitted on older data; None: on the same.
     """
 

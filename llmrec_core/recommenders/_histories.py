@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrec_core.contracts import Query
+from llmrec_core.contracts import IntArray, Query
 from llmrec_core.training.sequences import Histories, gap_bins, rating_bins
 
 if TYPE_CHECKING:
     from llmrec_core.data import Split
 
 
+def training_rows(split: Split) -> IntArray:
+    """Training rows by user, in each user's time order: what row of the dataset each row of the histories is."""
+    users = split.dataset.interactions["user_idx"].to_numpy(np.int64)[split.train]
+    return np.asarray(split.train[np.argsort(users, kind="stable")], np.int64)
+
+
 def training_histories(split: Split) -> Histories:
-    """Training rows by user, in each user's time order."""
+    """Those of :func:`training_rows`."""
     table = split.dataset.interactions
-    users = table["user_idx"].to_numpy(np.int64)[split.train]
-    order = np.argsort(users, kind="stable")
-    rows, users = split.train[order], users[order]
+    rows = training_rows(split)
+    users = table["user_idx"].to_numpy(np.int64)[rows]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(users)) + 1, [len(users)]]).astype(np.int64)
     return Histories(
         table["item_idx"].to_numpy(np.int64)[rows],

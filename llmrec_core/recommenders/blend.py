@@ -11,6 +11,7 @@ alone. Weights that the spec gives are taken as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,7 +39,7 @@ from llmrec_core.recommenders.content_knn import ContentKNNRecommender
 from llmrec_core.recommenders.ratings import RatingsRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.recommenders.two_tower import TwoTowerRecommender
-from llmrec_core.saved import FIX, catalogue_sha256
+from llmrec_core.saved import FIX, catalogue_sha256, read_head
 from llmrec_core.specs import (
     BlendSpec,
     ContentKNNSpec,
@@ -47,6 +48,7 @@ from llmrec_core.specs import (
     RetrieverSpec,
     SequentialSpec,
     TwoTowerSpec,
+    changed_shape,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ class BlendRecommender(Recommender):
     def fit(self, split: Split, ctx: FitContext) -> None:
         for number, member in enumerate(self.members, start=1):
             ctx.emit("log", level="info", message=f"fitting {member.family}, {number} of {len(self.members)}")
-            member.fit(split, ctx)
+            member.fit(split, part_context(ctx, member, str(number - 1)))
             if ctx.should_stop() == "cancel":
                 raise RunCancelledError("the run was cancelled.")
         self._catalogue = catalogue_sha256(split.dataset.item_ids)
@@ -220,6 +222,31 @@ class BlendRecommender(Recommender):
         ]
         loaded.weights, loaded._catalogue = weights, catalogue_sha256(dataset.item_ids)
         return loaded
+
+
+def part_context(ctx: FitContext, part: Recommender, name: str) -> FitContext:
+    """What a part of a recommender is told of the run that is gone on from.
+
+    A part that is trained in histories goes on from the part of that name there, if its weights fit; all others are
+    fitted anew on what the newer data has to learn from.
+    """
+    if ctx.start_from is None:
+        return ctx
+    anew = replace(ctx, start_from=None, continued=None)
+    folder = ctx.start_from / name
+    if ctx.continued is None or not isinstance(part.spec, SequentialSpec | BlendSpec) or not folder.is_dir():
+        return anew
+    head = read_head(folder)
+    if head["family"] == part.family:
+        try:
+            first = type(part.spec).model_validate(head.get("spec"))
+        except ValidationError:
+            raise ModelError("its spec cannot be read.", where=str(folder), fix=FIX) from None
+        if changed_shape(first, part.spec) is None:
+            return replace(ctx, start_from=folder)
+    message = f"{part.family}: the run to go on from has no such part with weights of this shape; it is fitted anew."
+    ctx.emit("log", level="warning", message=message)
+    return anew
 
 
 def make_retriever(spec: RetrieverSpec, prompt: PromptSpec | None = None) -> Recommender:

@@ -34,7 +34,7 @@ from llmrec_core.contracts import (
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, read_run, write_head
-from llmrec_core.recommenders.blend import make_retriever
+from llmrec_core.recommenders.blend import make_retriever, part_context
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.listwise import ListwiseRecommender
 from llmrec_core.recommenders.onnx_encoder import OnnxCrossEncoder
@@ -117,7 +117,7 @@ class PipelineRecommender(Recommender):
         return self.retriever.item_vectors()
 
     def fit(self, split: Split, ctx: FitContext) -> None:
-        self.retriever.fit(split, ctx)
+        self.retriever.fit(split, part_context(ctx, self.retriever, _RETRIEVER))
         self.ranker.negative_pool = self.hard_negatives(split)
         self.ranker.fit(split, ctx)
         ctx.emit("stage", stage="fusion")

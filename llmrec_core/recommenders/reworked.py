@@ -93,23 +93,31 @@ def practice(
     left aside where there is behaviour.
     """
     reader = reader_of(recommender)
-    network, renderer, dataset = reader._fitted()
+    network, renderer, _ = reader._fitted()
     pool = recommender.hard_negatives(split) if isinstance(recommender, PipelineRecommender) else None
     lists = training_lists(split, reader.run, ctx.seed, pool)
-    held_out = validation_lists(split, reader.run, ctx.seed)
-    tokens, asked = (
-        tokenise(network.backbone, renderer.render_many(part.pairs()), shared=network.shared)
-        for part in (lists, held_out)
-    )
+    tokens = tokenise(network.backbone, renderer.render_many(lists.pairs()), shared=network.shared)
     training = reader.run.training.model_copy(update={"epochs": max(epochs, 1e-6)})
+    plan = BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id)
+    return plan, validation_of(recommender, split, ctx), validation_lists(split, reader.run, ctx.seed)
+
+
+def validation_of(recommender: Recommender, split: Split, ctx: FitContext) -> Validation:
+    """What the parent's training watched, without behaviour's offsets.
+
+    Raises:
+        SpecError: the watched metric needs a head that it has not.
+    """
+    reader = reader_of(recommender)
+    network, renderer, dataset = reader._fitted()
+    lists = validation_lists(split, reader.run, ctx.seed)
     low, high = dataset.rating_scale or (0.0, 1.0)
     threshold = like_threshold(dataset, reader.run)
-    validation = Validation(
-        training.validation_metric,
-        replace(held_out, offsets={}),
-        asked,
+    return Validation(
+        reader.run.training.validation_metric,
+        replace(lists, offsets={}),
+        tokenise(network.backbone, renderer.render_many(lists.pairs()), shared=network.shared),
         cast(dict[str, float], {o.task: o.weight for o in reader.run.objectives}),
         rating_scale=(low, high),
         liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),
     )
-    return BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id), validation, held_out

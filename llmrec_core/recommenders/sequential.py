@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from llmrec_core.contracts import (
     Capabilities,
+    Continued,
     FitContext,
     FloatArray,
     IntArray,
@@ -28,22 +28,19 @@ from llmrec_core.contracts import (
     pick_scores,
 )
 from llmrec_core.data.companions import Companions
-from llmrec_core.errors import InputError, ModelError
+from llmrec_core.errors import DataError, InputError, ModelError
 from llmrec_core.models.device import resolve_device
-from llmrec_core.models.text_vectors import Whitening, embed_texts
-from llmrec_core.recommenders._histories import query_histories, training_histories
+from llmrec_core.models.text_vectors import Vectors, Whitening, embed_texts
+from llmrec_core.recommenders._histories import query_histories, training_histories, training_rows
 from llmrec_core.recommenders._language_models import load_base
-from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
-from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import SequentialSpec
+from llmrec_core.saved import FIX, HEAD_FILE, catalogue_sha256
+from llmrec_core.specs import SequentialSpec, changed_shape
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.sequence_network import SequenceNetwork
-from llmrec_core.training.sequences import (
-    last_item_scores,
-    train_sequences,
-)
+from llmrec_core.training.sequences import Mix, last_item_scores, train_sequences
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -69,6 +66,9 @@ class SequentialRecommender(Recommender):
         self._counts: IntArray = np.empty(0, np.int64)
         self._item_index: Mapping[str, int] = {}
         self._catalogue = ""
+        #: How vectors of texts ("text") and those that came with the data ("given") were whitened: who goes on from
+        #: here does the same, so that old and new vectors mean the same.
+        self._whitening: dict[str, Whitening] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -79,46 +79,84 @@ class SequentialRecommender(Recommender):
         return len(self._fitted().trained)
 
     def fit(self, split: Split, ctx: FitContext) -> None:
+        """With ``ctx.continued`` it begins with the weights of a finished run, matched by item ids.
+
+        Items that are new there have their text, whitened as that run's was, and a fresh id delta; the first run's test
+        rows are in no training history, not even to be read.
+
+        Raises:
+            ModelError: that run's recommender cannot be read or has another shape.
+            DataError: there is nothing new to learn from.
+        """
         dataset = split.dataset
         device = resolve_device(ctx.device)
+        first = None if ctx.start_from is None else _First.load(ctx, self.spec)
         self._know(dataset, np.asarray(split.train_item_counts), dataset.rating_scale)
         ctx.emit("stage", stage="tokenizing")
-        text = self._text(dataset, ctx)
+        text = self._text(dataset, ctx, first)
+        given = self._given(dataset, first)
         trained = torch.from_numpy(self._counts > 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.seed)
-            network = SequenceNetwork(self.spec, torch.from_numpy(text), trained, self._given(dataset))
+            network = SequenceNetwork(self.spec, torch.from_numpy(text), trained, given)
+        fingerprint = f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {ctx.seed}"
+        mix = None
+        if first is not None:
+            first.hand_over(network, dataset)
+            mix = Mix(first.continued.new_among(training_rows(split)), first.continued.replay)
+            fingerprint += f" {mix.replay} {first.sha256}"
         self._network = network.to(device)
         histories = training_histories(split)
         ctx.emit("stage", stage="training")
         value = watched(split, self.spec.validation_users, ctx)
         measure = None if value is None else (lambda: value(self))
-        fingerprint = f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {ctx.seed}"
-        self.outcome = train_sequences(network, histories, self.spec, ctx, measure, METRIC, fingerprint)
+        self.outcome = train_sequences(network, histories, self.spec, ctx, measure, METRIC, fingerprint, mix)
         network.eval()
         network.requires_grad_(False)
 
-    def _text(self, dataset: Dataset, ctx: FitContext) -> npt.NDArray[np.float32]:
-        """Whitened text vectors of all items; whitening sees the items of training rows only."""
+    def _text(self, dataset: Dataset, ctx: FitContext, first: _First | None = None) -> Vectors:
+        """Whitened text vectors of all items; whitening sees the items of training rows only, or is the first run's."""
         if self.spec.model is None:
             return np.empty((dataset.n_items, 0), np.float32)
         texts = item_texts(dataset, self.spec.item_fields, facts=self.spec.facts)
-        vectors = embed_texts(load_base(self.spec.model, ctx, trainable=False), texts)
-        known = vectors[self._counts > 0]
-        return Whitening.fit(known if len(known) > 1 else vectors, self.spec.n_text).apply(vectors)
+        if first is None:
+            vectors = embed_texts(load_base(self.spec.model, ctx, trainable=False), texts)
+            known = vectors[self._counts > 0]
+            self._whitening["text"] = Whitening.fit(known if len(known) > 1 else vectors, self.spec.n_text)
+            return self._whitening["text"].apply(vectors)
+        known_texts, whitening = first.texts(ctx)
+        self._whitening["text"] = whitening
+        unread = [text for text in dict.fromkeys(texts) if text not in known_texts]
+        if unread:
+            vectors = embed_texts(load_base(self.spec.model, ctx, trainable=False), unread)
+            known_texts |= dict(zip(unread, whitening.apply(vectors), strict=True))
+        return np.stack([known_texts[text] for text in texts])
 
-    def _given(self, dataset: Dataset) -> torch.Tensor | None:
-        """Feature vectors that came with the data, whitened by those of items in training rows; NaN rows without."""
+    def _given(self, dataset: Dataset, first: _First | None = None) -> torch.Tensor | None:
+        """Feature vectors that came with the data, whitened by those of items in training rows, or as the first run's
+        were; NaN rows without."""
         vectors = Companions(dataset).vectors if self.spec.use_vectors else None
-        if vectors is None:
+        whitening = None if first is None else first.given()
+        if whitening is not None:
+            width = len(whitening.mean)
+            vectors = np.full((dataset.n_items, width), np.nan, np.float32) if vectors is None else vectors
+            if vectors.shape[1] != width:
+                raise DataError(
+                    f"feature vectors have {vectors.shape[1]:,} numbers, the first run's had {width:,}.",
+                    where=f"dataset {dataset.name}",
+                    fix="Import vectors of the same kind, or train anew.",
+                )
+        if vectors is None or (first is not None and whitening is None):
             return None
         has = ~np.isnan(vectors).any(axis=1)
-        known = vectors[has & (self._counts > 0)]
-        if len(known) < 2:
-            return None
-        found = Whitening.fit(known, self.spec.n_text).apply(vectors[has])
-        whitened = np.full((len(vectors), found.shape[1]), np.nan, np.float32)
-        whitened[has] = found
+        if whitening is None:
+            known = vectors[has & (self._counts > 0)]
+            if len(known) < 2:
+                return None
+            whitening = Whitening.fit(known, self.spec.n_text)
+        self._whitening["given"] = whitening
+        whitened = np.full((len(vectors), whitening.components.shape[1]), np.nan, np.float32)
+        whitened[has] = whitening.apply(vectors[has])
         return torch.from_numpy(whitened)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
@@ -163,6 +201,9 @@ class SequentialRecommender(Recommender):
         network = self._fitted()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         tensors["counts"] = torch.from_numpy(self._counts)
+        for name, whitening in self._whitening.items():
+            tensors[f"{name}_mean"] = torch.from_numpy(whitening.mean)
+            tensors[f"{name}_components"] = torch.from_numpy(np.ascontiguousarray(whitening.components))
         save_file(tensors, folder / _WEIGHTS)
         write_head(
             folder,
@@ -181,6 +222,10 @@ class SequentialRecommender(Recommender):
             loaded = cls(SequentialSpec.model_validate(head.get("spec")))
             tensors = load_file(folder / _WEIGHTS)
             counts = tensors.pop("counts").numpy()
+            for name in ("text", "given"):
+                if f"{name}_mean" in tensors:
+                    parts = (tensors.pop(f"{name}_{part}").numpy() for part in ("mean", "components"))
+                    loaded._whitening[name] = Whitening(*parts)
             network = SequenceNetwork(loaded.spec, tensors["text"], tensors["trained"], tensors.get("given"))
             network.load_state_dict(tensors)
             scale = head.get("rating_scale")
@@ -193,3 +238,66 @@ class SequentialRecommender(Recommender):
         network.eval()
         network.requires_grad_(False)
         return loaded
+
+
+class _First:
+    """The recommender that a training goes on from with newer data, and what of it is taken over.
+
+    Args:
+        model: fitted on ``continued.dataset``.
+        sha256: of the head it was saved with.
+    """
+
+    def __init__(self, model: SequentialRecommender, continued: Continued, sha256: str) -> None:
+        self.model, self.continued, self.sha256 = model, continued, sha256
+
+    @classmethod
+    def load(cls, ctx: FitContext, spec: SequentialSpec) -> _First:
+        """Raises: InputError, ModelError: as :meth:`SequentialRecommender.fit`."""
+        assert ctx.start_from is not None
+        if ctx.continued is None:
+            raise InputError(
+                "a sequential recommender has no second stage on the same data.",
+                where="continue_from",
+                fix="Go on with newer data (continual), or train anew with other settings.",
+            )
+        model = SequentialRecommender.load(ctx.start_from, ctx.continued.dataset, ctx)
+        fault = changed_shape(model.spec, spec)
+        if fault is not None:
+            raise ModelError(
+                f"the run to go on from does not fit: {fault}.", where="continue_from", fix="Use its fields here too."
+            )
+        return cls(model, ctx.continued, sha256_of(ctx.start_from / HEAD_FILE))
+
+    def texts(self, ctx: FitContext) -> tuple[dict[str, Vectors], Whitening]:
+        """Text -> its whitened vector, of all that it has read; and how it was whitened."""
+        model, dataset = self.model, self.continued.dataset
+        read = item_texts(dataset, model.spec.item_fields, facts=model.spec.facts)
+        vectors = model._fitted().text.cpu().numpy()
+        if "text" not in model._whitening:
+            # Saved before this was kept: it depends on what it was fitted on alone.
+            model._text(dataset, ctx)
+        return dict(zip(read, vectors, strict=True)), model._whitening["text"]
+
+    def given(self) -> Whitening | None:
+        """How its feature vectors were whitened; None: it has none, so none can be read."""
+        if self.model._fitted().given is None:
+            return None
+        if "given" not in self.model._whitening:
+            self.model._given(self.continued.dataset)
+        return self.model._whitening["given"]
+
+    def hand_over(self, network: SequenceNetwork, dataset: Dataset) -> None:
+        """Copies all weights into the network of ``dataset``; items are the same where their ids are."""
+        old, index = self.model._fitted(), self.continued.dataset.item_index
+        place = torch.tensor([index.get(item, -1) for item in dataset.item_ids.tolist()])
+        known = place >= 0
+        weights = dict(old.state_dict()) | dict(network.named_buffers())
+        weights["delta"] = network.delta.detach().clone()
+        weights["delta"][known] = old.delta.detach().cpu()[place[known]]
+        weights["trained"][known] |= old.trained.cpu()[place[known]]
+        if old.given is not None:
+            # A vector that did not come again is still what it was.
+            mine, theirs = weights["given"][known], old.given.cpu()[place[known]]
+            weights["given"][known] = torch.where(mine.isnan(), theirs, mine)
+        network.load_state_dict(weights)

@@ -21,7 +21,7 @@ from llmrec_core.runs.events import read_events
 from llmrec_core.runs.folder import RESUMABLE, Run, RunFolder, RunStatus
 from llmrec_core.runs.processes import is_alive
 from llmrec_core.runs.queue import Queue, QueueRow, Transaction
-from llmrec_core.specs import DatasetRef, RunSpec
+from llmrec_core.specs import DatasetRef, RunSpec, changed_shape
 from llmrec_core.workspace import Workspace, check_name
 
 #: Letters of the random part of a run id; none that are mistaken for another when read aloud or typed.
@@ -266,6 +266,13 @@ class RunStore:
                     f"run {first.run_id} was trained on version {dataset.version} of {dataset.name} already.",
                     where="continual",
                     fix="Import the data with what came since, or start a second stage without continual.",
+                )
+            fault = changed_shape(first.spec.recommender, spec.recommender)
+            if fault is not None:
+                raise InputError(
+                    f"run {first.run_id} cannot be gone on from: {fault}.",
+                    where="continue_from",
+                    fix="Keep the recommender of that run (other fields may change), or train this one anew.",
                 )
             return
         if first.spec.continual is not None:

@@ -17,6 +17,7 @@ from llmrec_core.specs.base import (
     canonical_json,
     check_metric,
 )
+from llmrec_core.specs.continuing import changed_shape, goes_on, has_second_stage
 from llmrec_core.specs.policies import (
     POLICIES,
     BlocklistSpec,
@@ -126,7 +127,10 @@ __all__ = [
     "TwoTowerSpec",
     "UserKNNSpec",
     "canonical_json",
+    "changed_shape",
     "check_metric",
+    "goes_on",
+    "has_second_stage",
     "in_order",
     "parse_policies",
     "parse_run_spec",

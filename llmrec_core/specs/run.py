@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from llmrec_core.errors import SpecError
 from llmrec_core.specs.base import Spec, canonical_json, check_metric
 from llmrec_core.specs.compression import COMPRESSIONS, CompressionSpec
+from llmrec_core.specs.continuing import check_start
 from llmrec_core.specs.policies import POLICIES, PolicySpec, check_policies
 from llmrec_core.specs.recommenders import (
     FAMILIES,
@@ -60,8 +61,9 @@ class ContinualSpec(Spec):
         ge=0,
         lt=1,
         title="Share of old interactions",
-        description="share of the training prompts that is drawn from what the first run learned, so that it is not "
-        "forgotten; the others are new; try .2 to .5; 0: new ones alone",
+        description="share of the interactions to learn from (prompts, or rows of histories to predict) that is drawn "
+        "from what the first run learned, so that it is not forgotten; the others are new; try .2 to .5; 0: new ones "
+        "alone",
     )
 
 
@@ -120,7 +122,7 @@ class RunSpec(Spec):
         if self.continual is not None and self.continue_from is None:
             raise ValueError("continual: name the run to go on from (continue_from)")
         if self.continue_from is not None:
-            _check_second_stage(self.recommender)
+            check_start(self.recommender, newer=self.continual is not None)
         return self
 
     def canonical_json(self) -> str:
@@ -130,12 +132,6 @@ class RunSpec(Spec):
     def spec_hash(self) -> str:
         """SHA-256 (hex) of :meth:`canonical_json`."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
-
-
-def _check_second_stage(recommender: RecommenderSpec) -> None:
-    ranker = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
-    if not isinstance(ranker, CrossEncoderSpec):
-        raise ValueError(f"continue_from: a {ranker.family} recommender has no second stage, a cross-encoder has")
 
 
 def _check_tricks(recommender: RecommenderSpec, training: TrainingSpec) -> None:

@@ -83,6 +83,9 @@ class RoundLoop(ABC):
     def _round(self, number: int) -> str | None:
         """Takes the steps of a round (from 0) through :meth:`_take_step`; returns why it was stopped, if it was."""
 
+    def _begin(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Called once before the first round of a training that begins."""
+
     def _run_dry(self, done: int) -> int | None:
         """The round to go on with after ``patience`` rounds without gain, ``done`` of them run; None: stop."""
         return None
@@ -98,6 +101,8 @@ class RoundLoop(ABC):
             ModelError: ``ctx.resume_from`` holds checkpoints of another training.
         """
         number, stopped = self._resume(), None
+        if number == 0:
+            self._begin()
         self.started, self.first_step, self.last_event = time.monotonic(), self.step, 0.0
         while number < self.n_rounds and stopped is None:
             stopped = self._round(number)

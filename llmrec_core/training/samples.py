@@ -96,14 +96,8 @@ def training_lists(
 
 def _new_and_replayed(rows: IntArray, continued: Continued, n_lists: int, rng: np.random.Generator) -> IntArray:
     """At most ``n_lists`` rows in random order, a share ``continued.replay`` of them from the first training."""
-    is_old = np.isin(rows, continued.trained)
-    new, old = rng.permutation(rows[~is_old]), rng.permutation(rows[is_old])
-    if not len(new):
-        raise DataError(
-            "there is nothing new to learn from: the first run was trained on every row that this one could use.",
-            where="continue_from",
-            fix="Import a newer version of the data, or start a second stage without continual.",
-        )
+    is_new = continued.new_among(rows)
+    new, old = rng.permutation(rows[is_new]), rng.permutation(rows[~is_new])
     # So many that new rows, each used once, are the rest of the mix.
     n_lists = min(n_lists, round(len(new) / (1 - continued.replay)))
     n_old = min(len(old), round(continued.replay * n_lists))

@@ -3,12 +3,16 @@
 One epoch shows every training row once as the thing to be predicted: histories longer than a window are cut at an
 offset drawn for that epoch, so that cuts fall elsewhere each time. Everything drawn depends on (seed, epoch) alone, so
 a resumed training goes on exactly where it stopped.
+
+A training that goes on with newer data shows every new row once an epoch, each after at least half a window of what the
+user did before it, as far as there is so much; and beside them windows of old rows, drawn anew each epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +60,74 @@ class Histories:
         return Sequences(padded(self.items), padded(self.ratings), padded(self.gaps), torch.from_numpy(mask).to(device))
 
 
+@dataclass(frozen=True)
+class Mix:
+    """What a training that goes on with newer data predicts.
+
+    Attributes:
+        is_new: rows that the first training did not see, bool [n_rows] of the histories.
+        replay: share of the rows to predict that are old, drawn by whole windows; all of them where so many are not
+            there.
+    """
+
+    is_new: npt.NDArray[np.bool_]
+    replay: float
+
+    def windows(self, starts: IntArray, size: int, rng: np.random.Generator) -> Windows:
+        """Windows of new rows and, drawn beside them, of old ones, in a drawn order."""
+        low, high = windows(starts, max(1, size // 2), rng)
+        before = starts[np.searchsorted(starts, low, side="right") - 1]
+        new = Windows(np.maximum(before, high - 1 - size), high, low + 1, np.ones(len(low), bool))
+        n_new = self._n_asked(new)
+        new = new.take(np.flatnonzero(n_new))
+        low, high = windows(starts, size, rng)
+        old = Windows(low, high, low + 1, np.zeros(len(low), bool))
+        n_old = self._n_asked(old)
+        wanted = round(self.replay / (1 - self.replay) * int(n_new.sum()))
+        # As many whole windows as come nearest to what is wanted.
+        old = old.take(np.flatnonzero((n_old > 0) & (n_old.cumsum() - n_old // 2 <= wanted)))
+        return new.and_those(old).take(rng.permutation(len(new.low) + len(old.low)))
+
+    def asked(self, found: Windows, width: int) -> npt.NDArray[np.bool_]:
+        """Rows of each window that are to be predicted, [n, width]."""
+        rows = found.low[:, None] + np.arange(width)
+        inside = (rows >= found.first[:, None]) & (rows < found.high[:, None])
+        return inside & (self.is_new[np.minimum(rows, len(self.is_new) - 1)] == found.new[:, None])
+
+    def _n_asked(self, found: Windows) -> IntArray:
+        """How many rows of each window are to be predicted, [n]."""
+        before = np.concatenate([[0], np.cumsum(self.is_new)]).astype(np.int64)
+        n_new = before[found.high] - before[found.first]
+        return np.where(found.new, n_new, found.high - found.first - n_new)
+
+
+class Windows(NamedTuple):
+    """Windows of histories, all [n].
+
+    Attributes:
+        low, high: rows that are read.
+        first: rows from here on are to be predicted, those before are read alone.
+        new: whether new rows alone are to be predicted, or old ones alone.
+    """
+
+    low: IntArray
+    high: IntArray
+    first: IntArray
+    new: npt.NDArray[np.bool_]
+
+    def take(self, places: IntArray | slice) -> Windows:
+        """Some of them."""
+        return Windows(self.low[places], self.high[places], self.first[places], self.new[places])
+
+    def and_those(self, others: Windows) -> Windows:
+        """These, then others."""
+        low, high, first = (
+            np.concatenate(pair)
+            for pair in ((self.low, others.low), (self.high, others.high), (self.first, others.first))
+        )
+        return Windows(low, high, first, np.concatenate([self.new, others.new]))
+
+
 def rating_bins(ratings: npt.ArrayLike, scale: tuple[float, float] | None) -> IntArray:
     """0 without a rating or a scale, else 1 to 10 along the scale."""
     values = np.asarray(ratings, np.float64)
@@ -85,18 +157,21 @@ def train_sequences(
     measure: Callable[[], float] | None,
     metric: str,
     fingerprint: str,
+    mix: Mix | None = None,
 ) -> Outcome:
     """Trains ``network`` in place and leaves it with the weights of the best epoch.
 
     Args:
         measure: value of ``metric`` (higher is better) on validation users with the network as it is; None: train on.
         fingerprint: of data and settings; a checkpoint of another training is refused.
+        mix: what is predicted where the network was trained before; None: all rows. The weights as they came are
+            measured too, and kept if no epoch makes them better.
 
     Raises:
         As :meth:`RoundLoop.run`.
     """
     with own_generators(ctx.seed, network.delta.device):
-        return _Loop(network, histories, spec, ctx, measure, metric, fingerprint).run()
+        return _Loop(network, histories, spec, ctx, measure, metric, fingerprint, mix).run()
 
 
 class _Loop(RoundLoop):
@@ -111,10 +186,11 @@ class _Loop(RoundLoop):
         measure: Callable[[], float] | None,
         metric: str,
         fingerprint: str,
+        mix: Mix | None = None,
     ) -> None:
-        self.network, self.histories, self.spec = network, histories, spec
+        self.network, self.histories, self.spec, self.mix = network, histories, spec, mix
         # An estimate: the cut of long histories moves by epoch, and may make a window more or less of each.
-        n_windows = len(self._windows(0, ctx.seed)[0])
+        n_windows = len(self._windows(0, ctx.seed).low)
         parameters = list(network.parameters())
         super().__init__(
             network,
@@ -148,20 +224,35 @@ class _Loop(RoundLoop):
                 return stopped
         return None
 
-    def _windows(self, number: int, seed: int) -> tuple[IntArray, IntArray]:
-        return windows(self.histories.starts, self.spec.max_history, np.random.default_rng([seed, 7, number]))
+    def _begin(self) -> None:
+        if self.mix is not None:
+            self._validate(0)
+
+    def _windows(self, number: int, seed: int) -> Windows:
+        rng = np.random.default_rng([seed, 7, number])
+        if self.mix is not None:
+            return self.mix.windows(self.histories.starts, self.spec.max_history, rng)
+        low, high = windows(self.histories.starts, self.spec.max_history, rng)
+        return Windows(low, high, low + 1, np.ones(len(low), bool))
 
     def _batches(self, number: int) -> Iterator[tuple[Sequences, Tensor]]:
         """Inputs [n, length] and the item wanted at each place, [n, length], -1 where none is."""
-        low, high = self._windows(number, self.ctx.seed)
+        found = self._windows(number, self.ctx.seed)
         turned = torch.from_numpy(
-            np.random.default_rng([self.ctx.seed, 9, number]).random(len(low)) < self.spec.reverse
+            np.random.default_rng([self.ctx.seed, 9, number]).random(len(found.low)) < self.spec.reverse
         )
-        for start in range(0, len(low), self.spec.batch_size):
-            part = slice(start, start + self.spec.batch_size)
-            device = self.network.delta.device
-            whole = self.histories.batch(low[part], high[part], device).reversed(turned[part].to(device))
-            yield inputs_and_targets(whole)
+        device = self.network.delta.device
+        for start in range(0, len(found.low), self.spec.batch_size):
+            chosen = slice(start, start + self.spec.batch_size)
+            part, backwards = found.take(chosen), turned[chosen].to(device)
+            whole = self.histories.batch(part.low, part.high, device)
+            inputs, targets = inputs_and_targets(whole.reversed(backwards))
+            if self.mix is not None:
+                # Like a gap, what is asked belongs to a step from one entry to the next, whichever way it is read.
+                asked = torch.from_numpy(self.mix.asked(part, whole.items.shape[1]).astype(np.int64)).to(device)
+                steps = replace(whole, gaps=asked).reversed(backwards).gaps
+                targets = targets.where(steps[:, 1:] > 0, -1)
+            yield inputs, targets
 
     def _loss(self, inputs: Sequences, targets: Tensor) -> Tensor:
         vectors = self.network.item_vectors()
