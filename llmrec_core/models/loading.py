@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from llmrec_core.errors import InputError, ModelError, SpecError
 from llmrec_core.models.checking import Kind, ModelFacts, check_model_folder, read_json_object
 from llmrec_core.models.compact import KEY, make_compact, plain_weights, read_note
+from llmrec_core.prompts.tokens import reads_by_parts
 
 Pooling = Literal["mean", "cls", "last"]
 Attention = Literal["auto", "eager", "sdpa"]
@@ -75,6 +77,18 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Ids of the special tokens before and behind every text; None where a text cannot be read in parts.
+
+        See ``prompts.tokens.reads_by_parts``.
+        """
+        if not reads_by_parts(json.loads(self.tokenizer.to_str())):
+            return None
+        framed = self.tokenizer.encode("a")
+        own = [place for place, special in enumerate(framed.special_tokens_mask) if not special]
+        return (tuple(framed.ids[: own[0]]), tuple(framed.ids[own[-1] + 1 :])) if own else None
 
     @property
     def default_pooling(self) -> Pooling:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmrec_core.contracts import Query
+from llmrec_core.prompts._drafts import Draft, Part
 from llmrec_core.prompts._items import Candidate, HistoryEntry
 from llmrec_core.prompts._operations import Fields
 
@@ -30,7 +31,7 @@ class Around:
 class Known:
     """What one query offers, prepared once for all its candidates."""
 
-    __slots__ = ("context", "costs", "entries", "extra", "least", "profile", "query")
+    __slots__ = ("context", "costs", "entries", "extra", "heads", "least", "profile", "query")
 
     def __init__(self, query: Query, entries: list[HistoryEntry], profile: Fields, context: Fields, extra: int) -> None:
         self.query = query
@@ -43,12 +44,14 @@ class Known:
         self.costs: list[int] = [0]
         #: The least that the newest, second-newest ... entry can take.
         self.least: list[int] = []
+        #: History entries -> what a template prints of them before it comes to the candidate.
+        self.heads: dict[int, Part] = {}
 
 
 class Job:
     """The search for one prompt: the newest ``fits`` entries fit (-1: not known), ``too_many`` do not."""
 
-    __slots__ = ("asked", "candidates", "fits", "known", "n_tokens", "pieces", "probe", "shown", "text", "too_many")
+    __slots__ = ("asked", "candidates", "draft", "fits", "known", "n_tokens", "probe", "shown", "too_many")
 
     def __init__(
         self, known: Known, shown: Sequence[int], asked: int | None, candidates: Sequence[Candidate], probe: int
@@ -61,8 +64,7 @@ class Job:
         self.fits = -1
         self.too_many = len(known.entries) + 1
         self.probe = probe
-        self.pieces: list[str] = []
-        self.text = ""
+        self.draft: Draft | None = None
         self.n_tokens = 0
 
     def learn(self, fits: bool, room: int) -> bool:

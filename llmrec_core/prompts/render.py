@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llmrec_core.contracts import TITLE, Query, RenderedPrompt, Span, SpanKind
+from llmrec_core.contracts import TITLE, Query, RenderedPrompt
 from llmrec_core.errors import InputError, SpecError, TemplateError
+from llmrec_core.prompts._drafts import Draft, Part, count
 from llmrec_core.prompts._items import (
     LETTERS,
     OTHER,
@@ -30,7 +31,7 @@ from llmrec_core.prompts._items import (
 from llmrec_core.prompts._operations import Fields
 from llmrec_core.prompts._search import Around, Job, Known
 from llmrec_core.prompts._text import Origin, Text
-from llmrec_core.prompts.sandbox import Program
+from llmrec_core.prompts.sandbox import Halves, Program
 from llmrec_core.prompts.templates import prompt_sandbox, template_source
 from llmrec_core.prompts.tokens import Counter
 from llmrec_core.specs import PromptSpec
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from llmrec_core.data import Dataset
 
 _MAX_CACHED = 100_000
+_MAX_TAILS = 20_000
 #: The candidate's title is never clipped below this many characters.
 _MIN_TITLE_CHARS = 8
 #: (kind, ref) -> most characters of that value.
@@ -87,7 +89,9 @@ class PromptRenderer:
         self.counter = counter
         self.source = template_source(spec) if source is None else source
         self._where = "template" if spec.source is not None else f"template {spec.template!r}"
-        self._program = _compiled(self.source, self._where)
+        self._program, self._halves = _compiled(self.source, self._where)
+        #: What the template prints from a candidate on, where it is the same whoever is asked.
+        self._tails: dict[Candidate, Part] = {}
         fields = spec.item_fields or tuple(f for f in dataset.category_fields if f in dataset.items.columns)
         _check_columns("item_fields", spec.item_fields, dataset.items.columns)
         _check_columns("profile_fields", spec.profile_fields, [c for c in dataset.users.columns if c != "user_id"])
@@ -162,13 +166,13 @@ class PromptRenderer:
             jobs.append(Job(prepared, shown, asked, candidates, self._estimate(prepared, shown)))
         searching = jobs
         while searching:
-            drawn = [self._draw(job.known, job.candidates, job.probe) for job in searching]
-            texts = ["".join(pieces).strip() for pieces in drawn]
+            drafts = [self._draft(job) for job in searching]
+            counts = count(drafts, self.counter, self._n_special)
             still = []
-            for job, pieces, text, n_tokens in zip(searching, drawn, texts, self.counter.count(texts), strict=True):
+            for job, draft, n_tokens in zip(searching, drafts, counts, strict=True):
                 fits = n_tokens <= budget
                 if fits:
-                    job.pieces, job.text, job.n_tokens = pieces, text, n_tokens
+                    job.draft, job.n_tokens = draft, n_tokens
                 if not job.learn(fits, budget - n_tokens):
                     still.append(job)
             searching = still
@@ -257,47 +261,69 @@ class PromptRenderer:
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
+    def _draft(self, job: Job) -> Draft:
+        """The prompt with as many entries as are tried, in halves where the template has them."""
+        return self._halved(job) or Draft(Part(self._draw(job.known, job.candidates, job.probe)))
+
+    def _halved(self, job: Job) -> Draft | None:
+        """None: the template must be drawn whole, be it to say what is wrong with it."""
+        if self._halves is None:
+            return None
+        begin, end = self._halves
+        known, n_history = job.known, job.probe
+        alone = end.reads <= {"candidate"} and len(job.shown) == 1
+        head, tail = known.heads.get(n_history), self._tails.get(job.candidates[0]) if alone else None
+        try:
+            if head is None:
+                pieces, spent = begin.drawn(self._variables(known, (), n_history, begin.reads))
+                head = known.heads[n_history] = Part(pieces, spent, last=False)
+            if tail is None:
+                pieces, spent = end.drawn(self._variables(known, job.candidates, n_history, end.reads))
+                tail = Part(pieces, spent, first=False)
+        except TemplateError:
+            return None
+        if alone:
+            if len(self._tails) >= _MAX_TAILS:
+                self._tails.clear()
+            self._tails[job.candidates[0]] = tail
+        limits = self._program.limits
+        within = head.spent + tail.spent <= limits.fuel and head.size + tail.size <= limits.max_text_chars
+        # Where one half is blank, what is stripped off the whole lies in the other.
+        return Draft(head, tail) if within and head.text and tail.text else None
+
     def _draw(self, known: Known, candidates: Sequence[Candidate], n_history: int) -> list[str]:
         """The output with the newest ``n_history`` entries."""
+        return self._program.pieces(self._variables(known, candidates, n_history, self._program.reads))
+
+    def _variables(
+        self, known: Known, candidates: Sequence[Candidate], n_history: int, reads: frozenset[str]
+    ) -> dict[str, Any]:
+        """``candidates``: empty for what reads none of them."""
         entries = known.entries[len(known.entries) - n_history :]
-        reads = self._program.reads
         variables: dict[str, Any] = {
             "history": entries,
             "profile": known.profile,
             "context": known.context,
-            "candidate": candidates[0],
-            "candidates": list(candidates),
             "n_history": len(known.query.history),
         }
+        if candidates:
+            variables |= {"candidate": candidates[0], "candidates": list(candidates)}
         if "liked" in reads:
             variables["liked"] = [entry for entry in entries if entry.liked]
         if "disliked" in reads:
             variables["disliked"] = [entry for entry in entries if entry.liked is False]
         if "neutral" in reads:
             variables["neutral"] = [entry for entry in entries if entry.liked is None]
-        return self._program.pieces(variables)
+        return variables
 
     def _finish(self, job: Job, clipped: Sequence[str] = ()) -> RenderedPrompt:
-        text, whole = job.text, "".join(job.pieces)
-        position = -(len(whole) - len(whole.lstrip()))
-        end = len(text)
-        spans = []
-        shown = set()
-        for piece in job.pieces:
-            if type(piece) is Text:
-                for a, b, (kind, ref) in piece.marks:
-                    if kind == OTHER:
-                        continue
-                    start, stop = max(0, a + position), min(b + position, end)
-                    if start < stop:
-                        spans.append(Span(start, stop, _KINDS[kind], ref))
-                        if kind == "candidate":
-                            shown.add(ref)
-            position += len(piece)
+        assert job.draft is not None
+        spans = job.draft.spans()
+        shown = {span.ref for span in spans if span.kind == "candidate"}
         items = [self._shelf.of_idx(idx) for n, idx in enumerate(job.shown) if job.asked in (None, n)]
         cut = [c for c in sorted(shown) if any(item.is_clipped(c) for item in items) and c not in clipped]
         dropped = len(job.known.entries) - job.fits
-        return RenderedPrompt(text, tuple(spans), job.n_tokens, dropped, (*clipped, *cut))
+        return RenderedPrompt(job.draft.text, spans, job.n_tokens, dropped, (*clipped, *cut))
 
     def _squeeze(self, job: Job) -> RenderedPrompt:
         """Too long even without history: clips the profile, then the candidate's longest fields, until it fits.
@@ -312,14 +338,14 @@ class PromptRenderer:
             profile, context = self._person(query, limits)
             columns = {ref: n for (kind, ref), n in limits.items() if kind == "candidate"}
             candidates = self._lettered(job.shown, job.asked, query.hidden_fields, columns)
-            job.pieces = self._draw(Known(query, [], profile, context, 0), candidates, 0)
-            job.text = "".join(job.pieces).strip()
-            job.n_tokens = self.counter.count([job.text])[0]
+            pieces = self._draw(Known(query, [], profile, context, 0), candidates, 0)
+            job.draft = Draft(Part(pieces))
+            job.n_tokens = self.counter.count([job.draft.text])[0]
             if job.n_tokens <= budget:
                 job.known = known
                 return self._finish(job, [ref if kind == "candidate" else f"{kind}.{ref}" for kind, ref in limits])
             shown: dict[Origin, str] = {}
-            for (kind, ref), stretch in _stretches(job.pieces):
+            for (kind, ref), stretch in _stretches(pieces):
                 # A limit holds for a column of all candidates alike, whoever is asked about.
                 origin = ("candidate" if kind == OTHER else kind, ref)
                 shown[origin] = max(shown.get(origin, ""), stretch, key=len)
@@ -395,18 +421,11 @@ class PromptRenderer:
         return {stretch for _, stretch in _stretches(drawn[3])}, self.counter.count(["".join(p).strip() for p in drawn])
 
 
-_KINDS: Mapping[str, SpanKind] = {
-    "history": "history",
-    "profile": "profile",
-    "context": "context",
-    "candidate": "candidate",
-}
-
-
 @lru_cache(maxsize=32)
-def _compiled(source: str, where: str) -> Program:
+def _compiled(source: str, where: str) -> tuple[Program, Halves | None]:
     """Compiling takes as long as a hundred prompts, and screens build renderers again and again."""
-    return prompt_sandbox().compile(source, where)
+    sandbox = prompt_sandbox()
+    return sandbox.compile(source, where), sandbox.compile_halves(source, ("candidate", "candidates"), where)
 
 
 def _stretches(pieces: Sequence[str]) -> Iterator[tuple[Origin, str]]:

@@ -7,9 +7,9 @@ charged to a meter, so that a render ends soon and stays small. Used for prompts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jinja2
 import jinja2.meta
@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from llmrec_core.errors import LLMRecError, TemplateError
 from llmrec_core.prompts import _filters as filters
 from llmrec_core.prompts import _operations as ops
+from llmrec_core.prompts._cutting import halves, walk
 from llmrec_core.prompts._meter import METER, UNMETERED, Refused
 from llmrec_core.prompts._text import Text, concat
 
@@ -58,6 +59,8 @@ _NODE_WORDS: Mapping[type[nodes.Node], str] = {
     nodes.Import: "imports",
     nodes.FromImport: "imports",
 }
+
+Result = TypeVar("Result")
 
 #: Names that Jinja gives a meaning of its own.
 _RESERVED_NAMES = frozenset({"self", "super", "caller", "varargs", "kwargs"})
@@ -171,7 +174,7 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
         return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        weight = 1 + sum(1 for part in (*node.body, node.test) if part is not None for _ in _walk(part))
+        weight = 1 + sum(1 for part in (*node.body, node.test) if part is not None for _ in walk(part))
         self.generic_visit(node)
         node.iter = self._wrap(node.iter, _LOOPED, nodes.Const(weight, lineno=node.lineno))
         return node
@@ -211,14 +214,6 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
         return node if node.ctx == "store" else self._wrap(node, _BUILT)
-
-
-def _walk(node: nodes.Node) -> Iterator[nodes.Node]:
-    pending = [node]
-    while pending:
-        found = pending.pop()
-        yield found
-        pending.extend(found.iter_child_nodes())
 
 
 class Sandbox:
@@ -267,6 +262,36 @@ class Sandbox:
         Raises:
             TemplateError: malformed, too large, names unknown variables, or uses what the sandbox does not offer.
         """
+        return self._guarded(where, lambda: self._program(self._tree(source, where), where))
+
+    def compile_halves(self, source: str, names: Collection[str], where: str = "template") -> Halves | None:
+        """The same template cut before the first part that reads any of ``names``.
+
+        What both halves print and spend, one behind the other, is what :meth:`compile` of the whole prints and spends.
+        None: there is nothing before that part, or a value set in one half is read in the other.
+
+        Raises:
+            TemplateError: as :meth:`compile`.
+        """
+
+        def work() -> Halves | None:
+            cut = halves(self._tree(source, where), names)
+            return None if cut is None else (self._program(cut[0], where), self._program(cut[1], where))
+
+        return self._guarded(where, work)
+
+    def _guarded(self, where: str, work: Callable[[], Result]) -> Result:
+        """``work`` under the meter, with its faults in words."""
+        self._start_meter()
+        try:
+            return work()
+        except _TEMPLATE_FAULTS as error:
+            raise _explained(error, where, getattr(error, "lineno", None)) from None
+        finally:
+            METER.fuel = UNMETERED
+
+    def _tree(self, source: str, where: str) -> nodes.Template:
+        """The syntax tree of a template that keeps the rules."""
         if len(source) > self.limits.max_source_chars:
             raise TemplateError(
                 f"the template has {len(source):,} characters; at most {self.limits.max_source_chars:,} are allowed.",
@@ -281,20 +306,18 @@ class Sandbox:
                 where=where,
                 fix="Remove it.",
             ) from None
-        self._start_meter()
-        try:
-            tree = self._env.parse(source)
-            self._check(tree)
-            reads = frozenset(jinja2.meta.find_undeclared_variables(tree)) - set(self._env.globals)
-            tree = _Rewriter().visit(tree)
-            tree.set_environment(self._env)
-            code = self._env.compile(tree)
-            template = jinja2.Template.from_code(self._env, code, self._env.globals)
-        except _TEMPLATE_FAULTS as error:
-            raise _explained(error, where, getattr(error, "lineno", None)) from None
-        finally:
-            METER.fuel = UNMETERED
-        return Program(self, template, where, reads)
+        tree = self._env.parse(source)
+        self._check(tree)
+        return tree
+
+    def _program(self, tree: nodes.Template, where: str) -> Program:
+        """A checked tree, compiled."""
+        tree.set_environment(self._env)
+        reads = frozenset(jinja2.meta.find_undeclared_variables(tree)) - set(self._env.globals)
+        tree = _Rewriter().visit(tree)
+        tree.set_environment(self._env)
+        code = self._env.compile(tree)
+        return Program(self, jinja2.Template.from_code(self._env, code, self._env.globals), where, reads)
 
     def _start_meter(self) -> None:
         METER.fuel = self.limits.fuel
@@ -322,7 +345,7 @@ class Sandbox:
             pending.extend((child, depth + 1, loops) for child in node.iter_child_nodes())
         if self.variables is not None:
             unknown = jinja2.meta.find_undeclared_variables(tree) - set(self.variables) - set(self._env.globals)
-            for node in _walk(tree):
+            for node in walk(tree):
                 if isinstance(node, nodes.Name) and node.name in unknown and node.ctx == "load":
                     raise _fault(
                         f"there is no variable {node.name[:60]!r}; known are {', '.join(self.variables)}", node
@@ -369,11 +392,23 @@ class Program:
         #: Names of the variables that the template reads.
         self.reads = reads
 
+    @property
+    def limits(self) -> Limits:
+        return self._sandbox.limits
+
     def pieces(self, variables: Mapping[str, Any]) -> list[str]:
         """The output in pieces; those of type :class:`Text` carry marks.
 
         Raises:
             TemplateError: a missing field, values that do not go together, or a limit.
+        """
+        return self.drawn(variables)[0]
+
+    def drawn(self, variables: Mapping[str, Any]) -> tuple[list[str], int]:
+        """:meth:`pieces`, and the fuel that they took.
+
+        Raises:
+            TemplateError: as :meth:`pieces`.
         """
         self._sandbox._start_meter()
         limit = self._sandbox.limits.max_text_chars
@@ -386,13 +421,13 @@ class Program:
                 total += len(piece)
                 if total > limit:
                     raise Refused(f"the text grew beyond {limit:,} characters")
+            return found, self.limits.fuel - METER.fuel
         except LLMRecError:
             raise
         except _TEMPLATE_FAULTS as error:
             raise _explained(error, self._where, self._line(error)) from None
         finally:
             METER.fuel = UNMETERED
-        return found
 
     def render(self, variables: Mapping[str, Any]) -> Text:
         """The output as one text.
@@ -411,6 +446,10 @@ class Program:
                 line = self._template.get_corresponding_lineno(trace.tb_lineno)
             trace = trace.tb_next
         return line
+
+
+#: A template's beginning and its end.
+Halves = tuple[Program, Program]
 
 
 def _fault(message: str, node: nodes.Node) -> jinja2.TemplateSyntaxError:

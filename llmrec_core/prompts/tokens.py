@@ -21,6 +21,9 @@ class Counter(Protocol):
 
     #: False when the counts stand in for a tokenizer that is not there.
     exact: bool
+    #: Whether the count of a text is the sum of its parts' counts where it is cut before a lone space (special tokens
+    #: counted once); see :func:`space_before`.
+    adds_up: bool
     #: Strings that the tokenizer reads as control tokens ("[SEP]"); user data must not hold them whole.
     special_tokens: tuple[str, ...]
 
@@ -47,7 +50,9 @@ class TokenCounter:
         added = tokenizer.get_added_tokens_decoder().values()
         self.special_tokens: tuple[str, ...] = tuple(sorted(token.content for token in added if token.special))
         self._n_special = tokenizer.num_special_tokens_to_add(False)
-        self._by_word = _splits_at_spaces(json.loads(tokenizer.to_str()))
+        settings = json.loads(tokenizer.to_str())
+        self._by_word = _splits_at_spaces(settings)
+        self.adds_up = reads_by_parts(settings)
         self._known: dict[str, int] = {"": 0}
 
     @classmethod
@@ -108,6 +113,40 @@ def _splits_at_spaces(settings: dict[str, Any]) -> bool:
     )
 
 
+def space_before(text: str, place: int) -> bool:
+    """Whether ``text`` can be cut before the space in front of ``place``: behind a letter or mark, not a blank."""
+    return place > 1 and text[place - 1] == " " and not text[place - 2].isspace()
+
+
+def reads_by_parts(settings: dict[str, Any]) -> bool:
+    """Whether a tokenizer reads a text as its parts one after another where it is cut as :func:`space_before` says.
+
+    True for those of which it is known: words of BERT and its kin, which end at blanks, and byte-level pairs whose
+    splitter puts a blank before a word, never behind one.
+
+    Args:
+        settings: of a ``tokenizer.json``.
+    """
+    model, normalizer, splitter = (settings.get(name) or {} for name in ("model", "normalizer", "pre_tokenizer"))
+    added = settings.get("added_tokens") or []
+    if any(token["rstrip"] or any(map(str.isspace, token["content"])) for token in added):
+        return False
+    steps = splitter.get("pretokenizers", []) if splitter.get("type") == "Sequence" else [splitter]
+    kinds = [step.get("type") for step in steps]
+    if model.get("type") in {"WordPiece", "WordLevel"}:
+        # What is split at blanks first stays apart, whatever further steps do to each word.
+        at_blanks = kinds[:1] and kinds[0] in {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+        return bool(at_blanks) and normalizer.get("type") in {None, "BertNormalizer", "Lowercase"}
+    return (
+        model.get("type") == "BPE"
+        and not model.get("dropout")
+        and not normalizer
+        and kinds[-1:] == ["ByteLevel"]
+        and set(kinds[:-1]) <= {"Digits"}
+        and steps[-1].get("use_regex") is True
+    )
+
+
 class WhitespaceCounter:
     """Stands in while no model is on disk: a token for every word, mark and ideograph, and two special ones.
 
@@ -115,6 +154,7 @@ class WhitespaceCounter:
     """
 
     exact = False
+    adds_up = True
     special_tokens: tuple[str, ...] = ()
     _TOKEN = re.compile(
         r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_\u3040-\u9fff\uac00-\ud7af]+|[^\s]"

@@ -10,7 +10,7 @@ fine-tuning gets used to. Models that cannot take such a mask read each prompt a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from llmrec_core.contracts import IntArray, RenderedPrompt
 from llmrec_core.errors import InputError
 from llmrec_core.models.loading import Backbone
+from llmrec_core.prompts.tokens import space_before
 
 #: Segment of head tokens and of padding; tails of a row count from 1.
 HEAD, PADDING = 0, -1
@@ -74,7 +75,7 @@ class TokenisedPrompts:
 def tokenise(backbone: Backbone, prompts: Sequence[RenderedPrompt], *, shared: bool) -> TokenisedPrompts:
     """Token ids of ``prompts``; with ``shared`` cut where the candidate begins, else with empty heads.
 
-    The whole text is tokenised before it is cut, so head + tail are always the tokens of the prompt as it stands.
+    Head + tail are always the tokens of the prompt as it stands.
 
     Raises:
         InputError: a prompt is empty or longer than the model can read.
@@ -82,24 +83,75 @@ def tokenise(backbone: Backbone, prompts: Sequence[RenderedPrompt], *, shared: b
     distinct: dict[tuple[str, int], int] = {}
     keys = [(prompt.text, _candidate_start(prompt) if shared else 0) for prompt in prompts]
     which = np.fromiter((distinct.setdefault(key, len(distinct)) for key in keys), np.int64, len(keys))
-    encode = backbone.tokenizer.encode_batch if shared else backbone.tokenizer.encode_batch_fast
-    encodings = encode([text for text, _ in distinct])
     heads: dict[tuple[int, ...], int] = {}
     tails: dict[tuple[int, ...], int] = {}
     head_of = np.empty(len(distinct), np.int64)
     tail_of = np.empty(len(distinct), np.int64)
-    for number, ((_, cut), encoding) in enumerate(zip(distinct, encodings, strict=True)):
-        ids = tuple(encoding.ids)
-        if not 1 <= len(ids) <= backbone.max_tokens:
+    for number, (head, tail) in enumerate(_halves(backbone, list(distinct))):
+        n_tokens = len(head) + len(tail)
+        if not 1 <= n_tokens <= backbone.max_tokens:
             raise InputError(
-                f"a prompt has {len(ids)} tokens; the model reads 1 to {backbone.max_tokens}.",
+                f"a prompt has {n_tokens} tokens; the model reads 1 to {backbone.max_tokens}.",
                 where="prompt.max_tokens",
                 fix="Lower prompt.max_tokens, or let the template print something for every user.",
             )
-        at = head_length(encoding.offsets, cut) if cut else 0
-        head_of[number] = heads.setdefault(ids[:at], len(heads))
-        tail_of[number] = tails.setdefault(ids[at:], len(tails))
+        head_of[number] = heads.setdefault(head, len(heads))
+        tail_of[number] = tails.setdefault(tail, len(tails))
     return TokenisedPrompts(Ragged.of(list(heads)), Ragged.of(list(tails)), head_of[which], tail_of[which])
+
+
+#: Token ids of a head and of a tail.
+_Ids = tuple[int, ...]
+
+
+def _halves(backbone: Backbone, prompts: Sequence[tuple[str, int]]) -> list[tuple[_Ids, _Ids]]:
+    """The tokens of each (text, place of the cut) before the cut and from there on.
+
+    Where the tokenizer reads a text as its parts (see ``prompts.tokens.reads_by_parts``), every head and every tail is
+    read once, however many prompts it stands in; else every prompt is read whole. The ids are the same.
+    """
+    around = backbone.around
+    places = [cut if around is not None and space_before(text, cut) else 0 for text, cut in prompts]
+    parted = [(text, cut) for (text, _), cut in zip(prompts, places, strict=True) if cut]
+    begin, end = around or ((), ())
+    # The space goes with the tail, as in the whole: there it is a part of the word behind it, or is dropped.
+    heads = _heads(backbone, {text[: cut - 1] for text, cut in parted}, begin)
+    tails = _tails(backbone, {text[cut - 1 :] for text, cut in parted}, end)
+    whole = [number for number, cut in enumerate(places) if not cut or not tails[prompts[number][0][cut - 1 :]][0]]
+    found = dict(zip(whole, _read_whole(backbone, [prompts[number] for number in whole]), strict=True))
+    for number, ((text, _), cut) in enumerate(zip(prompts, places, strict=True)):
+        if number not in found:
+            head, (tail, n_before) = heads[text[: cut - 1]], tails[text[cut - 1 :]]
+            # A space that is a token of its own ends before the cut.
+            found[number] = (head + tail[:n_before], tail[n_before:]) if n_before else (head, tail)
+    return [found[number] for number in range(len(prompts))]
+
+
+def _heads(backbone: Backbone, texts: Collection[str], begin: _Ids) -> dict[str, _Ids]:
+    listed = list(texts)
+    encodings = backbone.tokenizer.encode_batch_fast(listed, add_special_tokens=False)
+    return {text: (*begin, *encoding.ids) for text, encoding in zip(listed, encodings, strict=True)}
+
+
+def _tails(backbone: Backbone, texts: Collection[str], end: _Ids) -> dict[str, tuple[_Ids, int]]:
+    """Tokens of texts whose first character stands before the cut, and how many of them do."""
+    listed = list(texts)
+    found = {}
+    for text, encoding in zip(listed, backbone.tokenizer.encode_batch(listed, add_special_tokens=False), strict=True):
+        ids = (*encoding.ids, *end)
+        found[text] = (ids, head_length([*encoding.offsets, *((0, 0) for _ in end)], 1))
+    return found
+
+
+def _read_whole(backbone: Backbone, prompts: Sequence[tuple[str, int]]) -> list[tuple[_Ids, _Ids]]:
+    shared = any(cut for _, cut in prompts)
+    encode = backbone.tokenizer.encode_batch if shared else backbone.tokenizer.encode_batch_fast
+    found = []
+    for (_, cut), encoding in zip(prompts, encode([text for text, _ in prompts]), strict=True):
+        ids = tuple(encoding.ids)
+        at = head_length(encoding.offsets, cut) if cut else 0
+        found.append((ids[:at], ids[at:]))
+    return found
 
 
 def _candidate_start(prompt: RenderedPrompt) -> int:

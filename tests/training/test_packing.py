@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompts.test_tokens import byte_pairs, word_pieces
 from tiny_models import write_tiny_bert, write_tiny_llama
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from llmrec_core.contracts import RenderedPrompt, Span
 from llmrec_core.errors import InputError
 from llmrec_core.models.heads import TaskHeads
-from llmrec_core.models.loading import load_backbone
+from llmrec_core.models.loading import Backbone, load_backbone
 from llmrec_core.training.network import PromptNetwork, can_share
 from llmrec_core.training.packing import (
     HEAD,
@@ -225,3 +230,73 @@ def test_who_can_share(bert, llama):
 def test_a_prompt_too_long_is_refused(bert):
     with pytest.raises(InputError, match="tokens"):
         tokenise(bert, [_prompt("star " * 600, "film")], shared=True)
+
+
+# ---- heads and tails read once each ----------------------------------------------------------------------------------
+
+LETTERS = st.text(alphabet="abcj雨é\u0301 .-()5\t\n\u00a0\u200b\u3000\x00", max_size=8)
+SEAMS = st.sampled_from([" ", "", "  ", "\n", ": ", " \t ", "[MASK] ", " [MASK]"])
+
+
+def _tokenizer(kind: str) -> Tokenizer:
+    tokenizer = byte_pairs() if kind.startswith("bytes") else word_pieces()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    mask = AddedToken("[MASK]", special=True, lstrip=kind == "pieces", rstrip=kind == "bytes, greedy mask")
+    tokenizer.add_special_tokens([mask])
+    if kind == "bytes, digits":
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        tokenizer.post_processor = processors.RobertaProcessing(("b", 65), ("a", 64), add_prefix_space=True)
+    return tokenizer
+
+
+def _reader(kind: str) -> Backbone:
+    facts = SimpleNamespace(max_tokens=500)
+    return Backbone(model=None, tokenizer=_tokenizer(kind), facts=facts, pad_id=0, attention="eager")
+
+
+READERS = {kind: _reader(kind) for kind in ("pieces", "bytes", "bytes, digits", "bytes, greedy mask")}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(READERS)),
+    parts=st.lists(st.tuples(LETTERS, SEAMS, LETTERS, LETTERS), min_size=1, max_size=4),
+)
+def test_heads_and_tails_read_apart_are_those_of_whole_prompts(kind, parts):
+    reader = READERS[kind]
+    assert (reader.around is None) == (kind == "bytes, greedy mask"), "it would take the space of the tail"
+    # Every head with every tail, so that each is read once for many prompts.
+    prompts = [
+        RenderedPrompt(text, (Span(len(text) - len(tail), len(text), "candidate", "title"),) if tail else (), 0)
+        for head, seam, _, _ in parts
+        for _, _, title, end in parts
+        for tail in [f"{title}{end}"]
+        for text in [f"a{head}{seam}{tail}"]
+    ]
+    found = tokenise(reader, prompts, shared=True)
+    whole = replace(reader)
+    whole.around = None
+    expected = tokenise(whole, prompts, shared=True)
+    for name in ("heads", "tails"):
+        assert getattr(found, name).flat.tolist() == getattr(expected, name).flat.tolist()
+        assert getattr(found, name).starts.tolist() == getattr(expected, name).starts.tolist()
+    assert found.head_of.tolist() == expected.head_of.tolist()
+    assert found.tail_of.tolist() == expected.tail_of.tolist()
+
+
+def test_what_stands_in_many_prompts_is_read_once(bert):
+    read = []
+    listed = Tokenizer.encode_batch
+
+    class Listening:
+        def __getattr__(self, name):
+            return getattr(bert.tokenizer, name)
+
+        def encode_batch(self, texts, **given):
+            read.extend(texts)
+            return listed(bert.tokenizer, texts, **given)
+
+    tokenise(replace(bert, tokenizer=Listening()), PROMPTS, shared=True)
+    assert sorted(read) == sorted({f" {prompt.text[prompt.spans[0].start :]}" for prompt in PROMPTS})
