@@ -16,6 +16,8 @@ from llmrec_core.errors import SpecError
 
 #: Tokens in one scoring batch (or one head with one tail, if that is longer), by kind of device.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
+#: What a training may keep of frozen layers: a share of the memory that is free when it begins, and never more bytes.
+KEPT_SHARE, KEPT_BYTES = 0.25, 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,15 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return int(psutil.Process().memory_info().rss)
+
+
+def keepable_memory(device: torch.device) -> int:
+    """Bytes that states of frozen layers may take now: of the device's own memory, or of the machine's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    return min(int(KEPT_SHARE * free), KEPT_BYTES)
 
 
 def usable_cpus() -> int:

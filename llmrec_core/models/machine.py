@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from llmrec_core.models.device import BATCH_TOKENS, MatmulPeaks, resolve_device, resolve_precision
+from llmrec_core.models.device import (
+    BATCH_TOKENS,
+    MatmulPeaks,
+    keepable_memory,
+    resolve_device,
+    resolve_precision,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ TOKENS = 96
 
 @dataclass(frozen=True)
 class Choices:
-    """What "auto" comes to on a device; ``precision`` of products, ``batch_tokens`` scored at once."""
+    """What "auto" comes to on a device; ``precision`` of products, ``batch_tokens`` scored at once, what becomes of the
+    ``frozen_layers`` where only top layers are trained."""
 
     device: str
     attention: str
@@ -44,6 +51,7 @@ class Choices:
     weights: str
     padding: str
     batch_tokens: int
+    frozen_layers: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,6 +105,7 @@ def choices(name: str = "auto") -> Choices:
         weights=weights,
         padding="training: rows of like length, a history and its candidates in one; scoring: none",
         batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),
+        frozen_layers=f"read once where prompts come again, {keepable_memory(device) / 1e6:,.0f} MB kept at most",
     )
 
 

@@ -219,12 +219,16 @@ def _tune_top_layers(model: PreTrainedModel, n_top_layers: int) -> None:
     model.requires_grad_(False)
     for layer in layers[-n_top_layers:]:
         layer.requires_grad_(True)
-    for name in ("norm", "ln_f", "final_norm", "final_layer_norm", "final_layernorm"):
-        # Behind the last layer; "embeddings.LayerNorm" and the like stand before it and have other names.
-        for path in (name, f"decoder.{name}"):
-            module = _submodule(model, path)
-            if module is not None:
-                module.requires_grad_(True)
+    for norm in norms_behind(model):
+        norm.requires_grad_(True)
+
+
+def norms_behind(model: PreTrainedModel) -> list[nn.Module]:
+    """The norm behind the last layer, where there is one."""
+    # "embeddings.LayerNorm" and the like stand before the first layer and have other names.
+    names = ("norm", "ln_f", "final_norm", "final_layer_norm", "final_layernorm")
+    found = (_submodule(model, path) for name in names for path in (name, f"decoder.{name}"))
+    return [module for module in found if module is not None]
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -85,9 +85,8 @@ class BatchPlan(TorchDataset[Batch]):
 
     def collate(self, lists: IntArray) -> Batch:
         """These lists as one batch."""
-        spans = [np.arange(self._starts[i], self._starts[i + 1], dtype=np.int64) for i in lists]
-        prompts = np.concatenate(spans)
-        list_of = np.repeat(np.arange(len(lists), dtype=np.int64), [len(span) for span in spans])
+        prompts = self._spread(lists)
+        list_of = np.repeat(np.arange(len(lists), dtype=np.int64), self._starts[lists + 1] - self._starts[lists])
         packed = self._pack(prompts)
         chosen = torch.from_numpy(prompts)
         labels = Labels(
@@ -97,6 +96,13 @@ class BatchPlan(TorchDataset[Batch]):
             {task: values[chosen] for task, values in self._offsets.items()},
         )
         return Batch(lists, packed, labels, len(prompts), packed.n_tokens)
+
+    def prompts_of(self, lists: IntArray) -> IntArray:
+        """Numbers in ``tokens`` of what a batch of these lists reads, in the order of ``Packed.row``."""
+        return self._spread(lists)
+
+    def _spread(self, lists: IntArray) -> IntArray:
+        return np.concatenate([np.arange(self._starts[i], self._starts[i + 1], dtype=np.int64) for i in lists])
 
     def _lengths(self) -> IntArray:
         """Tokens of each list, [n_lists]."""

@@ -63,6 +63,9 @@ class ListBatchPlan(BatchPlan):
 
     tokens: ListPrompts
 
+    def prompts_of(self, lists: IntArray) -> IntArray:
+        return np.unique(self.tokens.prompt_of[super().prompts_of(lists)])
+
     def _lengths(self) -> IntArray:
         return self.tokens.n_tokens
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from llmrec_core.models.loading import Backbone
 from llmrec_core.training import scoring
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pooling_weights
 from llmrec_core.training.packing import tree_mask as tree_mask_of
+
+if TYPE_CHECKING:
+    from llmrec_core.training.frozen import KeptStates
 
 Pooling = Literal["mean", "cls", "last", "mask"]
 
@@ -61,6 +64,8 @@ class PromptNetwork(nn.Module):
         self.shared = shared
         self.autocast = autocast
         self.causal = backbone.kind == "decoder"
+        #: Of prompts that are scored again and again while the network is trained; see ``training.frozen``.
+        self.kept: KeptStates | None = None
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ its own, so every architecture that takes one runs with the code it came with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ def predict(network: PromptNetwork, tokens: TokenisedPrompts, tasks: tuple[str, 
     The network must be in evaluation mode. Scores do not depend on which prompts share a batch, but for rounding.
     """
     out: Predictions = {}
-    read = _flat_batches if reads_trees(network.backbone) else _padded_batches
+    read = _read_batches if reads_trees(network.backbone) else _padded_batches
     for members, vectors in read(network, tokens):
         scores = network.heads(vectors)
         for task in tasks:
@@ -276,17 +276,40 @@ def _attending_by_blocks(encoder: Any) -> Iterator[None]:
         encoder.set_attn_implementation(before)
 
 
-def _flat_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
-    """Prompts of a batch and what the heads read of each, float32 [n, hidden_size]."""
-    budget = BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
+def n_flat_tokens(network: PromptNetwork, tokens: TokenisedPrompts) -> int:
+    """Tokens in all batches of :func:`flat_batches`."""
+    heads = tokens.heads.lengths
+    batches = plan_batches(tokens, _budget(network))
+    n_heads = sum(int(heads[tokens.head_of[group[0]]]) for groups in batches for group in groups)
+    return n_heads + int(tokens.tails.lengths[tokens.tail_of].sum())
+
+
+def _budget(network: PromptNetwork) -> int:
+    return BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
+
+
+def flat_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[FlatBatch]:
+    """All prompts, always in the same batches; until the last one is taken, attention goes by blocks."""
     with _attending_by_blocks(network.encoder):
-        for groups in plan_batches(tokens, budget):
-            batch = lay_out(tokens, groups, network)
-            with torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None):
-                hidden = network.encoder(
-                    input_ids=batch.input_ids, position_ids=batch.position_ids, blocks=batch.blocks
-                ).last_hidden_state[0]
-            yield batch.members, pooled(batch, hidden, network.pooling, network.mask_id)
+        for groups in plan_batches(tokens, _budget(network)):
+            yield lay_out(tokens, groups, network)
+
+
+def read_flat(network: PromptNetwork, batch: FlatBatch) -> Tensor:
+    """States of the tokens of a batch of :func:`flat_batches`, [n_tokens, hidden_size]."""
+    with torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None):
+        return network.encoder(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, blocks=batch.blocks
+        ).last_hidden_state[0]
+
+
+def _read_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
+    """Prompts of a batch and what the heads read of each, float32 [n, hidden_size]."""
+    kept = network.kept if network.kept is not None and network.kept.tokens is tokens else None
+    for number, batch in enumerate(flat_batches(network, tokens)):
+        with nullcontext() if kept is None else kept.batch(number):
+            hidden = read_flat(network, batch)
+        yield batch.members, pooled(batch, hidden, network.pooling, network.mask_id)
 
 
 def pooled(batch: FlatBatch, hidden: Tensor, how: str, mask_id: int = -1) -> Tensor:
@@ -313,11 +336,10 @@ def pooled(batch: FlatBatch, hidden: Tensor, how: str, mask_id: int = -1) -> Ten
 
 
 def _padded_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
-    """As :func:`_flat_batches`, each prompt in a row of its own, rows of similar length side by side."""
+    """As :func:`_read_batches`, each prompt in a row of its own, rows of similar length side by side."""
     prompts = np.arange(len(tokens), dtype=np.int64)
     rows = plan_rows(tokens, prompts, 1)
-    budget = BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
-    for chosen in _batches(row_lengths(tokens, prompts, rows), budget):
+    for chosen in _batches(row_lengths(tokens, prompts, rows), _budget(network)):
         batch_rows = [rows[i] for i in chosen]
         members = np.concatenate(batch_rows)
         yield members, network.vectors(_pack_members(tokens, members, batch_rows, network.backbone.pad_id))

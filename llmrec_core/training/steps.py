@@ -5,8 +5,8 @@ With every trick off this is one forward and one backward pass, and nothing else
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -18,17 +18,35 @@ from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import task_losses
 from llmrec_core.training.regularising import Adversary, disagreements
 
+#: Opened around the forward passes of a batch.
+Known = Callable[[Batch], AbstractContextManager[None]]
+
+
+def nothing_known(part: Batch) -> AbstractContextManager[None]:
+    """Everything is computed."""
+    return nullcontext()
+
 
 class BatchStep:
     """Computes batches, whole or in parts that add up to the whole.
+
+    Args:
+        known: opened around the forward passes of a part; inside, the network may know some of what it would compute.
 
     Attributes:
         losses: task -> loss of the batch so far, by itself, before weights; tasks without labels are missing.
         squares: task -> squared length of the loss's gradient at the vectors that heads read, where ``balance`` asks.
     """
 
-    def __init__(self, network: PromptNetwork, balance: Balance, spec: TrainingSpec) -> None:
+    def __init__(
+        self,
+        network: PromptNetwork,
+        balance: Balance,
+        spec: TrainingSpec,
+        known: Known = nothing_known,
+    ) -> None:
         self.network, self.balance, self.spec = network, balance, spec
+        self._known = known
         self.losses: dict[str, float] = {}
         self.squares: dict[str, float] = {}
         self._adversary: Adversary | None = None
@@ -64,13 +82,14 @@ class BatchStep:
         labels, tasks = part.labels.to(self.network.device), tuple(self.balance.weights())
         passes: list[dict[str, Tensor]] = []
         vectors: list[Tensor] = []
-        for _ in range(2 if self.spec.r_drop else 1):
-            if self.balance.needs_norms:
-                # Split where gradients are looked at; other networks than prompts' have outputs alone.
-                vectors.append(self.network.vectors(part.packed))
-                passes.append(self.network.heads(vectors[-1]))
-            else:
-                passes.append(self.network(part.packed))
+        with self._known(part):
+            for _ in range(2 if self.spec.r_drop else 1):
+                if self.balance.needs_norms:
+                    # Split where gradients are looked at; other networks than prompts' have outputs alone.
+                    vectors.append(self.network.vectors(part.packed))
+                    passes.append(self.network.heads(vectors[-1]))
+                else:
+                    passes.append(self.network(part.packed))
         found = [task_losses(outputs, labels, tasks, counts, self.spec.label_smoothing) for outputs in passes]
         if len(found) == 1:
             return found[0], vectors

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +32,11 @@ from llmrec_core.specs import LOWER_IS_BETTER, TrainingSpec
 from llmrec_core.training import checkpoints
 from llmrec_core.training.balancing import make_balance
 from llmrec_core.training.batches import Batch, BatchPlan
+from llmrec_core.training.clock import Clock
+from llmrec_core.training.frozen import keeping_states
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
-from llmrec_core.training.steps import BatchStep
+from llmrec_core.training.steps import BatchStep, Known
 from llmrec_core.training.validation import Validation
 
 #: A batch that does not fit the device's memory is cut in 2, 4 ... up to this many parts.
@@ -84,8 +85,13 @@ def train(
         ModelError: ``ctx.resume_from`` holds checkpoints of another training.
     """
     recomputed = recomputed_layers(network.encoder, spec.gradient_checkpointing)
-    with own_generators(ctx.seed, network.device), _quiet_transformers(), recomputed:
-        trainer = _Trainer(network, plan, validation, weights, spec, ctx)
+    with (
+        own_generators(ctx.seed, network.device),
+        _quiet_transformers(),
+        keeping_states(network, plan, validation, spec, ctx) as known,
+        recomputed,
+    ):
+        trainer = _Trainer(network, plan, validation, weights, spec, ctx, known)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
     return TrainingOutcome(
@@ -114,6 +120,7 @@ class _Trainer(HuggingFaceTrainer):
         weights: Mapping[str, float],
         spec: TrainingSpec,
         ctx: FitContext,
+        known: Known,
     ) -> None:
         self.spec, self.ctx, self.plan, self.validation = spec, ctx, plan, validation
         self.balance = make_balance(weights, spec)
@@ -134,8 +141,8 @@ class _Trainer(HuggingFaceTrainer):
         self._adam: MasterWeightAdamW = make_optimizer(network, spec)
         #: AdaLoRA's share in each step; made when the number of steps is known.
         self.ranks: RankSchedule | None = None
-        self._batch = BatchStep(network, self.balance, spec)
-        self._clock = _Clock()
+        self._batch = BatchStep(network, self.balance, spec, known)
+        self._clock = Clock()
         if network.device.type == "cuda":
             # accelerate places on the current CUDA device.
             torch.cuda.set_device(network.device)
@@ -432,44 +439,6 @@ class _Trainer(HuggingFaceTrainer):
 
     def _log(self, level: str, message: str) -> None:
         self.ctx.emit("log", level=level, message=message)
-
-
-@dataclass(frozen=True)
-class _Lap:
-    steps: int
-    samples_per_s: float
-    tokens_per_s: float
-    seconds_per_step: float
-
-
-class _Clock:
-    """Speed since the last event, and over all steps for the time that is left."""
-
-    def __init__(self) -> None:
-        self._started = self._lap_started = time.monotonic()
-        self._samples = self._tokens = self._steps = self._all_steps = 0
-
-    def count(self, batch: Batch) -> None:
-        self._samples += batch.n_prompts
-        self._tokens += batch.n_tokens
-
-    def due(self, interval_s: float) -> bool:
-        self._steps += 1
-        self._all_steps += 1
-        return time.monotonic() - self._lap_started >= interval_s
-
-    def lap(self) -> _Lap:
-        now = time.monotonic()
-        elapsed = max(1e-6, now - self._lap_started)
-        lap = _Lap(
-            self._steps,
-            self._samples / elapsed,
-            self._tokens / elapsed,
-            (now - self._started) / max(1, self._all_steps),
-        )
-        self._lap_started = now
-        self._samples = self._tokens = self._steps = 0
-        return lap
 
 
 def _only(batches: list[Batch]) -> dict[str, Batch]:

@@ -96,6 +96,11 @@ class Validation:
         return network.predict(self._tokens, tuple(self._weights))
 
     @property
+    def tokens(self) -> TokenisedPrompts:
+        """The prompts."""
+        return self._tokens
+
+    @property
     def task(self) -> str:
         """The task whose outputs :meth:`metric_of` takes."""
         return self._task
