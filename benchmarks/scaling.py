@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -31,12 +30,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks._machine import machine
 from llmrec_core.baselines import PopularityRecommender
 from llmrec_core.contracts import FitContext
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.evaluation import evaluate
 from llmrec_core.models.catalogue import fetch_model
-from llmrec_core.models.device import device_facts
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.prompts import PromptRenderer, TokenCounter
@@ -128,13 +127,7 @@ def main() -> None:
             "start_s": round(median[1 / 16] - mean / 16, 3),
             "deviation": {f"{size}x": round(cost / mean - 1, 3) for size, cost in a_user.items()},
         }
-    facts = device_facts("cpu")
-    result["machine"] = {
-        "processor": facts.name,
-        "threads": facts.n_threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    result["machine"] = machine()
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -37,11 +36,11 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
+from benchmarks._machine import machine
 from llmrec_core.contracts import FloatArray, RenderedPrompt
 from llmrec_core.data import DatasetStore, make_split
 from llmrec_core.evaluation.metrics import Hits
 from llmrec_core.models.catalogue import fetch_model
-from llmrec_core.models.device import device_facts
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import Backbone, load_backbone
 from llmrec_core.prompts import PromptRenderer, TokenCounter
@@ -298,20 +297,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.one_thread:
         torch.set_num_threads(1)
-    facts = device_facts("cpu")
     for part in given.parts:
         if part in ("decoder", "encoder"):
             workspace = Workspace.open(given.workspace)
             found = (decoder if part == "decoder" else encoder)(workspace, given.dataset)
         else:
             found = top_k() if part == "top-k" else metrics(given.ranx)
-        found["machine"] = {
-            "processor": facts.name,
-            "threads": facts.n_threads,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
+        found["machine"] = machine(numpy=np.__version__)
         known = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(known | {part: found}, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -30,10 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._machine import machine
 from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query
 from llmrec_core.data import DatasetStore, EvalSet, Split, make_split
 from llmrec_core.evaluation.metrics import Hits
-from llmrec_core.models.device import device_facts
 from llmrec_core.presets import preset_spec
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.specs import SequentialSpec
@@ -211,7 +210,6 @@ def main() -> None:
     assert isinstance(run.recommender, SequentialSpec)
     split = make_split(dataset, run.split)
     held_out = split.queries("valid")
-    facts = device_facts("cpu")
     settled = {
         "what": "seconds to RecTools' NDCG@10 after its last epoch, validation item, full ranking, one machine",
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "users": len(held_out)},
@@ -219,12 +217,7 @@ def main() -> None:
         "ours": run.recommender.model_dump(mode="json"),
         "rectools": {"epochs": EPOCHS, "width": WIDTH, "blocks": BLOCKS, "loss": "softmax"},
         "target": TARGET,
-        "machine": {
-            "processor": facts.name,
-            "threads": facts.n_threads,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
     }
     rounds: list[dict[str, Any]] = []
     if {key: known.get(key) for key in settled} == settled:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks._machine import machine
 from llmrec_core.contracts import FitContext, RenderedPrompt
 from llmrec_core.data import Dataset, DatasetStore, make_split
 from llmrec_core.evaluation.metrics import auc
@@ -372,13 +372,7 @@ def main() -> None:
             "ours": f"shared histories, {facts.precision}, batch {prompts.run.training.batch_size}, eager, "
             "frozen embeddings",
         },
-        "machine": {
-            "processor": facts.name,
-            "threads": facts.n_threads,
-            "precision": facts.precision_reason,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": machine(precision=True),
     }
     if given.only != "quality":
         result["speed"] = speed(prompts, given.windows)

@@ -5,32 +5,39 @@ of two steps go round all ways, so that other load on the machine meets each; ra
 Bytes are counted over the tensors themselves after a step. AUC is that of validation rows after one pass over the same
 training prompts with the same settings (``--part quality``; nothing is timed there).
 
+``--part frozen`` runs whole trainings of the top layers, with their validations, in turn with states of the frozen
+layers kept and without memory for them. The line below trains on fewer prompts than a run does, and watches fewer more
+often: as many validation prompts for each training prompt as the defaults ask for.
+
     python -m benchmarks.tuning_methods --workspace DIR --part speed
     python -m benchmarks.tuning_methods --workspace DIR --part quality [--methods full,lora]
+    python -m benchmarks.tuning_methods --workspace DIR --part frozen --samples 512 --held-out 51 --epochs 3
 
-Both write into ``benchmarks/results/tuning_methods.json`` and print the table of ``benchmarks/README.md``.
+All write into ``benchmarks/results/tuning_methods.json`` and print the table of ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from benchmarks._machine import machine
 from benchmarks.training_speed import Samples
 from llmrec_core.contracts import FitContext
 from llmrec_core.data import DatasetStore, make_split
 from llmrec_core.evaluation.metrics import auc
 from llmrec_core.models.catalogue import fetch_model
-from llmrec_core.models.device import device_facts, resolve_precision
+from llmrec_core.models.device import resolve_precision
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.tuning import apply_tuning, parameter_counts
@@ -38,6 +45,7 @@ from llmrec_core.models.tuning_adalora import rank_schedule
 from llmrec_core.presets import preset_spec
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.specs import RunSpec, TuningSpec
+from llmrec_core.training import frozen as frozen_module
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import weighted_loss
@@ -45,6 +53,7 @@ from llmrec_core.training.optimizer import make_optimizer
 from llmrec_core.training.packing import tokenise
 from llmrec_core.training.samples import training_lists, validation_lists
 from llmrec_core.training.trainer import train
+from llmrec_core.training.validation import Validation
 from llmrec_core.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "tuning_methods.json"
@@ -144,6 +153,50 @@ class Bench:
         return round(float(auc(self.held.labels, network.predict(self.held_tokens, ("click",))["click"])), 4)
 
 
+def frozen(bench: Bench, n_rounds: int, epochs: float, every: int) -> dict[str, Any]:
+    """Whole trainings of the top layers with kept states and without, and what both gave."""
+    changes = {"epochs": epochs, "validation_every": every, "early_stopping_patience": 0}
+    spec = bench.run.training.model_copy(update=changes)
+    pad_id = bench.network("top-layers").backbone.pad_id
+    plan = BatchPlan(bench.samples.lists, bench.tokens, spec, 0, pad_id)
+    validation = Validation("auc", bench.held.lists, bench.held_tokens, {"click": 1.0})
+    seconds: dict[str, list[float]] = {"kept": [], "computed again": []}
+    losses: dict[str, list[float]] = {}
+    measured: dict[str, list[dict[str, float]]] = {}
+    told: list[str] = []
+    for number in range(n_rounds):
+        for side in seconds if number % 2 else reversed(seconds):
+            network, found = bench.network("top-layers"), measured.setdefault(side, [])
+            found.clear()
+
+            def hear(kind: str, found: list[dict[str, float]] = found, **payload: Any) -> None:
+                if kind == "validation":
+                    found.append(payload["metrics"])
+                elif kind == "log":
+                    told.append(payload["message"])
+
+            nothing = patch.object(frozen_module, "keepable_memory", lambda _: 0)
+            with nullcontext() if side == "kept" else nothing:
+                started = time.perf_counter()
+                outcome = train(network, plan, validation, {"click": 1.0}, spec, FitContext(seed=0, emit=hear))
+                seconds[side].append(time.perf_counter() - started)
+            losses[side] = outcome.losses
+        print(f"round {number + 1}: " + ", ".join(f"{n} {s[-1]:.1f} s" for n, s in seconds.items()), flush=True)
+    ratios = [again / kept for kept, again in zip(seconds["kept"], seconds["computed again"], strict=True)]
+    apart = zip(losses["kept"], losses["computed again"], strict=True)
+    return {
+        "n_training_samples": len(bench.samples.prompts),
+        "n_validation_samples": len(bench.held.prompts),
+        "n_validations": len(measured["kept"]),
+        "seconds": {name: round(statistics.median(found), 2) for name, found in seconds.items()},
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_of_each_round": [round(ratio, 3) for ratio in ratios],
+        "largest_difference_of_losses": max(abs(one - other) for one, other in apart),
+        "last_validation": {name: found[-1] for name, found in measured.items()},
+        "log": sorted({line for line in told if "frozen" in line}),
+    }
+
+
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -167,33 +220,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workspace", required=True)
     parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--part", choices=["speed", "quality"], required=True)
+    parser.add_argument("--part", choices=["speed", "quality", "frozen"], required=True)
     parser.add_argument("--methods", default=",".join(WAYS))
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--held-out", type=int, default=2000)
     parser.add_argument("--windows", type=int, default=5)
+    parser.add_argument("--epochs", type=float, default=3.0, help="of --part frozen")
+    parser.add_argument("--every", type=int, default=5, help="steps between two validations of --part frozen")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     bench = Bench(Workspace.open(given.workspace), given.dataset, given.samples, given.held_out)
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"ways": {}}
-    facts = device_facts("cpu")
     result |= {
         "what": "one training step of each way of tuning, windows in turn; validation AUC after one pass",
         "model": "minilm",
         "dataset": given.dataset,
         "batch_size": bench.run.training.batch_size,
         "learning_rate": bench.run.training.learning_rate,
-        "machine": {
-            "processor": facts.name,
-            "threads": facts.n_threads,
-            "precision": facts.precision_reason,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": machine(precision=True),
     }
     if given.part == "speed":
         for way, found in bench.speed(given.windows).items():
             result["ways"].setdefault(way, {}).update(found)
+    elif given.part == "frozen":
+        found = frozen(bench, given.windows, given.epochs, given.every)
+        result.setdefault("frozen_layers", {})[f"{given.epochs:g} epochs"] = found
+        print(json.dumps(found, indent=2))
     else:
         result |= {"n_training_samples": len(bench.samples.prompts), "n_validation_samples": len(bench.held.prompts)}
         for way in given.methods.split(","):
