@@ -135,6 +135,7 @@ def _learn(
     network.requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=0.01)
     rng = np.random.default_rng([ctx.seed, 19])
+    which = torch.arange(split.dataset.n_items, device=device)
     ctx.emit("stage", stage="training")
     with own_generators(ctx.seed, device):
         for epoch in range(1, spec.epochs + 1):
@@ -143,8 +144,8 @@ def _learn(
             for rows in np.array_split(rng.permutation(len(queries)), max(1, len(queries) // _BATCH)):
                 texts = network.whitened(student._pooled)
                 batch = histories.batch(histories.starts[rows], histories.starts[rows + 1], device)
-                users = network.last(texts, batch)
-                vectors: Tensor = network.items(texts)[listed[rows]]
+                users = network.last(texts, batch, which)
+                vectors: Tensor = network.items(texts, which)[listed[rows]]
                 logits = torch.einsum("nd,ncd->nc", users, vectors) / spec.student.temperature
                 loss = -(wanted[rows] * functional.log_softmax(logits, -1)).sum(1).mean()
                 optimizer.zero_grad()

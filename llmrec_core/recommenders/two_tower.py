@@ -1,7 +1,7 @@
 """The two-tower family: users and items as vectors of one language model, and the nearest items to each user.
 
-It ranks the whole catalogue by one product of vectors: exactly, or through FAISS above a stated size. Items are their
-texts and nothing else, so those that nobody has met yet are ranked like any other. See ``training.two_tower_network``.
+It ranks the whole catalogue by one product of vectors: exactly, or through FAISS above a stated size. Items that nobody
+has met yet are their texts, and ranked among the others. See ``training.two_tower_network``.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class TwoTowerRecommender(Recommender):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.seed)
             whitening = Whitening.fit(seen[known] if len(known) > 1 else seen, self.spec.n_text)
-            network = TwoTowerNetwork(self.spec, whitening).to(backbone.device)
+            network = TwoTowerNetwork(self.spec, whitening, torch.from_numpy(self._counts > 0)).to(backbone.device)
         self._backbone, self._network = backbone, network
         value = watched(split, self.spec.validation_users, ctx)
         counts = parameter_counts(backbone.model)
@@ -235,9 +235,10 @@ class TwoTowerRecommender(Recommender):
         return rankings
 
     def item_vectors(self) -> FloatArray:
-        """Unit vectors, float32 [n_items, width]; zeros for items without text."""
+        """What items are compared by, float32 [n_items, width]; zeros for items of which nothing is known."""
         self._fitted()
-        return self._vectors() * self._has_text[:, None].astype(np.float32)
+        known = self._has_text | ((self._counts > 0) & (self.spec.id_bound > 0))
+        return self._vectors() * known[:, None].astype(np.float32)
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """Vectors of items that are not in the catalogue, by their texts (see ``item_texts``), float32 [n, width]."""
@@ -249,7 +250,11 @@ class TwoTowerRecommender(Recommender):
     def _vectors(self) -> FloatArray:
         _, network = self._fitted()
         with torch.no_grad():
-            return np.asarray(network.items(network.whitened(self._pooled)).cpu().numpy(), np.float32)
+            found = network.items(network.whitened(self._pooled), self._all())
+            return np.asarray(found.cpu().numpy(), np.float32)
+
+    def _all(self) -> torch.Tensor:
+        return torch.arange(len(self._counts), device=self._pooled.device)
 
     @torch.no_grad()
     def _users(self, queries: Sequence[Query]) -> FloatArray:
@@ -265,7 +270,8 @@ class TwoTowerRecommender(Recommender):
             texts = network.whitened(self._pooled)
             histories = query_histories(queries, self._item_index, self.spec.max_history, self._scale)
             batch = histories.batch(histories.starts[:-1], histories.starts[1:], backbone.device)
-        return np.asarray(network.last(texts, batch).cpu().numpy(), np.float32)
+        which = None if self.spec.user == "prompt" else self._all()
+        return np.asarray(network.last(texts, batch, which).cpu().numpy(), np.float32)
 
     def _read(self, prompts: Sequence[str]) -> torch.Tensor:
         backbone, _ = self._fitted()
@@ -310,13 +316,15 @@ class TwoTowerRecommender(Recommender):
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> TwoTowerRecommender:
         head = check_head(folder, cls.family, dataset.item_ids)
         try:
-            loaded = cls(TwoTowerSpec.model_validate(head.get("spec")), PromptSpec.model_validate(head.get("prompt")))
+            # Towers saved before there were id deltas have none.
+            spec = TwoTowerSpec.model_validate({"id_bound": 0.0, **head["spec"]})
+            loaded = cls(spec, PromptSpec.model_validate(head.get("prompt")))
             tensors = load_file(folder / _WEIGHTS)
             towers = {n.removeprefix("towers."): t for n, t in tensors.items() if n.startswith("towers.")}
             whitening = Whitening(towers["mean"].numpy(), towers["components"].numpy())
-            network = TwoTowerNetwork(loaded.spec, whitening)
-            network.load_state_dict(towers)
             pooled, counts = tensors["pooled"], tensors["counts"].numpy()
+            network = TwoTowerNetwork(loaded.spec, whitening, torch.from_numpy(counts > 0))
+            network.load_state_dict(towers)
             loaded._has_text, loaded._asked = tensors["has_text"].numpy(), tensors["asked"].numpy()
             scale = head.get("rating_scale")
             loaded._know(dataset, counts, None if scale is None else (float(scale[0]), float(scale[1])))

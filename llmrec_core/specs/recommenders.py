@@ -278,23 +278,36 @@ class TwoTowerSpec(Spec):
     facts: int = Field(0, ge=0, le=1000, description="facts of the knowledge graph read of each item, at most")
     n_text: int = Field(256, ge=1, le=4096, description="whitened dimensions kept of the text vectors")
     width: int = Field(128, ge=8, le=2048, multiple_of=8, description="size of the vectors of users and items")
-    n_layers: int = Field(1, ge=1, le=24, description="transformer layers over the history")
-    n_heads: int = Field(2, ge=1, le=64, description="attention heads; width must be a multiple")
+    n_layers: int = Field(2, ge=1, le=24, description="transformer layers over the history")
+    n_heads: int = Field(4, ge=1, le=64, description="attention heads; width must be a multiple")
     max_history: int = Field(50, ge=1, le=1000, description="most recent history items that are read")
+    id_bound: float = Field(
+        1.0, ge=0, description="longest id delta beside a text, whose length is 1; 0: items are their text alone"
+    )
+    reverse: float = Field(
+        0.5, ge=0, le=1, description="share of training histories read backwards: what came before says much as well"
+    )
+    average: float = Field(
+        0.995,
+        ge=0,
+        lt=1,
+        description="the weights kept are a running mean, which forgets 1 - this a step; 0: the last. Not while the "
+        "language model is trained",
+    )
     max_prompts: int = Field(2000, ge=16, description="training prompts drawn by seed, where prompts stand for users")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout over the history")
     temperature: float = Field(0.1, gt=0, le=10, description="cosines are divided by it before the softmax")
     n_negatives: int = Field(
-        512, ge=1, description="items drawn uniformly a step, beside the other targets of the batch (logQ-corrected)"
+        2048, ge=1, description="items drawn uniformly a step, beside the other targets of the batch (logQ-corrected)"
     )
-    epochs: int = Field(12, ge=1, le=1000, description="most passes while the language model stays as it came (fast)")
+    epochs: int = Field(40, ge=1, le=1000, description="most passes while the language model stays as it came (fast)")
     tuning: TuningSpec = Field(
         default_factory=lambda: TuningSpec(), description="which of its weights are trained then"
     )
     tuning_steps: int = Field(0, ge=0, description="steps after that, with the language model; 0: it stays as it came")
     tuning_texts: int = Field(128, ge=1, description="texts that such a step reads anew; the others as last read")
     tuning_rate: float = Field(1e-5, gt=0, lt=1, description="peak learning rate of the language model")
-    patience: int = Field(4, ge=0, description="validations without gain before stopping; 0: never stop")
+    patience: int = Field(8, ge=0, description="validations without gain before stopping; 0: never stop")
     batch_size: int = Field(32, ge=1, description="histories (or prompts) a step")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak learning rate of the towers")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW weight decay")

@@ -144,6 +144,7 @@ class _Loop(RoundLoop):
             measure=measure,
             metric=metric,
             fingerprint=fingerprint,
+            average=spec.average,
         )
         self.encoder_parameters = {id(p) for p in encoder.parameters()}
 
@@ -153,9 +154,10 @@ class _Loop(RoundLoop):
         tuned = number >= self.spec.epochs
         if number == self.spec.epochs:
             self.without_gain = 0
-            if self.best:
+            if self.best or self.mean:
                 # The towers go on from their best epoch, not from their last.
-                self.put(self.best)
+                self.put(self.best or self.mean)
+            self._without_mean()
         torch.manual_seed(self.ctx.seed * 100_003 + number)
         self.rng = np.random.default_rng([self.ctx.seed, 9, number])
         self.network.drop.seed([self.ctx.seed, 11, number])
@@ -173,6 +175,10 @@ class _Loop(RoundLoop):
         if tuned:
             self.table.refresh()
         return stopped
+
+    def _without_mean(self) -> None:
+        # The table is read by the model as it is: a mean of its weights would rank by texts that it has not read.
+        self.average, self.mean = 0.0, {}
 
     def _run_dry(self, done: int) -> int | None:
         return self.spec.epochs if self.tuned_steps and done < self.spec.epochs else None
@@ -208,9 +214,11 @@ class _Loop(RoundLoop):
                 yield Sequences(rows, none, none, none == 0), wanted
             return
         low, high = windows(self.examples.starts, self.spec.max_history, rng)
+        turned = torch.from_numpy(rng.random(len(low)) < self.spec.reverse).to(self.device)
         for start in range(0, len(low), size):
             part = slice(start, start + size)
-            yield inputs_and_targets(self.examples.batch(low[part], high[part], self.device))
+            whole = self.examples.batch(low[part], high[part], self.device)
+            yield inputs_and_targets(whole.reversed(turned[part]))
 
     def _loss(self, inputs: Sequences, targets: Tensor, tuned: bool) -> Tensor:
         wanted = targets[targets >= 0]
@@ -220,8 +228,10 @@ class _Loop(RoundLoop):
         whitened = self.network.whitened(self._pooled(used, tuned))
         # Padding may point anywhere: its state is never looked at.
         place = torch.searchsorted(used, inputs.items.contiguous()).clamp_max(len(used) - 1)
-        states = self.network.users(whitened, Sequences(place, inputs.ratings, inputs.gaps, inputs.mask))[targets >= 0]
-        logits = states @ self.network.items(whitened[torch.searchsorted(used, candidates)]).T
+        placed = Sequences(place, inputs.ratings, inputs.gaps, inputs.mask)
+        known = None if isinstance(self.examples, PromptExamples) else used
+        states = self.network.users(whitened, placed, known)[targets >= 0]
+        logits = states @ self.network.items(whitened[torch.searchsorted(used, candidates)], candidates).T
         own = torch.searchsorted(candidates, wanted)
         log_share = self._log_inclusion(candidates.cpu().numpy(), len(wanted)).to(logits)
         lowered = logits - log_share
@@ -253,4 +263,5 @@ class _Loop(RoundLoop):
         if number > self.spec.epochs:
             # The table is not saved: every round of tuning ends with one that was read with the weights as they are.
             self.table.refresh()
+            self._without_mean()
         return number

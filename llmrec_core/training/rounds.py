@@ -73,6 +73,7 @@ class RoundLoop(ABC):
         self.best_value: float | None = None
         self.without_gain = 0
         self.step = 0
+        self._trained = {name: p for name, p in parts.named_parameters() if p.requires_grad}
         self.average = average
         #: Running mean of the weights; empty where the last ones are kept.
         self.mean = self._copy() if average else {}
@@ -123,7 +124,7 @@ class RoundLoop(ABC):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Name -> parameter that is trained."""
-        return {name: p for name, p in self.parts.named_parameters() if p.requires_grad}
+        return self._trained
 
     @torch.no_grad()
     def put(self, weights: dict[str, Tensor]) -> None:

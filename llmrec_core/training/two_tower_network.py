@@ -1,10 +1,11 @@
-"""Two towers over one language model: what a user is looking for, and what an item is, as vectors on one sphere.
+"""Two towers over one language model: what a user is looking for, and what an item is, as vectors of one space.
 
-An item is its text: the pooled output of the language model, whitened, mapped to ``width`` dimensions and scaled to
-length 1. There is nothing of it besides its text, so an item that nobody has met is embedded like any other. A user is
-either the history, read by a small causal transformer over the same whitened texts (with ratings, time gaps and a
-learnt decay by distance), or a prompt, read by the language model and mapped like an item. The score is the cosine over
-a temperature.
+An item is its text (the pooled output of the language model, whitened, mapped to ``width`` dimensions and scaled to
+length 1) and, where training knows the item, a bounded id delta: what its raters say and its text does not. So an item
+that nobody has met is its text, and lies among the others. A user is either the history, read by a small causal
+transformer over the same items (with ratings, time gaps and a learnt decay by distance), or a prompt, read by the
+language model and mapped like a text. The score is the product of the user's direction and the item, over a
+temperature.
 """
 
 from __future__ import annotations
@@ -24,18 +25,23 @@ class TwoTowerNetwork(nn.Module):
 
     Args:
         whitening: of pooled item texts; fixed.
+        trained: items with training rows, bool [n_items]; only they have an id delta.
     """
 
     mean: Tensor
     components: Tensor
+    trained: Tensor
 
-    def __init__(self, spec: TwoTowerSpec, whitening: Whitening) -> None:
+    def __init__(self, spec: TwoTowerSpec, whitening: Whitening, trained: Tensor) -> None:
         super().__init__()
         self.spec = spec
         width, n_text = spec.width, whitening.components.shape[1]
         self.drop = Dropout(spec.dropout)
         self.register_buffer("mean", torch.from_numpy(whitening.mean))
         self.register_buffer("components", torch.from_numpy(whitening.components))
+        # Known from the counts that are saved anyway.
+        self.register_buffer("trained", trained, persistent=False)
+        self.delta = nn.Parameter(torch.randn(len(trained), width) * 0.02) if spec.id_bound else None
         #: What an item is when it is looked for, and when it is remembered: what follows a film is not what is like it.
         self.offered = nn.Linear(n_text, width, bias=False)
         nn.init.normal_(self.offered.weight, std=1.0 / math.sqrt(n_text))
@@ -58,21 +64,32 @@ class TwoTowerNetwork(nn.Module):
         """[n, hidden_size] -> [n, n_text]."""
         return (pooled.float() - self.mean) @ self.components
 
-    def items(self, whitened: Tensor) -> Tensor:
-        """Unit vectors, [n, n_text] -> [n, width]."""
-        return nn.functional.normalize(self.offered(whitened), dim=-1)
+    def items(self, whitened: Tensor, which: Tensor | None = None) -> Tensor:
+        """[n, n_text] -> [n, width]; ``which``: the item of each text, [n], None for texts without an item."""
+        found = nn.functional.normalize(self.offered(whitened), dim=-1)
+        return found if which is None or self.delta is None else found + self._bounded(self.delta, which)
 
-    def users(self, whitened: Tensor, batch: Sequences) -> Tensor:
+    def _bounded(self, delta: Tensor, which: Tensor) -> Tensor:
+        """Id deltas of some items, none longer than the bound, [n, width]."""
+        chosen = delta[which]
+        length = chosen.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        return chosen * (self.spec.id_bound / length).clamp_max(1.0) * self.trained[which][:, None]
+
+    def users(self, whitened: Tensor, batch: Sequences, which: Tensor | None = None) -> Tensor:
         """What is looked for after each position, [n, length, width], so long that its product with an item is a logit.
 
         Args:
             whitened: texts of history items, or of prompts, [n_texts, n_text].
             batch: ``items`` are rows of ``whitened``; of prompts there is one a row.
+            which: the item of each text, [n_texts]; None: prompts.
         """
         if self.spec.user == "prompt":
             return self._logit_scale() * self.items(whitened)[batch.items]
-        remembered = self.remembered(whitened)[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
-        states = self.drop(self.norm_in(remembered), self.training)
+        remembered = self.remembered(whitened)
+        if which is not None and self.delta is not None:
+            remembered = remembered + self._bounded(self.delta, which)
+        states = remembered[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
+        states = self.drop(self.norm_in(states), self.training)
         length = batch.items.shape[1]
         place = torch.arange(length, device=states.device)
         back = place[:, None] - place[None, :]
@@ -82,10 +99,10 @@ class TwoTowerNetwork(nn.Module):
             states = layer(states, mask)
         return self._logit_scale() * nn.functional.normalize(self.wanted(self.norm_out(states)), dim=-1)
 
-    def last(self, whitened: Tensor, batch: Sequences) -> Tensor:
+    def last(self, whitened: Tensor, batch: Sequences, which: Tensor | None = None) -> Tensor:
         """:meth:`users` after each whole row, [n, width]; zeros after an empty one."""
         lengths = batch.mask.sum(dim=1)
-        found = self.users(whitened, batch)
+        found = self.users(whitened, batch, which)
         rows = torch.arange(len(found), device=found.device)
         return found[rows, (lengths - 1).clamp_min(0)] * (lengths > 0)[:, None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from llmrec_core.recommenders._histories import training_histories
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.recommenders.vector_search import similar_items
+from llmrec_core.saved import HEAD_FILE
 from llmrec_core.specs import PromptSpec, SplitSpec, TuningSpec, TwoTowerSpec
 from llmrec_core.training.contrastive import TextTable, _Loop
 from llmrec_core.training.two_tower_network import TwoTowerNetwork
@@ -26,7 +28,8 @@ from llmrec_core.training.two_tower_network import TwoTowerNetwork
 WORDS = ["red", "blue", "green", "dark", "light", "war", "love", "law", "life", "death", "house", "city"]
 N = len(WORDS)
 SMALL = {"n_text": 12, "width": 16, "max_history": 8, "dropout": 0.0, "learning_rate": 1e-2, "n_negatives": 16,
-         "tuning_steps": 0, "patience": 0, "epochs": 6}  # fmt: skip
+         "tuning_steps": 0, "patience": 0, "epochs": 6, "n_layers": 1, "n_heads": 2,
+         "id_bound": 0.0, "reverse": 0.0, "average": 0.0}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,57 @@ def test_cold_items_are_their_texts(models):
     assert similar_items(model, first, 1).items.tolist() == [twin]
 
 
+def test_what_texts_do_not_say_is_learnt_by_ids_within_a_bound(models, tmp_path):
+    split = chain()
+    dataset = split.dataset
+    alike = pd.DataFrame({"item_id": dataset.item_ids, "title": ["red"] * len(dataset.item_ids)})
+    frame = dataset.interactions[["user_id", "item_id", "rating", "timestamp"]]
+    mute = make_split(Dataset.from_frames("mute", frame, alike), SplitSpec())
+    assert np.ptp(fitted(mute, models).item_vectors(), axis=0).max() < 1e-5, "texts cannot tell one from another"
+    model = fitted(mute, models, epochs=20, id_bound=0.1)
+    assert hit_rate(model, mute) > 0.9
+    vectors = model.item_vectors()
+    twin = mute.dataset.item_idx("twin")
+    # Nobody met the twin, so it is the text that all of them share; the others lie around it.
+    away = np.linalg.norm(vectors - vectors[twin], axis=1)
+    assert away.max() == pytest.approx(0.1, abs=1e-5)
+    np.testing.assert_allclose(model.embed(["red"])[0], vectors[twin], atol=1e-5)
+    model.save(tmp_path)
+    loaded = TwoTowerRecommender.load(tmp_path, mute.dataset, FitContext(workspace_models=models, device="cpu"))
+    np.testing.assert_array_equal(loaded.item_vectors(), vectors)
+
+
+def test_towers_saved_before_there_were_ids_still_load(models, tmp_path):
+    split = chain(n_users=10)
+    model = fitted(split, models, epochs=1)
+    model.save(tmp_path)
+    head = json.loads((tmp_path / HEAD_FILE).read_text())
+    for name in ("id_bound", "reverse", "average"):
+        del head["spec"][name]
+    (tmp_path / HEAD_FILE).write_text(json.dumps(head))
+    loaded = TwoTowerRecommender.load(tmp_path, split.dataset, FitContext(workspace_models=models, device="cpu"))
+    np.testing.assert_array_equal(loaded.item_vectors(), model.item_vectors())
+
+
+def test_histories_read_backwards_teach_what_came_before(models):
+    split = chain()
+    asked, both = [Query("new", (HistoryItem("i05", 1.0, 0.0),))], np.array([4, 6])
+    ((before, after),) = fitted(split, models, epochs=12, reverse=1.0).score(asked, both)
+    assert before > after + 1.0
+    ((before, after),) = fitted(split, models, epochs=12).score(asked, both)
+    assert after > before + 1.0
+
+
+def test_the_mean_of_the_weights_is_kept_until_the_model_is_trained(models, monkeypatch):
+    monkeypatch.setattr("llmrec_core.recommenders.two_tower.watched", lambda *_: None)
+    split = chain(n_users=10)
+    last, mean = (fitted(split, models, epochs=2, average=average) for average in (0.0, 0.9))
+    assert np.abs(last.item_vectors() - mean.item_vectors()).max() > 1e-3
+    tuned = fitted(split, models, epochs=2, average=0.9, tuning_steps=4, tuning_texts=5, tuning_rate=1e-2)
+    # What was kept is what the texts were last read with.
+    np.testing.assert_allclose(tuned.embed(item_texts(split.dataset)), tuned._vectors(), atol=1e-5)
+
+
 def test_only_what_the_history_says_counts(models):
     model = fitted(chain(), models)
     past = tuple(HistoryItem(f"i{n:02d}", 3.0, 3600.0 * n) for n in range(4))
@@ -125,7 +179,8 @@ def loop(split: Split, models: Path, **fields: object) -> _Loop:
     table.refresh()
     spec = TwoTowerSpec(**{"model": str(models / "tiny"), **SMALL, **fields})
     torch.manual_seed(0)
-    network = TwoTowerNetwork(spec, Whitening.fit(table.pooled[:N].numpy(), 12))
+    known = torch.from_numpy(np.asarray(split.train_item_counts) > 0)
+    network = TwoTowerNetwork(spec, Whitening.fit(table.pooled[:N].numpy(), 12), known)
     offered = split.offered("train")
     made = _Loop(network, table, training_histories(split), offered, spec, FitContext(), None, "ndcg@10", "")
     made.rng = np.random.default_rng(0)
@@ -199,11 +254,12 @@ class Stops(Exception):
     pass
 
 
-@pytest.mark.parametrize("rounds", [2, 4])
+@pytest.mark.parametrize("rounds", [2, 3, 4])
 def test_resume_equals_uninterrupted_training(models, tmp_path, rounds, monkeypatch):
     """Cut short in the first phase, and in the tuning of the language model."""
     monkeypatch.setattr("llmrec_core.training.contrastive._TUNED_ROUND", 3)
     fields = {"epochs": 3, "tuning_steps": 7, "tuning_texts": 3, "dropout": 0.2, "batch_size": 32}
+    fields |= {"id_bound": 1.0, "reverse": 0.5, "average": 0.9}
     split = chain(n_users=12)
     whole = fitted(split, models, **fields)
     seen = []
