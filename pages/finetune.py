@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shlex
 from typing import Any, get_args
 
 import pandas as pd
@@ -18,12 +17,14 @@ from llmrec_core.specs import (
     TUNING_METHODS,
     BlendSpec,
     CrossEncoderSpec,
+    DatasetRef,
     GenerativeSpec,
     MemberSpec,
     PipelineSpec,
     PromptSpec,
     RunSpec,
 )
+from llmrec_core.specs.continuing import SEQUENTIAL_SHAPE
 from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import (
     empty_state,
@@ -36,6 +37,7 @@ from pages._studio.base import (
     show_error,
     workspace,
 )
+from pages._studio.commands import command, flat, preset_on
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
 from pages._studio.pickers import load_dataset
 from pages._studio.policies import policy_choice
@@ -112,7 +114,11 @@ def start_point() -> RunSpec | None:
         raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train", "compression": None}
         raw["dataset"] = {"name": dataset, "version": None}
         if newer:
-            raw["dataset"]["version"] = load_dataset(dataset).version
+            newest = DatasetRef(name=dataset, version=load_dataset(dataset).version)
+            if newest == run.spec.dataset:
+                _nothing_newer(newest)
+                return None
+            raw["dataset"] = newest.model_dump(mode="json")
             raw |= {"continue_from": cloned, "continual": {}, "name": ""}
         elif second:
             data = run.spec.dataset.model_dump(mode="json")
@@ -130,17 +136,16 @@ def start_point() -> RunSpec | None:
     preset = PRESETS[name]
     unit = "minute" if preset.minutes == 1 else "minutes"
     st.caption(f"{preset.when} Needs: {preset.needs}. Up to {preset.minutes:g} {unit} on two processor cores.")
-    return _preset_on(name, dataset)
+    return preset_on(name, dataset)
 
 
-@st.cache_data(max_entries=32, show_spinner="Looking at the data …")
-def _suited(root: str, name: str, version: int, preset: str) -> RunSpec:
-    return preset_spec(preset, load_dataset(name, version))
-
-
-def _preset_on(preset: str, dataset: str) -> RunSpec:
-    """The preset as this dataset needs it."""
-    return _suited(str(workspace().root), dataset, load_dataset(dataset).version, preset)
+def _nothing_newer(data: DatasetRef) -> None:
+    st.warning(
+        f"The run was trained on version {data.version} of {plain(data.name)}, and there is no newer one. Import "
+        "the data with what came since under the same name: that makes a new version, and the training goes on there.",
+        icon=":material/update_disabled:",
+    )
+    st.page_link("pages/data.py", label="Import newer data", icon=":material/table_chart:")
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -248,8 +253,13 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
     if isinstance(spec.recommender, BlendSpec):
         changes |= blend_members(spec.recommender, key)
         fields.pop("recommender.weights", None)
+    if spec.continual is not None:
+        # The weights that are taken over have this shape.
+        for name in SEQUENTIAL_SHAPE:
+            fields.pop(f"recommender.{name}", None)
     own = {f"recommender.{name}": title for name, title in _FAMILY_TITLES.items()}
     in_rows(fields, own | _RUN_TITLES, key, changes)
+    replay_choice(fields, key, changes)
     return changes | {"objectives": [o.model_dump(mode="json") for o in spec.objectives]}
 
 
@@ -317,18 +327,24 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
         for name in OF_TRAINING:
             fields.pop(f"training.{name}", None)
     in_rows(fields, _NUMBERS, key, changes)
-    if "continual.replay" in fields:
-        field(fields, "continual.replay", key, "Share of old interactions", changes)
-        st.caption(
-            "What came since the first run is mixed with what it learned, so that this is not forgotten: .2 to .5 "
-            "is usual; 0 shows what forgetting costs."
-        )
+    replay_choice(fields, key, changes)
     if len(chosen) > 1:
         field(fields, "training.balance", key, "How the weights are found", changes)
     changes |= behaviour_choice(spec, key, fields)
     if method != "none":
         changes |= trick_choice(spec, key, fields)
     return changes | {"objectives": chosen}
+
+
+def replay_choice(fields: dict[str, FormField], key: str, changes: dict[str, Any]) -> None:
+    """How much of the old is mixed in, where a training goes on with newer data."""
+    if "continual.replay" not in fields:
+        return
+    field(fields, "continual.replay", key, "Share of old interactions", changes)
+    st.caption(
+        "What came since the first run is mixed with what it learned, so that this is not forgotten: .2 to .5 "
+        "is usual; 0 shows what forgetting costs."
+    )
 
 
 def behaviour_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
@@ -366,29 +382,6 @@ def expert(fields: dict[str, FormField], key: str) -> dict[str, Any]:
                     with columns[place % 3]:
                         changes[member.path] = edit_field(member, f"{key}-{member.path}")
     return changes
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted paths; lists stay whole."""
-    if not isinstance(value, dict):
-        return {path: value}
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{path}.{name}" if path else name)
-    return found
-
-
-def command(spec: RunSpec) -> str:
-    """The command line that does the same; only fields that differ from the preset are named."""
-    if spec.preset not in PRESETS:
-        return "llmrec train run.yaml"
-    start = flat(_preset_on(spec.preset, spec.dataset.name).model_dump(mode="json"))
-    parts = ["llmrec", "train", "--preset", spec.preset, "--dataset", spec.dataset.name]
-    for path, value in flat(spec.model_dump(mode="json")).items():
-        if start.get(path) != value:
-            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-            parts += ["--set", f"{path}={text.removesuffix('...' + chr(10)).strip()}"]
-    return shlex.join(parts)
 
 
 def new_run() -> None:

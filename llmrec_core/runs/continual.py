@@ -28,7 +28,7 @@ class Continuation:
         n_old = int(np.isin(train, self.cut.trained).sum())
         return (
             f"Goes on from run {self.first.run_id}: {len(train) - n_old:,} interactions to learn from are new, "
-            f"{n_old:,} are those it was trained on; {replay:.0%} of the prompts are of these."
+            f"{n_old:,} are those it was trained on; {replay:.0%} of what is learned from are of these."
         )
 
 

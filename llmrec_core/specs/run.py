@@ -22,10 +22,11 @@ from llmrec_core.specs.recommenders import (
     PipelineSpec,
     PopularitySpec,
     RecommenderSpec,
+    SequentialSpec,
 )
 from llmrec_core.specs.split import SplitSpec
 from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec
-from llmrec_core.specs.tricks import AUGMENTING
+from llmrec_core.specs.tricks import AUGMENTING, TRICKS
 
 #: Names of policies and methods, which stand in the paths of their faults.
 _TAGS = frozenset(POLICIES) | frozenset(COMPRESSIONS)
@@ -137,6 +138,9 @@ class RunSpec(Spec):
 def _check_tricks(recommender: RecommenderSpec, training: TrainingSpec) -> None:
     ranker = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
     if not isinstance(ranker, CrossEncoderSpec | ListwiseSpec | GenerativeSpec):
+        for name in TRICKS:
+            if getattr(training, name):
+                raise ValueError(f"training.{name}: {_without_prompts(ranker)}")
         return
     tuning = ranker.tuning
     drops = training.dropout > 0 or (tuning.method in ("lora", "adalora") and tuning.lora_dropout > 0)
@@ -148,6 +152,17 @@ def _check_tricks(recommender: RecommenderSpec, training: TrainingSpec) -> None:
         for name in (*AUGMENTING, "label_smoothing"):
             if getattr(training, name):
                 raise ValueError(f"training.{name}: a generative recommender has none; leave it out")
+
+
+def _without_prompts(recommender: RecommenderSpec) -> str:
+    """Why what makes training prompts harder means nothing to a family that reads none, and what does so there."""
+    reason = f"it changes training prompts, and a {recommender.family} recommender reads none"
+    if not isinstance(recommender, SequentialSpec):
+        return f"{reason}; leave it out"
+    return (
+        f"{reason}; its histories are varied by recommender.reverse and recommender.dropout, its labels softened by "
+        "recommender.label_smoothing"
+    )
 
 
 def _check_listwise(ranker: ListwiseSpec, tasks: list[str], training: TrainingSpec) -> None:

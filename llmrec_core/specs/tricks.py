@@ -8,6 +8,8 @@ from llmrec_core.specs.base import Spec
 
 #: Fields that change the histories or wordings of training prompts.
 AUGMENTING = ("crop_history", "mask_history", "reorder_history", "paraphrases")
+#: Every field that switches something on.
+TRICKS = ("adversarial_epsilon", "r_drop", "label_smoothing", *AUGMENTING)
 
 
 class TrickFields(Spec):

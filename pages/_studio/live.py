@@ -14,7 +14,7 @@ from llmrec_core.errors import LLMRecError
 from llmrec_core.evaluation.report import metric_title
 from llmrec_core.figures import training_figure
 from llmrec_core.runs import Run, RunStore, supervisor_for
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec, RunSpec
+from llmrec_core.specs import goes_on, has_second_stage
 from llmrec_core.workspace import Workspace
 from pages._studio.base import (
     FIGURE_TOOLS,
@@ -257,15 +257,10 @@ def _numbers(events: Sequence[Mapping[str, Any]], metric: str | None) -> None:
     columns[4].metric("Memory", size(last.get("memory_bytes")))
 
 
-def has_second_stage(spec: RunSpec) -> bool:
-    """Whether a training could start from the weights of such a run."""
-    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
-    return spec.kind == "train" and isinstance(ranker, CrossEncoderSpec)
-
-
 def _controls(run: Run) -> None:
     """Buttons that fit the state; each does its work and redraws the screen."""
     run_id, state, store = run.run_id, run.status.state, run_store()
+    trained = state == "done" and run.spec.kind == "train"
     with st.container(horizontal=True):
         if state == "running" and st.button(
             "Stop and keep",
@@ -287,8 +282,8 @@ def _controls(run: Run) -> None:
             st.session_state.pop("continual", None)
             st.rerun()
         if (
-            state == "done"
-            and has_second_stage(run.spec)
+            trained
+            and has_second_stage(run.spec.recommender)
             and run.spec.continual is None
             and st.button(
                 "Second stage",
@@ -302,8 +297,8 @@ def _controls(run: Run) -> None:
             st.session_state.pop("continual", None)
             st.rerun()
         if (
-            state == "done"
-            and has_second_stage(run.spec)
+            trained
+            and goes_on(run.spec.recommender)
             and st.button(
                 "Continue with new data",
                 key="run_continue",
@@ -314,6 +309,8 @@ def _controls(run: Run) -> None:
         ):
             st.session_state["clone_of"] = run_id
             st.session_state["second_stage"] = st.session_state["continual"] = run_id
+            # What came since is most likely a newer version of the same data, whatever was looked at last.
+            st.query_params["dataset"] = run.spec.dataset.name
             st.rerun()
         if state not in LIVE:
             with st.popover("Delete", icon=":material/delete:"):

@@ -61,6 +61,17 @@ def test_a_fault_of_no_single_field_stands_without_a_path():
     assert caught.value.what.startswith("continue_from: a blend recommender has no second stage")
 
 
+@pytest.mark.parametrize(("name", "value"), [("crop_history", 0.2), ("paraphrases", ["text"]), ("r_drop", 1.0)])
+def test_what_changes_prompts_is_refused_where_none_are_read(name, value):
+    raw = {**MINIMAL, "recommender": {"family": "sequential"}, "training": {name: value}}
+    with pytest.raises(SpecError, match=rf"training\.{name}: it changes training prompts, .*recommender\.reverse"):
+        parse_run_spec(raw)
+    with pytest.raises(SpecError, match="a ease recommender reads none; leave it out"):
+        parse_run_spec({**raw, "recommender": {"family": "ease"}})
+    pipeline = {"family": "pipeline", "retriever": {"family": "sequential"}}
+    parse_run_spec({**raw, "recommender": pipeline, "training": {name: value, "dropout": 0.1}})
+
+
 def test_all_faults_are_named_at_once():
     with pytest.raises(SpecError) as caught:
         parse_run_spec({"dataset": {"name": "d"}, "seed": -1, "nonsense": 1})

@@ -147,7 +147,7 @@ def test_the_report_says_what_was_asked(shop, results):
     assert old["n_unknown_targets"] == 0
     events = shop.done["replay0.5"].events
     assert found["sentence"] in events.messages
-    assert "50% of the prompts are of these" in events.messages
+    assert "50% of what is learned from are of these" in events.messages
     assert "heads taken over: click" in events.messages
 
 
@@ -249,3 +249,60 @@ def test_what_cannot_be_gone_on_with_is_refused(shop, lab: Lab):
     went_on = SimpleNamespace(run_id="second", status=done, spec=spec)
     with pytest.raises(InputError, match="went on from an older one"):
         lab.store._check_second_stage(spec.model_copy(update={"continual": None}), went_on)
+
+
+def _histories(shop: _Workshop, version: int, **fields: Any) -> RunSpec:
+    """A run that learns from histories alone: no language model, and nothing that reads prompts."""
+    tiny = {"model": None, "width": 16, "n_heads": 2, "max_history": 8, "epochs": 3}
+    raw = {
+        "recommender": {"family": "sequential", **tiny},
+        "evaluation": {"ks": [5], "primary_metric": "ndcg@5", "n_bootstrap": 100, "click_negatives": 0},
+    }
+    return shop.spec(version, **{**raw, **fields})
+
+
+def test_a_run_over_histories_goes_on_and_tells_old_from_new(shop):
+    first = shop.run("histories", _histories(shop, 1))
+    spec = _histories(shop, 2, continue_from="histories", continual={"replay": 0.3})
+    found = shop.run("histories-later", spec)["continual"]
+    assert (found["first_run"], found["replay"]) == ("histories", 0.3)
+    old, new = (found["parts"][name]["metrics"]["ndcg@5"] for name in ("old", "new"))
+    assert old["before"]["mean"] == pytest.approx(first["metrics"]["ndcg@5"]["mean"])
+    assert new["before"]["mean"] == 0, "the first model has never heard of these items"
+    assert new["difference"]["ci_low"] > 0
+    messages = shop.done["histories-later"].events.messages
+    assert "30% of what is learned from are of these" in messages
+
+
+def test_what_has_no_weights_to_go_on_from_is_refused_when_it_is_submitted(lab: Lab, shop):
+    base = {"dataset": {"name": "films", "version": 2}, "continue_from": "first"}
+
+    def spec(recommender: dict[str, Any], **fields: Any) -> RunSpec:
+        return parse_run_spec({**base, "recommender": recommender, **fields})
+
+    sequential = {"family": "sequential", "width": 16, "n_heads": 2}
+    with pytest.raises(SpecError, match="no second stage, a cross-encoder has; it goes on with newer data"):
+        spec(sequential)
+    with pytest.raises(SpecError, match="a ease recommender has no weights to go on from"):
+        spec({"family": "ease"}, continual={})
+    with pytest.raises(SpecError, match="a blend recommender has no weights to go on from"):
+        spec({"family": "blend"}, continual={})
+    lists = {"family": "pipeline", "retriever": sequential, "ranker": {"family": "listwise", "model": "x"}}
+    with pytest.raises(SpecError, match="a listwise recommender has no weights to go on from"):
+        spec(lists, continual={}, objectives=[{"task": "rank"}])
+    later = spec(sequential, continual={})
+
+    def first(recommender: dict[str, Any]) -> Any:
+        raw = {"dataset": {"name": "films", "version": 1}, "recommender": recommender}
+        return SimpleNamespace(run_id="first", status=SimpleNamespace(state="done"), spec=parse_run_spec(raw))
+
+    lab.store._check_second_stage(later, first({**sequential, "dropout": 0.1}))
+    with pytest.raises(InputError, match="its recommender has another width, n_heads"):
+        lab.store._check_second_stage(later, first({"family": "sequential", "width": 32, "n_heads": 4}))
+    with pytest.raises(InputError, match="it is a ease recommender, this is a sequential one"):
+        lab.store._check_second_stage(later, first({"family": "ease"}))
+    blend = {"family": "blend", "members": [{"family": "ease"}, sequential]}
+    turned = {"family": "blend", "members": [sequential, {"family": "ease"}]}
+    lab.store._check_second_stage(spec(blend, continual={}), first(blend))
+    with pytest.raises(InputError, match="no sequential member stands in the same place"):
+        lab.store._check_second_stage(spec(blend, continual={}), first(turned))
