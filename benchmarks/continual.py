@@ -1,30 +1,44 @@
-"""Going on with newer data: what MiniLM forgets of MovieLens-100K without replay, and with it.
+"""Going on with newer data: what is forgotten of MovieLens-100K without replay, and with it.
 
-    python benchmarks/continual.py --workspace WORKSPACE [--replay 0 0.3] [--samples 1200] [--users 60]
+    python -m benchmarks.continual --workspace WORKSPACE [--replay 0 0.3] [--samples 1200] [--users 60]
+    python -m benchmarks.continual --workspace WORKSPACE --family sequential [--replay 0 0.3] [--epochs 30]
 
 WORKSPACE holds the dataset ml-100k and the model minilm. Two versions of a dataset of its own are made there: the first
-80 % of the ratings by time, and all of them. A first run learns from version 1; then one run for each share of replay
-goes on with version 2. Old questions are the test rows of the first run, new ones those of version 2 (each the last
-10 % by time); both models answer the same ones. Results go to ``benchmarks/results/continual.json``.
+80 % of the ratings by time, and all of them. A first model learns from version 1; then one for each share of replay
+goes on with version 2. Old questions are the test rows of the first one, new ones those of version 2; all models answer
+the same ones.
+
+cross-encoder: runs as a person would start them, each version's last 10 % by time held out for the test and as many
+before for validation; results go to ``benchmarks/results/continual.json``.
+
+sequential: 5 % and 5 %, so that half of what came since is there to learn from; beside them a model that begins anew
+with all that the others were shown, under the same settings. CPU seconds are those of the fit, reading texts and
+validating included. Results go to ``benchmarks/results/continual_sequential.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmrec_core.data import Dataset, DatasetStore
+from benchmarks._machine import machine
+from llmrec_core.contracts import Continued, FitContext
+from llmrec_core.data import Dataset, DatasetStore, Split, continue_split, make_split
+from llmrec_core.evaluation.continual import CarriedRecommender, compare_parts
+from llmrec_core.presets import preset_spec
+from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.runs import RunStore, run_foreground
-from llmrec_core.specs import parse_run_spec
+from llmrec_core.specs import EvaluationSpec, SequentialSpec, SplitSpec, parse_run_spec
 from llmrec_core.workspace import Workspace
 
-OUT = Path(__file__).parent / "results" / "continual.json"
+RESULTS = Path(__file__).parent / "results"
 NAME = "ml-100k-by-time"
 
 
@@ -80,17 +94,7 @@ def run(workspace: Workspace, spec: Any) -> tuple[str, dict[str, Any], float]:
     return run_id, store.result(run_id), time.monotonic() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workspace", required=True)
-    parser.add_argument("--replay", type=float, nargs="+", default=[0.0, 0.3])
-    parser.add_argument("--samples", type=int, default=1200)
-    parser.add_argument("--users", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    workspace = Workspace.open(asked.workspace)
-    if not DatasetStore(workspace).versions(NAME):
-        make_versions(workspace)
+def cross_encoder(workspace: Workspace, asked: argparse.Namespace) -> None:
     sizes = (asked.samples, asked.users, asked.seed)
     first, found, seconds = run(workspace, spec_of(1, *sizes))
     document: dict[str, Any] = {
@@ -98,7 +102,7 @@ def main() -> None:
         "samples": asked.samples,
         "users": asked.users,
         "seed": asked.seed,
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "machine": machine(),
         "first": {"seconds": round(seconds, 1), "metrics": found["metrics"]},
         "continued": [],
     }
@@ -108,8 +112,77 @@ def main() -> None:
         report = found["continual"]
         del report["first_run"]
         document["continued"].append({"replay": replay, "seconds": round(seconds, 1), **report})
-        OUT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write("continual.json", document)
         print(f"replay {replay:g}: {report['sentence']}", flush=True)
+
+
+def sequential(workspace: Workspace, asked: argparse.Namespace) -> None:
+    older, newer = (DatasetStore(workspace).load(NAME, version) for version in (1, 2))
+    split_spec = SplitSpec(protocol="temporal", valid_fraction=0.05, test_fraction=0.05)
+    preset = preset_spec("sequential", newer.name, {}).recommender
+    assert isinstance(preset, SequentialSpec)
+    spec = preset.model_copy(update={"epochs": asked.epochs, "patience": 5})
+    evaluation = EvaluationSpec(max_users=None, click_negatives=0)
+    context = FitContext(workspace_models=workspace.models, device="cpu", seed=asked.seed)
+
+    def fitted(split: Split, ctx: FitContext) -> tuple[SequentialRecommender, dict[str, Any]]:
+        model, before = SequentialRecommender(spec), time.process_time()
+        model.fit(split, ctx)
+        seconds = time.process_time() - before
+        assert model.outcome is not None
+        return model, {
+            "cpu_seconds": round(seconds, 1), "epochs": model.outcome.rounds, "kept_epoch": model.outcome.best_round
+        }  # fmt: skip
+
+    split = make_split(older, split_spec)
+    first, cost = fitted(split, context)
+    cut = continue_split(make_split(newer, split_spec), split, split.train)
+    n_old = int(np.isin(cut.split.train, cut.trained).sum())
+    document: dict[str, Any] = {
+        "protocol": cut.split.describe(),
+        "spec": spec.model_dump(mode="json"),
+        "seed": asked.seed,
+        "machine": machine(),
+        "rows": {"trained_first": len(split.train), "old": n_old, "new": len(cut.split.train) - n_old},
+        "first": cost,
+        "later": [],
+    }
+    before = CarriedRecommender(first, older, newer)
+    with tempfile.TemporaryDirectory() as folder:
+        first.save(Path(folder))
+        contexts: list[tuple[str, FitContext]] = [
+            (
+                f"replay {replay:g}",
+                replace(context, start_from=Path(folder), continued=Continued(older, cut.trained, replay)),
+            )
+            for replay in asked.replay
+        ]
+        for name, ctx in [*contexts, ("anew on everything", context)]:
+            model, cost = fitted(cut.split, ctx)
+            report = compare_parts(before, model, {"old": cut.old, "new": cut.new}, evaluation, seed=asked.seed)
+            document["later"].append({"name": name, **cost, **report})
+            write("continual_sequential.json", document)
+            print(f"{name}: {cost} {report['sentence']}", flush=True)
+
+
+def write(name: str, document: dict[str, Any]) -> None:
+    (RESULTS / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workspace", required=True)
+    parser.add_argument("--family", choices=("cross-encoder", "sequential"), default="cross-encoder")
+    parser.add_argument("--replay", type=float, nargs="+", default=[0.0, 0.3])
+    parser.add_argument("--samples", type=int, default=1200)
+    parser.add_argument("--users", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    workspace = Workspace.open(asked.workspace)
+    if not DatasetStore(workspace).versions(NAME):
+        make_versions(workspace)
+    (sequential if asked.family == "sequential" else cross_encoder)(workspace, asked)
 
 
 if __name__ == "__main__":
