@@ -28,7 +28,9 @@ class Preset:
 
 
 #: Like rates, means, neighbours and popularity beside the text, which then learns what they do not say.
-_BESIDE = {"family": "pipeline", "ranker": {"family": "cross-encoder", "behaviour": {}}}
+_BESIDE: dict[str, Any] = {"behaviour": {}}
+#: Co-visits and factors, weighed on validation users: within seconds better candidates than either finds.
+_FOUND: dict[str, Any] = {"family": "pipeline", "retriever": {"family": "blend"}}
 #: Parts that came with the data are kept as they are; else leave-one-out on users and items with five or more.
 _FIVE_CORE = {"protocol": "auto", "min_user_interactions": 5, "min_item_interactions": 5}
 
@@ -47,7 +49,12 @@ PRESETS: dict[str, Preset] = {
             1.5,
             {
                 "split": _FIVE_CORE,
-                "recommender": {"family": "pipeline", "n_candidates": 10, "fusion_users": 100},
+                "recommender": {
+                    "family": "pipeline",
+                    "retriever": {"family": "item-knn", "direction": "both"},
+                    "n_candidates": 10,
+                    "fusion_users": 100,
+                },
                 "prompt": {"max_history": 6, "max_tokens": 112},
                 # A list with one right item teaches more in a minute than single clicks do.
                 "objectives": [{"task": "rank"}],
@@ -68,7 +75,7 @@ PRESETS: dict[str, Preset] = {
             "The usual choice: learns who would like what from history and item text, and re-ranks what kNN finds.",
             "interactions; ratings or clicks; item titles",
             6,
-            {"split": _FIVE_CORE, "recommender": _BESIDE, "objectives": [{"task": "click"}]},
+            {"split": _FIVE_CORE, "recommender": {**_FOUND, "ranker": _BESIDE}, "objectives": [{"task": "click"}]},
         ),
         Preset(
             "bert-rating",
@@ -78,7 +85,7 @@ PRESETS: dict[str, Preset] = {
             6,
             {
                 "split": _FIVE_CORE,
-                "recommender": _BESIDE,
+                "recommender": {**_FOUND, "ranker": _BESIDE},
                 "objectives": [{"task": "rating"}],
                 "training": {"validation_metric": "rmse"},
                 "evaluation": {"primary_metric": "rmse"},
@@ -90,7 +97,7 @@ PRESETS: dict[str, Preset] = {
             "When only the order matters: softmax over a list with one right item.",
             "interactions; item titles",
             6,
-            {"split": _FIVE_CORE, "recommender": _BESIDE, "objectives": [{"task": "rank"}]},
+            {"split": _FIVE_CORE, "recommender": {**_FOUND, "ranker": _BESIDE}, "objectives": [{"task": "rank"}]},
         ),
         Preset(
             "multitask",
@@ -101,7 +108,7 @@ PRESETS: dict[str, Preset] = {
             6,
             {
                 "split": _FIVE_CORE,
-                "recommender": _BESIDE,
+                "recommender": {**_FOUND, "ranker": _BESIDE},
                 "objectives": [
                     {"task": "click", "weight": 1.0},
                     {"task": "rating", "weight": 0.5},
@@ -136,12 +143,13 @@ PRESETS: dict[str, Preset] = {
             "generate",
             "Write the next title (generative)",
             "When there is a decoder and recommendations should come with a text: it goes on with the list of titles a "
-            "user chose, can only name real items, and writes about them from their fields.",
+            "user chose, re-ranks what others find by the titles it would write, and writes about them from their "
+            "fields. As a family by itself (recommender.family: generative) it finds them too, real items only.",
             "interactions; item titles",
             30,
             {
                 "split": _FIVE_CORE,
-                "recommender": {"family": "generative"},
+                "recommender": {**_FOUND, "ranker": {"family": "generative"}, "fusion_users": 100},
                 "prompt": {"template": "next", "max_history": 10},
                 # Lists of one right title among eight are what validation watches.
                 "objectives": [{"task": "rank"}],
@@ -198,8 +206,8 @@ PRESETS: dict[str, Preset] = {
             {
                 "split": _FIVE_CORE,
                 "recommender": {
-                    "family": "pipeline",
-                    "ranker": {**_DECODER, "head": "label-words", "tuning": {"method": "lora"}},
+                    **_FOUND,
+                    "ranker": {**_DECODER, **_BESIDE, "head": "label-words", "tuning": {"method": "lora"}},
                     "fusion_users": 40,
                 },
                 "prompt": {"template": "yes-no", "max_tokens": 128, "max_history": 6},
@@ -217,7 +225,7 @@ PRESETS: dict[str, Preset] = {
             15,
             {
                 "split": _FIVE_CORE,
-                "recommender": {"family": "pipeline", "ranker": {"family": "listwise"}, "fusion_users": 40},
+                "recommender": {**_FOUND, "ranker": {"family": "listwise"}, "fusion_users": 40},
                 "prompt": {"template": "choice", "max_tokens": 512, "max_history": 8},
                 "objectives": [{"task": "rank"}],
                 "training": {
@@ -241,7 +249,7 @@ PRESETS: dict[str, Preset] = {
             {
                 "split": _FIVE_CORE,
                 "recommender": {
-                    "family": "pipeline",
+                    **_FOUND,
                     "ranker": {**_DECODER, "head": "label-words", "tuning": {"method": "none"}},
                     "fusion_users": 40,
                 },

@@ -1,5 +1,8 @@
 """Two stages: a retriever finds candidates, a language model re-ranks them, and the two scores are fused.
 
+The model reads each candidate (a cross-encoder), chooses from a list of them, or says how probably it would write the
+title of each (a generative recommender, which writes texts here as well).
+
 The fused score of an item is
 
     w * (logit - m) / s  +  (1 - w) * (r - m') / s'
@@ -36,15 +39,19 @@ from llmrec_core.evaluation.validation import ndcg_of_scores
 from llmrec_core.recommenders._storage import check_head, read_run, write_head
 from llmrec_core.recommenders.blend import make_retriever, part_context
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.listwise import ListwiseRecommender
 from llmrec_core.recommenders.onnx_encoder import OnnxCrossEncoder
 from llmrec_core.saved import catalogue_sha256, read_head
-from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, PipelineSpec, RunSpec
+from llmrec_core.specs import CrossEncoderSpec, GenerativeSpec, ListwiseSpec, PipelineSpec, RunSpec
 from llmrec_core.training.samples import Pool
 from llmrec_core.training.validation import main_task
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
+
+#: What may stand second.
+Ranker = CrossEncoderRecommender | GenerativeRecommender
 
 #: Weights of the model that are tried.
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
@@ -92,7 +99,7 @@ class PipelineRecommender(Recommender):
         #: Model weight -> NDCG on the validation users, as far as it was tried.
         self.fusion_grid: dict[float, float] = {}
 
-    def _connected(self, ranker: CrossEncoderRecommender) -> CrossEncoderRecommender:
+    def _connected(self, ranker: Ranker) -> Ranker:
         """A listwise ranker reads every candidate in the list of what the retriever finds."""
         if isinstance(ranker, ListwiseRecommender):
             ranker.candidates, ranker.n_candidates = self._unseen, self.spec.n_candidates
@@ -118,7 +125,8 @@ class PipelineRecommender(Recommender):
 
     def fit(self, split: Split, ctx: FitContext) -> None:
         self.retriever.fit(split, part_context(ctx, self.retriever, _RETRIEVER))
-        self.ranker.negative_pool = self.hard_negatives(split)
+        if isinstance(self.ranker, CrossEncoderRecommender):
+            self.ranker.negative_pool = self.hard_negatives(split)
         self.ranker.fit(split, ctx)
         ctx.emit("stage", stage="fusion")
         self._choose_weight(split, ctx)
@@ -186,7 +194,7 @@ class PipelineRecommender(Recommender):
         fusion = self._fitted()
         check_task(task, self.capabilities.tasks)
         items = check_candidates(candidates, len(queries), self.n_items)
-        if task is not None and task != main_task(self.ranker.tasks):
+        if task is not None and task != self._main_task():
             return self.ranker.score(queries, items, task=task)
         return fusion.fuse(self.ranker.score(queries, items), self._relative(queries, items))
 
@@ -213,14 +221,25 @@ class PipelineRecommender(Recommender):
         return self.ranker.predict_ratings(queries, candidates)
 
     def attention(self, query: Query, item_idx: int) -> tuple[object, ...]:
-        """The model's; see :meth:`CrossEncoderRecommender.attention`."""
+        """The model's; see :meth:`CrossEncoderRecommender.attention`.
+
+        Raises:
+            InputError: it shows none.
+        """
+        if isinstance(self.ranker, GenerativeRecommender):
+            raise InputError(f"a {self.ranker.family} model shows no attention.", where="recommender.ranker")
         return self.ranker.attention(query, item_idx)
+
+    def _main_task(self) -> str | None:
+        return main_task(self.ranker.tasks) if isinstance(self.ranker, CrossEncoderRecommender) else None
 
     def parts(self, query: Query, item_idx: int, task: str | None = None) -> list[tuple[str, float]] | None:
         """What adds up to the score: text and features of the ranker, and the retriever; None without behaviour."""
         fusion = self._fitted()
+        if isinstance(self.ranker, GenerativeRecommender):
+            return None
         inner = self.ranker.parts(query, item_idx, task)
-        if inner is None or (task is not None and task != main_task(self.ranker.tasks)):
+        if inner is None or (task is not None and task != self._main_task()):
             return inner
         item = np.array([[item_idx]], np.int64)
         retrieved = float(self._relative([query], item)[0, 0])
@@ -273,7 +292,9 @@ class PipelineRecommender(Recommender):
         return loaded
 
 
-def _make_ranker(run: RunSpec, spec: CrossEncoderSpec | ListwiseSpec) -> CrossEncoderRecommender:
+def _make_ranker(run: RunSpec, spec: CrossEncoderSpec | ListwiseSpec | GenerativeSpec) -> Ranker:
+    if isinstance(spec, GenerativeSpec):
+        return GenerativeRecommender(run, spec)
     return ListwiseRecommender(run, spec) if isinstance(spec, ListwiseSpec) else CrossEncoderRecommender(run, spec)
 
 

@@ -307,7 +307,8 @@ class Server:
         query, _ = self._query(loaded, user_id, history, None)
         item_idx = loaded.dataset.item_idx(item_id)
         recommender = loaded.recommender(MODEL)
-        if not isinstance(recommender, GenerativeRecommender):
+        writer = getattr(recommender, "ranker", recommender)
+        if not isinstance(writer, GenerativeRecommender):
             raise InputError(
                 f"the model of run {run_id} ({recommender.family}) writes no texts.",
                 fix="Ask a run of the generative family; the preset is called generate.",
@@ -316,7 +317,7 @@ class Server:
             "user_id": user_id,
             "item_id": item_id,
             "title": loaded.dataset.item_text(item_idx, "title"),
-            **recommender.write(query, item_idx, seed).as_json(),
+            **writer.write(query, item_idx, seed).as_json(),
             "warnings": loaded.warnings,
         }
 

@@ -391,7 +391,7 @@ RetrieverSpec = Annotated[_Retriever, Field(discriminator="family")]
 
 
 #: What re-ranks the candidates of a retriever.
-RankerSpec = Annotated[CrossEncoderSpec | ListwiseSpec, Field(discriminator="family")]
+RankerSpec = Annotated[CrossEncoderSpec | ListwiseSpec | GenerativeSpec, Field(discriminator="family")]
 
 
 class PipelineSpec(Spec):

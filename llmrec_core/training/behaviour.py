@@ -4,10 +4,9 @@ For each task the joined output is
 
     behaviour(features) + text_weight * text
 
-``behaviour`` is linear, or the mean of five networks with a layer of 16 tanh units beside their linear part, which
-differ in what they begin with; it is fitted on training prompts with features out of fold. The text model is then
-trained with that output added to its own (a gradient boosting step with a language model as the learner: Friedman,
-Annals of Statistics 2001), so that it learns what the features do not say.
+``behaviour`` is linear, or a layer of 16 tanh units beside the linear part, fitted on training prompts with features
+out of fold. The text model is then trained with that output added to its own (a gradient boosting step with a language
+model as the learner: Friedman, Annals of Statistics 2001), so that it learns what the features do not say.
 ``text_weight`` is chosen on validation alone, and may come out as 0.
 """
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 #: Weights of the text that are tried on validation.
 TEXT_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 _HIDDEN = 16
-_N_NETWORKS = 5
 #: Ridges on the weights that are tried, each divided by the number of prompts: few prompts need much of it, many none.
 _RIDGES = (10.0, 100.0, 1000.0)
 #: The small network takes more prompts than that to say more than a line.
@@ -65,18 +63,6 @@ class _Scorer(nn.Module):
             self.hidden.weight.normal_(0.0, n_features**-0.5, generator=generator)
             self.hidden.bias.normal_(0.0, 0.5, generator=generator)
             self.out.weight.normal_(0.0, 0.05, generator=generator)
-
-    @classmethod
-    def mean_of(cls, networks: Sequence[_Scorer]) -> _Scorer:
-        """One network whose output is the mean of theirs: their units side by side."""
-        states = [network.state_dict() for network in networks]
-        size = sum(len(state["hidden.bias"]) for state in states)
-        found = cls(states[0]["linear.weight"].shape[1], size, 0)
-        together = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-        together |= {name: torch.cat([s[name] for s in states]) for name in ("hidden.weight", "hidden.bias")}
-        together["out.weight"] = torch.cat([state["out.weight"] for state in states], dim=1) / len(states)
-        found.load_state_dict({name: together[name] for name in found.state_dict()})
-        return found
 
     def forward(self, features: Tensor) -> Tensor:
         found = self.linear(features)
@@ -254,30 +240,23 @@ def _best_scorer(
         tried = {spec.model: tried[spec.model]}
     elif train[1].counts()[task] < _MLP_FROM:
         tried.pop("mlp")
-
-    def fitted(hidden: int, ridge: float, seed: int) -> _Scorer:
-        scorer = _Scorer(n_features, hidden, seed)
-        _descend(scorer, task, *train, ridge)
-        return scorer.requires_grad_(False)
-
-    def loss(scorer: _Scorer) -> float:
-        with torch.no_grad():
-            return float(weighted_loss({task: scorer(valid[0])}, valid[1], {task: 1.0}))
-
-    found = {(kind, ridge): fitted(hidden, ridge, ctx.seed) for kind, hidden in tried.items() for ridge in _RIDGES}
-    losses = {choice: loss(scorer) for choice, scorer in found.items()}
-    kind, ridge = best = min(losses, key=lambda choice: losses[choice])
-    said = ", ".join(f"{kind} (ridge {ridge:g}) {value:.4f}" for (kind, ridge), value in losses.items())
-    message = f"{task}: behaviour is {kind} (ridge {ridge:g}); validation loss {said}"
-    chosen = found[best]
-    if tried[kind]:
-        # Where a network ends depends on where it began; a mean of several depends on it less.
-        seeds = [ctx.seed + 1_000 * number for number in range(1, _N_NETWORKS)]
-        chosen = _Scorer.mean_of([chosen, *(fitted(tried[kind], ridge, seed) for seed in seeds)])
-        chosen.requires_grad_(False)
-        message += f"; the mean of {_N_NETWORKS} such networks {loss(chosen):.4f}"
-    ctx.emit("log", level="info", message=message)
-    return chosen
+    losses, found = {}, {}
+    for kind, hidden in tried.items():
+        for ridge in _RIDGES:
+            scorer = _Scorer(n_features, hidden, ctx.seed)
+            _descend(scorer, task, *train, ridge)
+            name = f"{kind} (ridge {ridge:g})"
+            with torch.no_grad():
+                losses[name] = float(weighted_loss({task: scorer(valid[0])}, valid[1], {task: 1.0}))
+            found[name] = scorer.requires_grad_(False)
+    best = min(losses, key=lambda name: losses[name])
+    ctx.emit(
+        "log",
+        level="info",
+        message=f"{task}: behaviour is {best}; validation loss "
+        + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()),
+    )
+    return found[best]
 
 
 def _descend(scorer: _Scorer, task: str, features: Tensor, labels: Labels, ridge: float) -> None:

@@ -91,6 +91,16 @@ SMALL = [
 def trained(llmrec, tiny_model):
     """The result document of a finished run of the tiny cross-encoder pipeline."""
     model = f"--set=recommender.ranker.model={tiny_model}"
-    answer = llmrec("train", "--preset", "bert-click", "--dataset", "mini", model, *SMALL, "--json")
+    answer = llmrec(
+        "train",
+        "--preset",
+        "bert-click",
+        "--dataset",
+        "mini",
+        model,
+        "--set=recommender.retriever.family=item-knn",
+        *SMALL,
+        "--json",
+    )
     assert answer.exit_code == 0, answer.stderr
     return answer.json

@@ -143,6 +143,20 @@ def _generative(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
+def _title_ranker(split: Split, ctx: FitContext) -> Recommender:
+    """Candidates of a retriever, re-ranked by how probably their titles would be written."""
+    assert ctx.workspace_models is not None
+    folder = ctx.workspace_models / "tiny-llama"
+    if not folder.exists():
+        write_tiny_llama(folder)
+    ranker = {"family": "generative", "model": str(folder), "tuning": {"method": "lora", "lora_rank": 2}}
+    spec = {"family": "pipeline", "ranker": ranker, "model_weight": 0.5, "n_candidates": 5}
+    run = _tiny_run(ctx.workspace_models, recommender=spec)
+    recommender = build(run, run.recommender)
+    recommender.fit(split, ctx)
+    return recommender
+
+
 def _content_knn(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
@@ -236,4 +250,8 @@ FAMILIES: dict[str, Factory] = {
 }
 
 #: The same families with other parts.
-VARIANTS: dict[str, Factory] = {"pipeline, listwise": _listwise, "cross-encoder, behaviour": _behaviour}
+VARIANTS: dict[str, Factory] = {
+    "pipeline, listwise": _listwise,
+    "pipeline, generative": _title_ranker,
+    "cross-encoder, behaviour": _behaviour,
+}

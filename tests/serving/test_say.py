@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conformance.families import FAMILIES, tiny_split
+from conformance.families import FAMILIES, VARIANTS, tiny_split
 
 from llmrec_core.baselines import PopularityRecommender
 from llmrec_core.contracts import FitContext
@@ -18,14 +18,16 @@ from tests.cli.conftest import Llmrec
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Server:
-    """Answers for two runs: "writes" has a tiny random decoder, "counts" a popularity baseline."""
+    """Answers for three runs: "writes" has a tiny random decoder, "ranks" one that re-ranks, "counts" a baseline."""
     models = tmp_path_factory.mktemp("models")
     split = tiny_split()
     context = FitContext(workspace_models=models, device="cpu")
     counts = PopularityRecommender()
     counts.fit(split, context)
     runs = {}
-    for run_id, recommender in (("writes", FAMILIES["generative"](split, context)), ("counts", counts)):
+    writers = {"writes": FAMILIES["generative"], "ranks": VARIANTS["pipeline, generative"]}
+    made = {name: make(split, context) for name, make in writers.items()}
+    for run_id, recommender in {**made, "counts": counts}.items():
         run = SimpleNamespace(run_id=run_id, folder=models, warning=None)
         runs[run_id] = LoadedRun(run, split.dataset, split, context, {"model": recommender})  # type: ignore[arg-type]
     server = Server(Workspace.open(tmp_path_factory.mktemp("workspace")))
@@ -55,6 +57,9 @@ def test_what_cannot_be_said_is_refused(server):
         server.say("writes", "u3", "none")
     with pytest.raises(InputError, match="writes no texts"):
         server.say("counts", "u3", "i05")
+    ranks = server.say("ranks", "u3", "i05")
+    assert ranks["text"]
+    assert "category: drama" in ranks["prompt"]
     stranger = server.say("writes", "nobody", "i05", history=[{"item_id": "i01", "rating": 5}])
     assert "film 1 of the night" in stranger["prompt"]
 

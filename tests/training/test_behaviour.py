@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from training.training_cases import Events, fit, planted_run, planted_split
 
 from llmrec_core.contracts import FitContext, HistoryItem, Query
@@ -16,7 +15,7 @@ from llmrec_core.evaluation.metrics import auc
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.specs import BehaviourSpec, RunSpec, SplitSpec
-from llmrec_core.training.behaviour import Behaviour, _Scorer
+from llmrec_core.training.behaviour import Behaviour
 from llmrec_core.training.features import FEATURES, BehaviourFeatures
 from llmrec_core.training.samples import training_lists, validation_lists
 
@@ -136,17 +135,6 @@ def test_a_planted_taste_is_learned_and_a_shuffled_one_is_not(model: str) -> Non
 
     assert test_auc(shuffled=False) > 0.95
     assert test_auc(shuffled=True) < 0.75
-
-
-def test_five_networks_are_one_whose_output_is_their_mean() -> None:
-    networks = [_Scorer(3, 4, seed).requires_grad_(False) for seed in range(5)]
-    for number, network in enumerate(networks):
-        network.linear.weight.fill_(number)
-        network.linear.bias.fill_(-number)
-    points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    wanted = torch.stack([network(points) for network in networks]).mean(dim=0)
-    torch.testing.assert_close(_Scorer.mean_of(networks)(points).detach(), wanted)
-    assert float((networks[0](points) - wanted).abs().max()) > 0.1
 
 
 def test_data_without_ratings_or_times_has_features_as_well() -> None:
