@@ -6,12 +6,13 @@ Bytes are counted over the tensors themselves after a step. AUC is that of valid
 training prompts with the same settings (``--part quality``; nothing is timed there).
 
 ``--part frozen`` runs whole trainings of the top layers, with their validations, in turn with states of the frozen
-layers kept and without memory for them. The line below trains on fewer prompts than a run does, and watches fewer more
-often: as many validation prompts for each training prompt as the defaults ask for.
+layers kept and without memory for them, in CPU seconds of one thread, which other load on the machine changes least.
+The line below trains on fewer prompts than a run does, and watches fewer more often: as many validation prompts for
+each training prompt as the defaults ask for.
 
     python -m benchmarks.tuning_methods --workspace DIR --part speed
     python -m benchmarks.tuning_methods --workspace DIR --part quality [--methods full,lora]
-    python -m benchmarks.tuning_methods --workspace DIR --part frozen --samples 512 --held-out 51 --epochs 3
+    python -m benchmarks.tuning_methods --workspace DIR --part frozen --samples 256 --held-out 52 --epochs 3
 
 All write into ``benchmarks/results/tuning_methods.json`` and print the table of ``benchmarks/README.md``.
 """
@@ -177,18 +178,19 @@ def frozen(bench: Bench, n_rounds: int, epochs: float, every: int) -> dict[str, 
 
             nothing = patch.object(frozen_module, "keepable_memory", lambda _: 0)
             with nullcontext() if side == "kept" else nothing:
-                started = time.perf_counter()
+                started = time.process_time()
                 outcome = train(network, plan, validation, {"click": 1.0}, spec, FitContext(seed=0, emit=hear))
-                seconds[side].append(time.perf_counter() - started)
+                seconds[side].append(time.process_time() - started)
             losses[side] = outcome.losses
         print(f"round {number + 1}: " + ", ".join(f"{n} {s[-1]:.1f} s" for n, s in seconds.items()), flush=True)
     ratios = [again / kept for kept, again in zip(seconds["kept"], seconds["computed again"], strict=True)]
     apart = zip(losses["kept"], losses["computed again"], strict=True)
     return {
+        "machine": machine(precision=True),
         "n_training_samples": len(bench.samples.prompts),
         "n_validation_samples": len(bench.held.prompts),
         "n_validations": len(measured["kept"]),
-        "seconds": {name: round(statistics.median(found), 2) for name, found in seconds.items()},
+        "cpu_seconds": {name: round(statistics.median(found), 2) for name, found in seconds.items()},
         "ratio": round(statistics.median(ratios), 3),
         "ratio_of_each_round": [round(ratio, 3) for ratio in ratios],
         "largest_difference_of_losses": max(abs(one - other) for one, other in apart),
@@ -237,12 +239,15 @@ def main() -> None:
         "dataset": given.dataset,
         "batch_size": bench.run.training.batch_size,
         "learning_rate": bench.run.training.learning_rate,
-        "machine": machine(precision=True),
     }
+    if given.part != "frozen":
+        # Whole trainings are counted on one thread, and tell so themselves.
+        result["machine"] = machine(precision=True)
     if given.part == "speed":
         for way, found in bench.speed(given.windows).items():
             result["ways"].setdefault(way, {}).update(found)
     elif given.part == "frozen":
+        torch.set_num_threads(1)
         found = frozen(bench, given.windows, given.epochs, given.every)
         result.setdefault("frozen_layers", {})[f"{given.epochs:g} epochs"] = found
         print(json.dumps(found, indent=2))

@@ -91,6 +91,10 @@ def write_tiny_gpt2(folder: Path, *, seed: int = 0, n_layers: int = 2, hidden_si
     return _write(folder, GPT2LMHeadModel, config, seed, special=False)
 
 
+#: One model of each kind that differs in how it attends, where positions stand or how matrices are kept.
+WRITERS = {"bert": write_tiny_bert, "llama": write_tiny_llama, "gpt2": write_tiny_gpt2}
+
+
 def write_tokenizer(folder: Path, *, special: bool = True) -> None:
     """``tokenizer.json`` and ``tokenizer_config.json``; ``special`` puts [CLS] and [SEP] around each text."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors

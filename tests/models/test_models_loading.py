@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, write_tiny_bert, write_tiny_gpt2, write_tiny_llama, write_tokenizer
+from tiny_models import VOCABULARY, WRITERS, write_tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from llmrec_core.errors import InputError, ModelError, SpecError
@@ -23,13 +23,6 @@ from llmrec_core.models.tuning import apply_tuning, merge_adapters, parameter_co
 from llmrec_core.specs import TuningSpec
 
 TEXTS = ["A scary movie", "the user liked 电影 and watched Star Wars (1977), rating 4!", "no"]
-WRITERS = {"bert": write_tiny_bert, "llama": write_tiny_llama, "gpt2": write_tiny_gpt2}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {name: write(root / name) for name, write in WRITERS.items()}
 
 
 def vectors(backbone: Backbone, texts: list[str]) -> torch.Tensor:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+from models.tuning_cases import outputs
+from tiny_models import VOCABULARY, WRITERS
 
 from llmrec_core.errors import ModelError, SpecError
 from llmrec_core.models.loading import Backbone, load_backbone
@@ -19,19 +20,8 @@ from llmrec_core.models.tuning import (
 )
 from llmrec_core.specs import TuningSpec
 
-WRITERS = {"bert": write_tiny_bert, "llama": write_tiny_llama, "gpt2": write_tiny_gpt2}
 LAYER = 4 * (32 * 32 + 32) + 2 * (2 * 32) + (32 * 64 + 64) + (64 * 32 + 32)  # BERT: attention, norms, feed-forward
 TABLES = (len(VOCABULARY) + 512 + 2) * 32
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {name: write(root / name) for name, write in WRITERS.items()}
-
-
-def outputs(backbone: Backbone) -> torch.Tensor:
-    return backbone.pooled(**backbone.pad(backbone.encode(["a scary movie", "the user liked 电影 !"])), how="mean")
 
 
 def train_a_little(backbone: Backbone) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.tuning_cases import TEXTS, outputs
 from peft.tuners.lora import Linear as PeftLinear
-from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+from tiny_models import WRITERS
 from torch import Tensor
 
 from llmrec_core.errors import ModelError, SpecError
@@ -24,17 +25,9 @@ from llmrec_core.models.tuning_lora import FusedLoraLinear
 from llmrec_core.models.tuning_soft import soft_states
 from llmrec_core.specs import TUNING_METHODS, TuningMethod, TuningSpec
 
-WRITERS = {"bert": write_tiny_bert, "llama": write_tiny_llama, "gpt2": write_tiny_gpt2}
 ADDED: tuple[TuningMethod, ...] = ("lora", "adalora", "ia3", "prefix", "prompt", "bottleneck")
 MERGED: tuple[TuningMethod, ...] = ("lora", "adalora", "ia3")
 SIZES = {"lora_rank": 3, "n_virtual_tokens": 4, "bottleneck_width": 5}
-TEXTS = ["a scary movie", "the user liked 电影 !"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {name: write(root / name) for name, write in WRITERS.items()}
 
 
 def tuned(folder: Path, method: TuningMethod, *, seed: int = 0, moved: bool = True) -> Backbone:
@@ -49,10 +42,6 @@ def tuned(folder: Path, method: TuningMethod, *, seed: int = 0, moved: bool = Tr
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return backbone
-
-
-def outputs(backbone: Backbone, texts: list[str] = TEXTS) -> Tensor:
-    return backbone.pooled(**backbone.pad(backbone.encode(texts)), how="mean")
 
 
 def test_every_method_says_when_to_take_it() -> None:

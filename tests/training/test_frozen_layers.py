@@ -8,24 +8,26 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+from tiny_models import WRITERS
 from torch import Tensor
 from training.training_cases import Events, fit, planted_run, planted_split
 
-from llmrec_core.contracts import RenderedPrompt, Span
+from llmrec_core.contracts import Query, RenderedPrompt, Span
 from llmrec_core.errors import RunCancelledError
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.tuning import apply_tuning, layer_stack
 from llmrec_core.models.tuning_frozen import FrozenPart, n_frozen_layers
-from llmrec_core.specs import TuningMethod, TuningSpec
+from llmrec_core.specs import TrainingSpec, TuningMethod, TuningSpec
 from llmrec_core.training import frozen as frozen_module
 from llmrec_core.training import scoring
+from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.frozen import KeptStates
+from llmrec_core.training.listwise import ListBatchPlan, ListPrompts
 from llmrec_core.training.network import MAX_TAILS, PromptNetwork
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, tokenise
+from llmrec_core.training.samples import SampleLists
 
-WRITERS = {"bert": write_tiny_bert, "llama": write_tiny_llama, "gpt2": write_tiny_gpt2}
 TOP = {"method": "top-layers", "n_top_layers": 1}
 #: Two passes of six batches, a validation after every third.
 LONG = {"max_samples": 48, "batch_size": 8, "validation_every": 3, "early_stopping_patience": 0, "epochs": 2}
@@ -174,6 +176,32 @@ def test_layers_are_frozen_up_to_the_first_trained_weight(folders, method: Tunin
             model.get_input_embeddings().weight.requires_grad_(False)
             model.config.model_type = "one whose layers may hand on more than states"
             assert n_frozen_layers(model) == 0
+
+
+@pytest.mark.parametrize("listwise", [False, True])
+def test_a_plan_tells_which_prompts_its_batches_read(folders, listwise):
+    """Three lists of three candidates: a prompt a candidate, or one prompt a list."""
+    network = network_of(folders["llama"], shared=not listwise)
+    labels = {"rank": np.tile(np.array([1, 0, 0], np.float32), 3)}
+    of_list = np.repeat(np.arange(3), 3)
+    lists = SampleLists([Query(str(n)) for n in range(3)], np.arange(3), of_list, np.zeros(9, np.int64), labels)
+    spec, pad_id = TrainingSpec(), network.backbone.pad_id
+    plan: BatchPlan
+    if listwise:
+        letters = [np.arange(3)] * 3
+        plan = ListBatchPlan(
+            lists, ListPrompts.of(tokenise(network.backbone, PROMPTS[2::3], shared=False), letters), spec, 0, pad_id
+        )
+    else:
+        plan = BatchPlan(lists, tokenise(network.backbone, PROMPTS, shared=True), spec, 0, pad_id)
+    chosen = np.array([2, 0])
+    packed, prompts = plan.collate(chosen).packed, plan.prompts_of(chosen)
+    assert len(prompts) == len(packed.row) == (2 if listwise else 6)
+    for prompt, row, slot in zip(prompts, packed.row, packed.slot, strict=True):
+        read = packed.input_ids[row][packed.segment[row] == slot + 1]
+        assert read.tolist() == plan.tokens.tails[plan.tokens.tail_of[prompt]].tolist()
+        read = packed.input_ids[row][packed.segment[row] == 0]
+        assert read.tolist() == plan.tokens.heads[plan.tokens.head_of[prompt]].tolist()
 
 
 # ---- trainings -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+from tiny_models import WRITERS
 
 from llmrec_core.contracts import RenderedPrompt, Span
 from llmrec_core.models.generation import Beginning, Tree
@@ -16,7 +16,6 @@ from llmrec_core.specs import TuningSpec
 from llmrec_core.training.network import MAX_TAILS, PromptNetwork
 from llmrec_core.training.packing import pack, plan_rows, tokenise
 
-WRITERS = {"bert": write_tiny_bert, "llama": write_tiny_llama, "gpt2": write_tiny_gpt2}
 ADDED = ("lora", "adalora", "ia3", "prefix", "prompt", "bottleneck")
 
 
