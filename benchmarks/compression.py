@@ -1,10 +1,12 @@
-"""An int8 child of a tuned MiniLM cross-encoder beside its parent: size, NDCG, speed.
+"""Children of a tuned MiniLM cross-encoder beside their parent: size, speed, order, quality.
 
-``python -m benchmarks.compression --workspace DIR --run RUN --child RUN [--users 60] [--candidates 50]``
+``python -m benchmarks.compression --workspace DIR --run RUN [--users 12] [--candidates 32]``
 
-Both runs are finished (``llmrec train``, ``llmrec compress RUN --method int8``). Quality is their own results: the same
-test users, protocol and floors. Speed is measured here: parent in float32, parent in bfloat16 and child score the same
-prompts, made before the clock starts, one after the other in alternating order, five times; medians of ratios.
+The run is finished (``llmrec train``), and so are its children (``llmrec compress RUN --method ...``). Quality is their
+own results: the same test users, protocol and floors, differences paired over users. Speed is measured here: parent in
+float32, parent in bfloat16 and every child that reads prompts score the same prompts, made before the clock starts, one
+after the other in alternating order, five times; medians of ratios. Seconds are of this process on the processor, so
+that others on the machine count less. Order and "alone" are as in ``llmrec_core.compression.measure``, measured anew.
 """
 
 from __future__ import annotations
@@ -12,28 +14,33 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from llmrec_core.contracts import FitContext
+from benchmarks._machine import machine
+from llmrec_core.compression.measure import rank_correlation
+from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import DatasetStore, make_split
-from llmrec_core.models.device import device_facts
 from llmrec_core.recommenders import registry
-from llmrec_core.recommenders.reworked import network_of, reader_of
+from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.reworked import network_of, reader_of, validation_of
 from llmrec_core.runs import RunStore
+from llmrec_core.runs.children import family_rows
 from llmrec_core.training.network import PromptNetwork
-from llmrec_core.training.packing import tokenise
+from llmrec_core.training.packing import TokenisedPrompts, tokenise
 from llmrec_core.training.validation import main_task
 from llmrec_core.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "compression.json"
+#: The one that speeds are told against, and the parent as a card would run it.
+_PARENT, _BFLOAT16 = "parent, float32", "parent, bfloat16"
 
 
 def in_bfloat16(network: PromptNetwork) -> PromptNetwork:
@@ -45,70 +52,105 @@ def in_bfloat16(network: PromptNetwork) -> PromptNetwork:
     ).eval()
 
 
-def measure(workspace: Workspace, run_id: str, child_id: str, n_users: int, n_candidates: int) -> dict[str, Any]:
+def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) -> dict[str, Any]:
     store = RunStore(workspace)
     spec = store.get(run_id).spec
     dataset = DatasetStore(workspace).load(spec.dataset.name, spec.dataset.version)
     split = make_split(dataset, spec.split)
     ctx = FitContext(workspace_models=workspace.models, device="cpu", seed=0)
-    parent, child = (
-        reader_of(registry.load(store.get(name).folder / "artifacts" / "recommender", dataset, ctx))
-        for name in (run_id, child_id)
-    )
-    held_out = split.queries("valid", max_users=n_users, seed=0)
-    pairs = [(query, item) for query in held_out.queries for item in range(n_candidates)]
-    prompts = parent.renderer.render_many(pairs)
-    networks = {
-        "parent, float32": network_of(parent),
-        "parent, bfloat16": in_bfloat16(network_of(parent)),
-        "child, int8": network_of(child),
+    rows = family_rows(store, run_id)
+    names = {row["run_id"]: f"{row['title']} ({row['settings']})" if row["settings"] else row["title"] for row in rows}
+    loaded = {
+        row["run_id"]: registry.load(store.get(row["run_id"]).folder / "artifacts" / "recommender", dataset, ctx)
+        for row in rows
     }
-    tokens = tokenise(network_of(parent).backbone, prompts, shared=network_of(parent).shared)
-    task = main_task(parent.tasks)
+    parent = reader_of(loaded[run_id])
+    held_out = split.queries("valid", max_users=n_users, seed=0)
+    rng = np.random.default_rng(11)
+    items = np.stack([rng.permutation(dataset.n_items)[:n_candidates] for _ in held_out.queries]).astype(np.int64)
+    pairs = [(q, item) for q, row in zip(held_out.queries, items.tolist(), strict=True) for item in row]
+    shared = network_of(parent).shared
+    tokens = tokenise(network_of(parent).backbone, parent.renderer.render_many(pairs), shared=shared)
+    networks: dict[str, Any] = {_PARENT: network_of(parent), _BFLOAT16: in_bfloat16(network_of(parent))}
+    for row in rows[1:]:
+        part = _alone(loaded[row["run_id"]])
+        if isinstance(part, CrossEncoderRecommender):
+            networks[row["run_id"]] = part._network
+    seconds = _alternating(networks, tokens, main_task(parent.tasks))
+    validation = validation_of(loaded[run_id], split, ctx)
+    right = parent.score(held_out.queries, items)
+
+    def told(row: dict[str, Any]) -> dict[str, Any]:
+        part = _alone(loaded[row["run_id"]])
+        own = seconds.get(row["run_id"])
+        found = part.score(held_out.queries, items)
+        return {
+            "method": row["method"],
+            "size_bytes": row["size_bytes"],
+            "size_share": row["size_share"],
+            "memory_bytes": row["memory_bytes"],
+            "prompts_per_s": None if own is None else len(tokens) / statistics.median(own),
+            "over_parent_float32": _ratio(seconds[_PARENT], own),
+            "over_parent_bfloat16": _ratio(seconds[_BFLOAT16], own),
+            "whole_run_over_parent": row["speed_ratio"],
+            "largest_difference_of_scores": float(np.abs(found - right).max()),
+            "rank_correlation": rank_correlation(right, found),
+            "alone": validation.measure_floor(part).get(validation.metric),
+            "value": row["value"],
+            "difference": row["difference"],
+        }
+
+    return {
+        "machine": machine(),
+        "prompts": len(tokens),
+        "users": len(held_out.queries),
+        "prompts_per_s": {name: len(tokens) / statistics.median(seconds[name]) for name in (_PARENT, _BFLOAT16)},
+        "spread_of_scores": float(right.std()),
+        "metric": rows[0]["metric"],
+        "metric_alone": validation.metric,
+        "parent": {
+            "size_bytes": rows[0]["size_bytes"],
+            "memory_bytes": rows[0]["memory_bytes"],
+            "value": rows[0]["value"],
+            "alone": validation.measure_floor(parent).get(validation.metric),
+        },
+        "children": {names[row["run_id"]]: told(row) for row in rows[1:]},
+        "protocol": store.result(run_id)["protocol"],
+    }
+
+
+def _alone(recommender: Recommender) -> Recommender:
+    return recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
+
+
+def _alternating(networks: dict[str, Any], tokens: TokenisedPrompts, task: str) -> dict[str, list[float]]:
+    """Seconds of each on the processor, five rounds, every second one backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for network in networks.values():
         network.predict(tokens, (task,))
     for number in range(5):
         for name in networks if number % 2 else reversed(networks):
-            start = time.perf_counter()
+            start = time.process_time()
             networks[name].predict(tokens, (task,))
-            seconds[name].append(time.perf_counter() - start)
-    child_s = seconds["child, int8"]
-    result = store.result(child_id)["compression"]
-    size = {"parent": result["parent"]["size_bytes"], "child": result["child"]["size_bytes"]}
-    return {
-        "machine": {"processor": platform.processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()},
-        "device": device_facts().name,
-        "prompts": len(prompts),
-        "prompts_per_s": {name: len(prompts) / statistics.median(found) for name, found in seconds.items()},
-        "child_over_parent_float32": statistics.median(
-            p / c for p, c in zip(seconds["parent, float32"], child_s, strict=True)
-        ),
-        "child_over_parent_bfloat16": statistics.median(
-            p / c for p, c in zip(seconds["parent, bfloat16"], child_s, strict=True)
-        ),
-        "size_bytes": size,
-        "size_share": size["child"] / size["parent"],
-        "memory_bytes": {side: result[side]["memory_bytes"] for side in ("parent", "child")},
-        "metric": result["metric"],
-        "value": {"parent": result["parent_value"], "child": result["value"]},
-        "difference": result["difference"],
-        "protocol": store.result(child_id)["protocol"],
-    }
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def _ratio(theirs: list[float], own: list[float] | None) -> float | None:
+    return None if own is None else statistics.median(p / c for p, c in zip(theirs, own, strict=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--child", required=True)
-    parser.add_argument("--users", type=int, default=30)
-    parser.add_argument("--candidates", type=int, default=50)
+    parser.add_argument("--users", type=int, default=12)
+    parser.add_argument("--candidates", type=int, default=32)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
-    found = measure(Workspace.open(given.workspace), given.run, given.child, given.users, given.candidates)
-    given.out.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2, default=str))
+    found = measure(Workspace.open(given.workspace), given.run, given.users, given.candidates)
+    given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

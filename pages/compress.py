@@ -10,8 +10,7 @@ import streamlit as st
 from llmrec_core.errors import LLMRecError
 from llmrec_core.figures.compression import compression_figure
 from llmrec_core.runs import Run
-from llmrec_core.runs.children import compressed_children, compression_run, family_rows
-from llmrec_core.specs import CrossEncoderSpec, PipelineSpec
+from llmrec_core.runs.children import compressed_children, compression_run, family_rows, methods_for, why_not
 from llmrec_core.specs.compression import COMPRESSION_WORDS, COMPRESSIONS
 from llmrec_core.specs.titles import metric_title
 from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, plain, size
@@ -20,28 +19,12 @@ from pages._studio.pickers import pick_run
 from pages._studio.spec_form import edit_field, spec_fields
 
 
-def methods_for(run: Run) -> list[str]:
-    """What can be done to such a run."""
-    spec = run.spec
-    if spec.kind == "compress" and spec.compression is not None and spec.compression.method in ("int8", "int4", "onnx"):
-        return []
-    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
-    if ranker.family == "listwise":
-        return ["int8", "int4"]
-    if not isinstance(ranker, CrossEncoderSpec):
-        return []
-    words = ranker.head == "label-words"
-    return [method for method in COMPRESSION_WORDS if not (words and method == "onnx")]
-
-
 def choose(run: Run) -> None:
     """The methods with when to use each, their settings, and the button."""
-    methods = methods_for(run)
+    methods = methods_for(run.spec)
     if not methods:
-        st.info(
-            "This run's model cannot be compressed: choose one that reads prompts and is not compressed already.",
-            icon=":material/compress:",
-        )
+        what, fix = why_not(run)
+        st.info(plain(f"{what[0].upper()}{what[1:]} {fix}", 600), icon=":material/compress:")
         return
     chosen = st.multiselect(
         "Methods",
@@ -117,26 +100,46 @@ def underway(run: Run) -> None:
 
 def comparison(rows: list[dict[str, Any]]) -> None:
     metric = metric_title(rows[0]["metric"])
+    alone = next((row["alone"]["metric"] for row in rows if row["alone"]), None)
+    by_itself = f"{metric_title(alone)} alone" if alone else None
     frame = pd.DataFrame(
         {
-            "What": row["title"],
-            "Size": size(row["size_bytes"]),
-            "Of its parent": f"{row['size_share']:.0%}",
+            "What": f"{row['title']} ({row['settings']})" if row["settings"] else row["title"],
+            "Size": f"{size(row['size_bytes'])} ({row['size_share']:.0%})",
             "Memory": size(row["memory_bytes"]),
-            "Candidates a second": round(row["candidates_per_s"]),
             "Speed": f"{row['speed_ratio']:.2f}x",
             metric: row["value"],
             "Difference to its parent": difference(row["difference"]),
+            "Same order": row["agreement"],
+            **({by_itself: None if row["alone"] is None else row["alone"]["value"]} if by_itself else {}),
             "Run": row["run_id"],
         }
         for row in rows
     )
-    st.dataframe(frame, hide_index=True, column_config={metric: st.column_config.NumberColumn(format="%.4f")})
+    columns: dict[str, Any] = {
+        "What": st.column_config.TextColumn(width="medium"),
+        metric: st.column_config.NumberColumn(format="%.4f", help="Of the whole run, on its test users."),
+        "Speed": st.column_config.TextColumn(
+            help="Candidates a second, child over parent, measured in turns on the same validation users."
+        ),
+        "Difference to its parent": st.column_config.TextColumn(
+            width="medium", help="Paired over the same test users, with its bootstrap interval."
+        ),
+        "Same order": st.column_config.NumberColumn(
+            format="%.3f",
+            help="Rank correlation of what the model by itself scores with its parent's, on validation users: 1 is the "
+            "same order. A retriever beside the model hides in the metrics what this shows.",
+        ),
+    }
+    if by_itself:
+        columns[by_itself] = st.column_config.NumberColumn(
+            format="%.4f", help="Of the model by itself on the validation samples that its training watched."
+        )
+    st.dataframe(frame, hide_index=True, column_config=columns)
+    for row in rows:
+        if row["advice"]:
+            st.warning(f"**{row['title']}** ({row['run_id']}) lost quality. {plain(row['advice'], 400)}")
     st.plotly_chart(compression_figure(rows), key="compress_figure", config=FIGURE_TOOLS)
-    st.caption(
-        "Speed is child over parent, measured alternately in one run on the same validation users. The difference is "
-        "paired over the same test users, with its bootstrap interval."
-    )
 
 
 def difference(found: dict[str, Any] | None) -> str:

@@ -52,7 +52,8 @@ def compress(
         if detach:
             leave_queued(place, child, as_json)
             return
-        follow(place, child, as_json)
+        # What it is beside its parent says more than its metrics beside the baselines, which `runs show` prints.
+        follow(place, child, as_json, quiet=True)
         if as_json:
             return
     rows = family_rows(store, run)
@@ -67,28 +68,33 @@ def _print_family(rows: list[dict[str, Any]]) -> None:
         out.print("This run has no compressed children yet; start one with --method.")
         return
     metric = rows[0]["metric"]
-    shown = table(
-        "run", "what", "size MB", "share", "memory MB", "candidates/s", "speed", metric, "difference to parent"
-    )
-    for column in shown.columns[:2]:
-        # A run id is there to be copied.
-        column.no_wrap = True
+    shown = table("what, run", "MB", "size", "speed", "order", metric, "difference to parent")
+    for column in shown.columns[1:]:
+        column.no_wrap, column.justify = True, "right"
     for row in rows:
+        settings = f"\n[dim]({plain(row['settings'])})[/]" if row["settings"] else ""
         shown.add_row(
-            row["run_id"],
-            plain(row["title"]),
+            f"{plain(row['title'])}{settings}\n{row['run_id']}",
             f"{row['size_bytes'] / 1e6:.1f}",
             f"{row['size_share']:.0%}",
-            f"{row['memory_bytes'] / 1e6:.1f}",
-            f"{row['candidates_per_s']:,.0f}",
             f"{row['speed_ratio']:.2f}x",
+            "-" if row["agreement"] is None else f"{row['agreement']:.3f}",
             "-" if row["value"] is None else f"{row['value']:.4f}",
             _difference(row["difference"]),
         )
     out.print(shown)
+    out.print(
+        "speed: child / parent, side by side. order: rank correlation of the model's own scores with its parent's. "
+        "difference: over the same test users, with its interval. More (memory, AUC) with --json.",
+        style="dim",
+        soft_wrap=True,
+    )
+    for row in rows:
+        if row["advice"]:
+            out.print(f"{row['run_id']} ({plain(row['title'])}) lost quality. {plain(row['advice'])}", soft_wrap=True)
 
 
 def _difference(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
-    return f"{found['mean']:+.4f} [{found['ci_low']:+.4f}, {found['ci_high']:+.4f}]".replace("[", r"\[")
+    return f"{found['mean']:+.4f}\n\\[{found['ci_low']:+.4f}, {found['ci_high']:+.4f}]"

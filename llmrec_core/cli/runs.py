@@ -171,8 +171,8 @@ def leave_queued(place: Workspace, run_id: str, as_json: bool) -> None:
         out.print(f"{run_id} is queued; follow it with: llmrec runs show {run_id}")
 
 
-def follow(place: Workspace, run_id: str, as_json: bool) -> None:
-    """Runs a queued run here with live progress on stderr, then prints its result."""
+def follow(place: Workspace, run_id: str, as_json: bool, *, quiet: bool = False) -> None:
+    """Runs a queued run here with live progress on stderr, then prints its result; ``quiet``: only that it is done."""
     from llmrec_core.runs import RunStore, run_foreground
 
     store = RunStore(place)
@@ -211,8 +211,10 @@ def follow(place: Workspace, run_id: str, as_json: bool) -> None:
     result = store.result(run_id)
     if as_json:
         print_json(result)
-    else:
+    elif not quiet:
         _print_result(result)
+    else:
+        out.print(f"{run_id} done in {result['elapsed_s']:.0f} s")
 
 
 def _print_result(result: dict[str, Any]) -> None:

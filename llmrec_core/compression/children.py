@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from llmrec_core.compression.prune import head_importance, least_missed_layers, with_layers, without_heads
+from llmrec_core.compression.prune import head_importance, heads_of, least_missed_layers, with_layers, without_heads
 from llmrec_core.compression.quantise import quantised, whole_model
 from llmrec_core.compression.teach import teach
 from llmrec_core.contracts import FitContext, Recommender
@@ -71,7 +71,7 @@ def _smaller(
     ctx.emit("stage", stage="tokenizing")
     plan, validation, held_out = practice(parent, split, spec.epochs, ctx)
     weights = cast(dict[str, float], {o.task: o.weight for o in reader.run.objectives})
-    n_layers = len(layer_stack(whole.model))
+    n_layers, n_weights = len(layer_stack(whole.model)), _n_weights(whole)
     # Without adapters: heads and layers are found by their plain names.
     judged = network_of(with_backbone(reader, whole))
     if isinstance(spec, PruneHeadsSpec):
@@ -85,7 +85,7 @@ def _smaller(
         else:
             kept = every_kth(n_layers, spec.n_layers)
         small = with_layers(whole, kept)
-    _say(ctx, small, kept, n_layers)
+    _say(ctx, teacher.backbone, n_weights, small, kept)
     child = with_backbone(reader, small)
     if spec.epochs:
         pairs = [(place, _matched(kept, place, n_layers)) for place in range(len(kept))]
@@ -129,14 +129,23 @@ def _judged_on(reader: CrossEncoderRecommender, held_out: SampleLists, n_prompts
     return found
 
 
-def _say(ctx: FitContext, small: Backbone, kept: list[int], n_layers: int) -> None:
-    n_weights = sum(p.numel() for p in small.model.parameters())
-    layers = ", ".join(str(layer + 1) for layer in kept)
-    ctx.emit(
-        "log",
-        level="info",
-        message=f"{len(kept)} of {n_layers} layers are kept ({layers}); {n_weights:,} weights are left.",
-    )
+def _say(ctx: FitContext, parent: Backbone, n_weights: int, small: Backbone, kept: list[int]) -> None:
+    """What is left, in words."""
+    if len(kept) < parent.n_layers:
+        what = f"layers {', '.join(str(layer + 1) for layer in kept)} of {parent.n_layers} are kept"
+    else:
+        had, left = heads_of(parent), heads_of(small)
+        n_before, n_left = (sum(map(len, heads.values())) for heads in (had, left))
+        gone = [
+            f"{len(had[layer]) - len(left[layer])} of layer {layer + 1}" for layer in had if left[layer] != had[layer]
+        ]
+        what = f"{n_left} of {n_before} attention heads are kept (gone: {', '.join(gone)})"
+    numbers = f"{_n_weights(small) / 1e6:.1f} of {n_weights / 1e6:.1f} million weights are left."
+    ctx.emit("log", level="info", message=f"{what}; {numbers}")
+
+
+def _n_weights(backbone: Backbone) -> int:
+    return sum(p.numel() for p in backbone.model.parameters())
 
 
 __all__ = ["compress", "every_kth"]

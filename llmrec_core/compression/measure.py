@@ -1,4 +1,9 @@
-"""What a compressed child costs and saves beside its parent: bytes on disk, bytes in memory, candidates a second."""
+"""What a compressed child saves and costs beside its parent: bytes on disk and in memory, candidates a second, and how
+its text model by itself orders candidates.
+
+The last is asked for by itself because a pipeline hides it: where a retriever's score counts as much as the model's, a
+model that lost everything still ranks well.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from llmrec_core.contracts import Recommender
+from llmrec_core.contracts import FitContext, FloatArray, Recommender
+from llmrec_core.errors import SpecError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.quantised import QuantisedLinear
+from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.reworked import validation_of
 
 if TYPE_CHECKING:
     from llmrec_core.data import Split
@@ -37,10 +46,12 @@ class Cost:
 def measure_pair(
     parent: tuple[Recommender, Path], child: tuple[Recommender, Path], split: Split, seed: int
 ) -> dict[str, Any]:
-    """Both as JSON, and child / parent in candidates a second.
+    """Both as JSON, child / parent in candidates a second (``speed_ratio``), and what the text models say alone.
 
     The sides alternate, each round in the other order, and the median of five counts; both score the same validation
-    users' candidates.
+    users' candidates. ``agreement``: mean over these users of the rank correlation (Spearman) between what parent and
+    child score without a retriever, None where nothing can be ordered. ``alone``: the metric that the parent's training
+    watched, of both, on its validation samples; None where it is not defined there.
     """
     held_out = split.queries("valid", max_users=_N_USERS, seed=seed)
     queries = list(held_out.queries) or [split.query(str(split.dataset.user_ids[0]), "valid")]
@@ -61,7 +72,39 @@ def measure_pair(
         per_second = items.size / statistics.median(seconds[name])
         found[name] = Cost(saved_bytes(folder, recommender), held_bytes(recommender), per_second)
     ratio = statistics.median(p / c for p, c in zip(seconds["parent"], seconds["child"], strict=True))
-    return {name: asdict(cost) for name, cost in found.items()} | {"speed_ratio": ratio}
+    theirs, ours = (_alone(side) for side in sides.values())
+    return {name: asdict(cost) for name, cost in found.items()} | {
+        "speed_ratio": ratio,
+        "agreement": rank_correlation(theirs.score(queries, items), ours.score(queries, items)),
+        "alone": _watched_metric(parent[0], theirs, ours, split, seed),
+    }
+
+
+def _alone(recommender: Recommender) -> Recommender:
+    """What reads, without the retriever beside it."""
+    return recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
+
+
+def rank_correlation(one: FloatArray, other: FloatArray) -> float | None:
+    """Mean over rows of Spearman's correlation, float [n_rows, n_candidates] each; rows of one score are left out."""
+    left, right = (rankdata(scores, axis=1) - (scores.shape[1] + 1) / 2 for scores in (one, other))
+    spread = np.sqrt((left**2).sum(1) * (right**2).sum(1))
+    kept = spread > 0
+    return float(((left * right).sum(1)[kept] / spread[kept]).mean()) if kept.any() else None
+
+
+def _watched_metric(
+    parent: Recommender, theirs: Recommender, ours: Recommender, split: Split, seed: int
+) -> dict[str, Any] | None:
+    try:
+        validation = validation_of(parent, split, FitContext(seed=seed))
+    except SpecError:
+        # The metric asks for a head that the parent lacks.
+        return None
+    found = [validation.measure_floor(side).get(validation.metric) for side in (theirs, ours)]
+    if None in found:
+        return None
+    return {"metric": validation.metric, "parent": found[0], "child": found[1]}
 
 
 def saved_bytes(folder: Path, recommender: Recommender) -> int:

@@ -1,4 +1,4 @@
-"""A tuned cross-encoder with its heads as an ONNX file that gives the same scores without PyTorch.
+"""A tuned cross-encoder or decoder with its heads as an ONNX file that gives the same scores without PyTorch.
 
 The graph reads packed rows as ``training.packing`` lays them out: tokens, their positions, and which sequence of a row
 each belongs to. A plain prompt is the simplest such row: positions 0, 1, 2 ..., segment 1 throughout, -1 for padding.
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from llmrec_core.compression.quantise import whole_model
 from llmrec_core.errors import InputError, LLMRecError
 from llmrec_core.models.heads import TaskHeads
+from llmrec_core.models.label_words import AnswerHeads
+from llmrec_core.models.tuning_soft import READY_MASK_TYPES
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.onnx_encoder import GRAPH, OnnxCrossEncoder, require_onnx
 from llmrec_core.recommenders.reworked import network_of, with_backbone
@@ -25,7 +27,10 @@ from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import Packed, pooling_weights, tree_mask
 from llmrec_core.training.scoring import reads_trees
 
-_OPSET = 18
+#: The first with GELU as one operation.
+_OPSET = 20
+#: A file of protocol buffers holds 2 GB; the graph itself needs little of that.
+_MAX_BYTES = 1_900_000_000
 
 
 class _Graph(nn.Module):
@@ -33,40 +38,58 @@ class _Graph(nn.Module):
 
     def __init__(self, network: PromptNetwork) -> None:
         super().__init__()
-        assert isinstance(network.heads, TaskHeads)
-        self.encoder, self.heads = network.encoder, nn.ModuleList(network.heads.heads.values())
+        assert isinstance(network.heads, TaskHeads | AnswerHeads)
+        self.encoder, self.heads = network.encoder, network.heads
         self.causal, self.pooling, self.mask_id = network.causal, network.pooling, network.mask_id
         self.tasks = tuple(network.heads.tasks)
+        # Nothing is read twice here, and a graph has no place for keys and values that are kept.
+        self.more = {"use_cache": False} if network.causal else {}
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, segment: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
         mask = tree_mask(segment, position_ids, torch.float32, causal=self.causal)
-        hidden = self.encoder(input_ids=input_ids, attention_mask=mask, position_ids=position_ids).last_hidden_state
+        hidden = self.encoder(
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, **self.more
+        ).last_hidden_state
         none = torch.zeros(0, dtype=torch.int64)
         packed = Packed(input_ids, position_ids, segment, none, none, 0)
         vectors = torch.bmm(pooling_weights(packed, self.pooling, self.mask_id, slots), hidden.float())
-        shape = vectors.shape[:2]
-        # Head by head: the heads' own forward switches autocast off, which a graph has no word for.
-        return tuple(head(vectors.flatten(0, 1)).reshape(shape) for head in self.heads)
+        found = self._scores(vectors.flatten(0, 1))
+        return tuple(found[task].reshape(vectors.shape[:2]) for task in self.tasks)
+
+    def _scores(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Of [n, hidden_size]. The heads' own forward switches autocast off, which a graph has no word for."""
+        if isinstance(self.heads, TaskHeads):
+            return {task: head(vectors).squeeze(-1) for task, head in self.heads.heads.items()}
+        return self.heads.of_logits(self.heads.head.model(inputs_embeds=vectors.unsqueeze(1)).logits[:, 0])
 
 
 def exported(reader: CrossEncoderRecommender, spec: OnnxSpec) -> OnnxCrossEncoder:
     """The same recommender, scored by ONNX Runtime.
 
     Raises:
-        InputError: the packages are missing (extra "onnx"), or this architecture takes no mask from outside.
+        InputError: the packages are missing (extra "onnx"), this architecture takes no mask from outside, its weights
+            are whole numbers, or are too many for one file.
         LLMRecError: the export failed.
     """
     onnx = require_onnx("onnx")
     require_onnx("onnxscript")
     network = network_of(reader)
-    if not reads_trees(network.backbone) or not isinstance(network.heads, TaskHeads):
+    if not reads_trees(network.backbone) or not isinstance(network.heads, TaskHeads | AnswerHeads):
         raise InputError(
-            f"{network.backbone.facts.model_type} models, and answers in words, have no ONNX form here.",
+            f"models of the kind {network.backbone.facts.model_type} have no ONNX form here: they take no mask from "
+            "outside.",
             where="compression.method",
-            fix="Use a BERT, Llama, GPT-2, Mistral, Qwen or SmolLM model with linear heads.",
+            fix=f"Use int8, or a model of one of the kinds {', '.join(sorted(READY_MASK_TYPES))}.",
         )
     plain = network_of(with_backbone(reader, whole_model(network.backbone)))
-    plain.encoder.float()
+    plain.float()
+    n_bytes = sum(4 * weight.numel() for weight in plain.parameters())
+    if n_bytes > _MAX_BYTES:
+        raise InputError(
+            f"in float32 the model has {n_bytes / 1e9:.1f} GB, and one ONNX file holds {_MAX_BYTES / 1e9:.1f} GB.",
+            where="compression.method",
+            fix="Use int8, or take out layers first and export that run.",
+        )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / GRAPH
         _export(_Graph(plain).eval(), path, plain)

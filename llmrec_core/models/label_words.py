@@ -110,7 +110,10 @@ class AnswerHeads(nn.Module):
 
     def forward(self, pooled: Tensor) -> dict[str, Tensor]:
         """Outputs of every task, float32 [n], from ``pooled`` [n, hidden_size] of any float dtype."""
-        logits = self.head(pooled)
+        return self.of_logits(self.head(pooled))
+
+    def of_logits(self, logits: Tensor) -> dict[str, Tensor]:
+        """The same from the logits of all words, float32 [n, n_words]."""
         click = logits[:, self._yes] - logits[:, self._no]
         found = {}
         for task in self.tasks:

@@ -73,6 +73,8 @@ class OnnxNetwork:
         self.session_bytes = len(graph)
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        # As many as the rest of this process was given.
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:

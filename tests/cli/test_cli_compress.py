@@ -51,7 +51,10 @@ def test_a_compressed_run_is_a_run_like_any_other(llmrec, trained, monkeypatch):
     assert "Fewer layers, taught" in texts(app)
     assert not app.exception
     app = open_page("compress", llmrec.workspace, monkeypatch, run=child)
-    assert "cannot be compressed" in texts(app)
+    assert "compressed to its end already" in texts(app)
+    told = llmrec("compress", child, "--method", "onnx")
+    assert told.exit_code == 2
+    assert f"made from: {parent}, with the field int8 switched on" in " ".join(told.stderr.split())
 
 
 def test_wrong_wishes_are_refused_before_anything_is_queued(llmrec, trained):

@@ -1,6 +1,7 @@
 """Children of a tiny tuned cross-encoder: what they weigh, how near their scores are, and that they load as saved."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ from compression.compression_cases import saved, scores
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_bert, write_tiny_llama
 
-from llmrec_core.compression import towers
+from llmrec_core.compression import prune, towers
 from llmrec_core.compression.children import compress, every_kth
-from llmrec_core.compression.measure import held_bytes, measure_pair, saved_bytes
+from llmrec_core.compression.measure import held_bytes, measure_pair, rank_correlation, saved_bytes
 from llmrec_core.compression.prune import head_importance, heads_of, with_layers, without_heads
 from llmrec_core.compression.quantise import whole_model
 from llmrec_core.compression.teach import teach
@@ -141,6 +142,44 @@ def test_the_head_that_matters_stays(tiny_parent):
     assert heads_of(small)[0] == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize("idle", [0, 1, 2])
+def test_the_layer_that_does_nothing_is_the_one_to_go(tiny_parent, tmp_path, monkeypatch, idle):
+    """Of three layers one hands on what it was given; whichever it is, it is found, and nothing changes without it."""
+    recommender, split, ctx = tiny_parent
+    backbone = load_backbone(write_tiny_llama(tmp_path / "llama", n_layers=3), trainable=False)
+    with torch.no_grad():
+        for part in (backbone.model.layers[idle].self_attn.o_proj, backbone.model.layers[idle].mlp.down_proj):
+            part.weight.zero_()
+    reader = with_backbone(recommender, backbone)
+    before = scores(reader, split)
+    # A random model's labels may be met better without a layer; what it says itself is met best by leaving it alone.
+    distance = lambda *_: float(np.abs(scores(reader, split) - before).max())  # noqa: E731
+    monkeypatch.setattr(prune, "_mean_loss", distance)
+    kept = prune.least_missed_layers(network_of(reader), 1, [], {}, ctx)
+    assert kept == [layer for layer in range(3) if layer != idle]
+    assert np.allclose(scores(with_backbone(recommender, with_layers(backbone, kept)), split), before, atol=1e-5)
+
+
+def test_layers_go_one_by_one_and_the_last_to_go_is_judged_without_the_first(monkeypatch, tiny_parent, tmp_path):
+    """Losses by hand: alone layer 0 is missed least, then without it layer 2 is; together 1 and 2 would be cheaper."""
+    recommender, _, ctx = tiny_parent
+    backbone = load_backbone(write_tiny_llama(tmp_path / "llama", n_layers=3), trainable=False)
+    network = network_of(with_backbone(recommender, backbone))
+    skipped: list[tuple[int, ...]] = []
+    losses = {(0,): 1.0, (1,): 2.0, (2,): 3.0, (0, 1): 9.0, (0, 2): 5.0, (1, 2): 0.0}
+
+    @contextmanager
+    def noted(stack, layers):
+        skipped.append(tuple(layers))
+        yield
+
+    monkeypatch.setattr(prune, "_skipped", noted)
+    monkeypatch.setattr(prune, "_mean_loss", lambda *_: losses[skipped[-1]])
+    assert prune.least_missed_layers(network, 2, [], {}, ctx) == [1]
+    with pytest.raises(InputError, match="3 layers cannot be taken out of 3"):
+        prune.least_missed_layers(network, 3, [], {}, ctx)
+
+
 def test_a_student_learns_its_teacher(tiny_parent, tmp_path, monkeypatch):
     """A student that began as somebody else says what its teacher says, from the teacher's scores and states alone."""
     recommender, split, ctx = tiny_parent
@@ -226,6 +265,19 @@ def test_what_a_child_costs(tiny_parent, tmp_path):
     held = [*network.parameters(), *network.buffers()]
     assert found["parent"]["memory_bytes"] == sum(t.numel() * t.element_size() for t in held)
     assert found["speed_ratio"] > 0
+    assert 0.9 < found["agreement"] <= 1
+    assert found["alone"]["metric"] == recommender.run.training.validation_metric
+    same = measure_pair((pair[0], folders[0]), (pair[0], folders[0]), split, 0)
+    assert same["agreement"] == pytest.approx(1)
+    assert same["alone"]["child"] == same["alone"]["parent"] == found["alone"]["parent"]
+
+
+def test_rank_correlation_by_hand():
+    one = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [5, 5, 5, 5]], np.float32)
+    other = np.array([[1, 2, 4, 3], [9, 8, 7, 6], [1, 2, 3, 4]], np.float32)
+    # 1 - 6 x 2 / (4 x 15) = .8 and -1; where one says the same of all there is no order.
+    assert rank_correlation(one, other) == pytest.approx(-0.1)
+    assert rank_correlation(one[2:], other[2:]) is None
 
 
 def test_families_without_a_reader_are_refused(fitted_family):

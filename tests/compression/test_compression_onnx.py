@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import torch
 from compression.compression_cases import saved, scores
+from models.test_models_loading import write_tiny
+from tiny_models import write_tiny_llama
+from training.training_cases import fit, planted_run, planted_split
 
+from llmrec_core.compression import onnx_export
 from llmrec_core.compression.children import compress
+from llmrec_core.contracts import FitContext
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.recommenders.onnx_encoder import OnnxCrossEncoder, OnnxNetwork, require_onnx
 from llmrec_core.recommenders.reworked import network_of
+from llmrec_core.specs import CrossEncoderSpec
 from llmrec_core.specs.compression import Int8Spec, OnnxSpec
+from llmrec_core.training.packing import pack, tokenise
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -58,6 +65,52 @@ def test_a_plain_prompt_is_scored_by_hand(tiny_parent, child, tmp_path):
             batch = network.backbone.pad([row])
             expected.append(float(network.heads(network.backbone.pooled(**batch, how="mean"))["click"][0]))
     assert np.allclose(found[:, 0], expected, atol=1e-4)
+
+
+def answering(folder, write):
+    """A model that answers in words as it came, on a small split."""
+    write(folder / "model")
+    split, run = planted_split(n_users=6), planted_run(folder)
+    words = {"model": str(folder / "model"), "head": "label-words", "tuning": {"method": "none"}}
+    prompt = run.prompt.model_copy(update={"template": "yes-no"})
+    spec = CrossEncoderSpec.model_validate(words)
+    return fit(run.model_copy(update={"recommender": spec, "prompt": prompt}), split, folder), split
+
+
+def test_a_decoder_answers_in_words_from_its_graph(tmp_path):
+    """It reads only backwards, and answers at its last token."""
+    parent, split = answering(tmp_path, lambda folder: write_tiny_llama(folder, seed=1))
+    ctx = FitContext(workspace_models=tmp_path)
+    child = saved(compress(parent, OnnxSpec(), split, ctx), split, ctx, tmp_path / "onnx")
+    right = scores(parent, split)
+    assert np.abs(scores(child, split) - right).max() < 1e-3 * right.std()
+
+
+def test_an_encoder_answers_at_its_mask_before_it_becomes_a_graph(tmp_path):
+    """What is exported, run by PyTorch: an export takes seconds, and pooling is all that is new here."""
+    parent, split = answering(tmp_path, lambda folder: write_tiny(model_type="bert", folder=folder))
+    network = network_of(parent)
+    pairs = [(query, item) for query in split.queries("valid").queries[:2] for item in range(5)]
+    tokens = tokenise(network.backbone, parent.renderer.render_many(pairs), shared=False)
+    packed = pack(tokens, np.arange(10), [np.array([i]) for i in range(10)], network.backbone.pad_id)
+    with torch.inference_mode():
+        found = onnx_export._Graph(network)(packed.input_ids, packed.position_ids, packed.segment, torch.tensor([1]))
+    right = network.predict(tokens, ("click",))["click"]
+    assert np.abs(found[0][:, 0].numpy() - right).max() < 0.01 * right.std()
+
+
+def test_what_has_no_graph_is_refused_with_a_way_out(tiny_parent, tmp_path, monkeypatch):
+    recommender, split, ctx = tiny_parent
+    rounded = compress(recommender, Int8Spec(), split, ctx)
+    with pytest.raises(InputError, match=r"whole-number weights already.*Compress the run that it was made from"):
+        compress(rounded, OnnxSpec(), split, ctx)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "_MAX_BYTES", 1000)
+        with pytest.raises(InputError, match=r"one ONNX file holds.*take out layers first"):
+            compress(recommender, OnnxSpec(), split, ctx)
+    monkeypatch.setattr(onnx_export, "reads_trees", lambda _: False)
+    with pytest.raises(InputError, match="models of the kind bert have no ONNX form"):
+        compress(recommender, OnnxSpec(), split, ctx)
 
 
 def test_damaged_graphs_are_refused(child, monkeypatch):
