@@ -316,9 +316,7 @@ class TwoTowerRecommender(Recommender):
     def load(cls, folder: Path, dataset: Dataset, ctx: FitContext) -> TwoTowerRecommender:
         head = check_head(folder, cls.family, dataset.item_ids)
         try:
-            # Towers saved before there were id deltas have none.
-            spec = TwoTowerSpec.model_validate({"id_bound": 0.0, **head["spec"]})
-            loaded = cls(spec, PromptSpec.model_validate(head.get("prompt")))
+            loaded = cls(TwoTowerSpec.model_validate(head.get("spec")), PromptSpec.model_validate(head.get("prompt")))
             tensors = load_file(folder / _WEIGHTS)
             towers = {n.removeprefix("towers."): t for n, t in tensors.items() if n.startswith("towers.")}
             whitening = Whitening(towers["mean"].numpy(), towers["components"].numpy())

@@ -282,7 +282,7 @@ class TwoTowerSpec(Spec):
     n_heads: int = Field(4, ge=1, le=64, description="attention heads; width must be a multiple")
     max_history: int = Field(50, ge=1, le=1000, description="most recent history items that are read")
     id_bound: float = Field(
-        1.0, ge=0, description="longest id delta beside a text, whose length is 1; 0: items are their text alone"
+        1.0, ge=0, description="longest id delta beside a text, whose length is about 1; 0: items are their text alone"
     )
     reverse: float = Field(
         0.5, ge=0, le=1, description="share of training histories read backwards: what came before says much as well"
@@ -296,7 +296,7 @@ class TwoTowerSpec(Spec):
     )
     max_prompts: int = Field(2000, ge=16, description="training prompts drawn by seed, where prompts stand for users")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout over the history")
-    temperature: float = Field(0.1, gt=0, le=10, description="cosines are divided by it before the softmax")
+    temperature: float = Field(0.1, gt=0, le=10, description="products are divided by it before the softmax")
     n_negatives: int = Field(
         2048, ge=1, description="items drawn uniformly a step, beside the other targets of the batch (logQ-corrected)"
     )

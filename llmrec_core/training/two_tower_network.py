@@ -1,11 +1,11 @@
 """Two towers over one language model: what a user is looking for, and what an item is, as vectors of one space.
 
-An item is its text (the pooled output of the language model, whitened, mapped to ``width`` dimensions and scaled to
-length 1) and, where training knows the item, a bounded id delta: what its raters say and its text does not. So an item
-that nobody has met is its text, and lies among the others. A user is either the history, read by a small causal
-transformer over the same items (with ratings, time gaps and a learnt decay by distance), or a prompt, read by the
-language model and mapped like a text. The score is the product of the user's direction and the item, over a
-temperature.
+An item is its text (the pooled output of the language model, whitened and mapped to ``width`` dimensions) and, where
+training knows the item, a bounded id delta: what its raters say and its text does not. So an item that nobody has met
+is its text, and lies among the others. A user is either the history, read by a small causal transformer over the same
+vectors (with ratings, time gaps and a learnt decay by distance), or a prompt, read by the language model and mapped
+like a text. The score is the product of the user's direction and the item, over a temperature: long items are liked
+by many.
 """
 
 from __future__ import annotations
@@ -42,12 +42,10 @@ class TwoTowerNetwork(nn.Module):
         # Known from the counts that are saved anyway.
         self.register_buffer("trained", trained, persistent=False)
         self.delta = nn.Parameter(torch.randn(len(trained), width) * 0.02) if spec.id_bound else None
-        #: What an item is when it is looked for, and when it is remembered: what follows a film is not what is like it.
-        self.offered = nn.Linear(n_text, width, bias=False)
-        nn.init.normal_(self.offered.weight, std=1.0 / math.sqrt(n_text))
+        self.project = nn.Linear(n_text, width, bias=False)
+        # Whitened inputs have unit variance; outputs of length about 1 keep the first softmax soft.
+        nn.init.normal_(self.project.weight, std=1.0 / math.sqrt(width * n_text))
         if spec.user == "history":
-            self.remembered = nn.Linear(n_text, width, bias=False)
-            nn.init.normal_(self.remembered.weight, std=1.0 / math.sqrt(n_text))
             self.rating = nn.Parameter(torch.randn(N_RATING_BINS, width) * 0.1)
             self.gap = nn.Parameter(torch.randn(N_GAP_BINS, width) * 0.1)
             # Each head begins with a decay of its own (ALiBi: Press, Smith and Lewis, ICLR 2022), and learns on.
@@ -66,7 +64,7 @@ class TwoTowerNetwork(nn.Module):
 
     def items(self, whitened: Tensor, which: Tensor | None = None) -> Tensor:
         """[n, n_text] -> [n, width]; ``which``: the item of each text, [n], None for texts without an item."""
-        found = nn.functional.normalize(self.offered(whitened), dim=-1)
+        found: Tensor = self.project(whitened)
         return found if which is None or self.delta is None else found + self._bounded(self.delta, which)
 
     def _bounded(self, delta: Tensor, which: Tensor) -> Tensor:
@@ -84,11 +82,8 @@ class TwoTowerNetwork(nn.Module):
             which: the item of each text, [n_texts]; None: prompts.
         """
         if self.spec.user == "prompt":
-            return self._logit_scale() * self.items(whitened)[batch.items]
-        remembered = self.remembered(whitened)
-        if which is not None and self.delta is not None:
-            remembered = remembered + self._bounded(self.delta, which)
-        states = remembered[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
+            return self._logit_scale() * nn.functional.normalize(self.items(whitened), dim=-1)[batch.items]
+        states = self.items(whitened, which)[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
         states = self.drop(self.norm_in(states), self.training)
         length = batch.items.shape[1]
         place = torch.arange(length, device=states.device)
