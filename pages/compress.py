@@ -108,38 +108,41 @@ def comparison(rows: list[dict[str, Any]]) -> None:
             "Size": f"{size(row['size_bytes'])} ({row['size_share']:.0%})",
             "Memory": size(row["memory_bytes"]),
             "Speed": f"{row['speed_ratio']:.2f}x",
-            metric: row["value"],
+            metric: figure_of(row["value"]),
             "Difference to its parent": difference(row["difference"]),
-            "Same order": row["agreement"],
-            **({by_itself: None if row["alone"] is None else row["alone"]["value"]} if by_itself else {}),
+            "Same order": figure_of(row["agreement"], 3),
+            **({by_itself: figure_of(row["alone"] and row["alone"]["value"])} if by_itself else {}),
             "Run": row["run_id"],
         }
         for row in rows
     )
     columns: dict[str, Any] = {
         "What": st.column_config.TextColumn(width="medium"),
-        metric: st.column_config.NumberColumn(format="%.4f", help="Of the whole run, on its test users."),
+        metric: st.column_config.TextColumn(help="Of the whole run, on its test users."),
         "Speed": st.column_config.TextColumn(
             help="Candidates a second, child over parent, measured in turns on the same validation users."
         ),
         "Difference to its parent": st.column_config.TextColumn(
             width="medium", help="Paired over the same test users, with its bootstrap interval."
         ),
-        "Same order": st.column_config.NumberColumn(
-            format="%.3f",
+        "Same order": st.column_config.TextColumn(
             help="Rank correlation of what the model by itself scores with its parent's, on validation users: 1 is the "
             "same order. A retriever beside the model hides in the metrics what this shows.",
         ),
     }
     if by_itself:
-        columns[by_itself] = st.column_config.NumberColumn(
-            format="%.4f", help="Of the model by itself on the validation samples that its training watched."
+        columns[by_itself] = st.column_config.TextColumn(
+            help="Of the model by itself on the validation samples that its training watched."
         )
     st.dataframe(frame, hide_index=True, column_config=columns)
     for row in rows:
         if row["advice"]:
             st.warning(f"**{row['title']}** ({row['run_id']}) lost quality. {plain(row['advice'], 400)}")
     st.plotly_chart(compression_figure(rows), key="compress_figure", config=FIGURE_TOOLS)
+
+
+def figure_of(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def difference(found: dict[str, Any] | None) -> str:

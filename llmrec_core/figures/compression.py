@@ -1,4 +1,4 @@
-"""Size, speed and quality of a run and its compressed children in one plot."""
+"""Size, speed and quality of a run and its compressed children, line by line."""
 
 from __future__ import annotations
 
@@ -6,56 +6,81 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from llmrec_core.figures.theme import SERIES, empty_figure, escape, finish
+from llmrec_core.figures.theme import BLUE, GREEN, GREY, VERMILLION, empty_figure, escape, finish
 from llmrec_core.specs.titles import metric_title
+
+_PANELS = ("Size, % of its parent", "Speed, parent = 1")
 
 
 def compression_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Quality over candidates a second (as a ratio to the parent); the area of a point is its size on disk.
+    """One line a child: its size, its speed, and the difference of its primary metric with the interval.
+
+    Points beside each other on one plane would cover each other: children are alike in two of the three.
 
     Args:
         rows: of :func:`llmrec_core.runs.children.family_rows`.
     """
-    shown = [row for row in rows if row["value"] is not None]
-    if not shown:
-        return empty_figure("The primary metric could not be measured.")
-    metric = metric_title(shown[0]["metric"])
-    figure = go.Figure()
-    largest = max(row["size_bytes"] for row in shown)
-    for number, row in enumerate(shown):
-        found = row["difference"]
-        error = None
-        if found is not None:
-            error = {
-                "array": [found["ci_high"] - found["mean"]],
-                "arrayminus": [found["mean"] - found["ci_low"]],
-                "symmetric": False,
-            }
-        figure.add_trace(
-            go.Scatter(
-                x=[row["speed_ratio"]],
-                y=[row["value"]],
-                error_y=error,
-                mode="markers+text",
-                name=escape(f"{row['title']} ({row['size_bytes'] / 1e6:.1f} MB)"),
-                text=[escape(row["title"])],
-                textposition="top center",
-                marker={
-                    "size": 12 + 36 * (row["size_bytes"] / largest) ** 0.5,
-                    "color": SERIES[number % len(SERIES)],
-                    "opacity": 0.8,
-                },
-                hovertemplate=f"%{{x:.2f}}x as fast, {escape(metric)} %{{y:.4f}}<extra></extra>",
-            )
+    children = [row for row in rows if row["method"] != "parent"]
+    if not children:
+        return empty_figure("Nothing was compressed from this run yet.")
+    titles = [row["title"] for row in children]
+    # Two children of one name are told apart by the ends of their ids, which the table shows too.
+    names = [
+        escape(row["title"] if titles.count(row["title"]) == 1 else f"{row['title']} · {row['run_id'][-5:]}")
+        for row in children
+    ]
+    panels = [*_PANELS, f"{metric_title(children[0]['metric'])}, difference"]
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.04)
+    for column, (values, words, colour) in enumerate(
+        (
+            ([100 * row["size_share"] for row in children], [f"{row['size_share']:.0%}" for row in children], BLUE),
+            ([row["speed_ratio"] for row in children], [f"{row['speed_ratio']:.2f}x" for row in children], GREEN),
+        ),
+        1,
+    ):
+        bars = go.Bar(
+            x=values,
+            y=names,
+            orientation="h",
+            marker_color=colour,
+            text=words,
+            textposition="inside",
+            insidetextanchor="start",
+            hovertemplate="%{y}: %{text}<extra></extra>",
         )
+        figure.add_trace(bars, row=1, col=column)
+        figure.add_vline(x=100 if column == 1 else 1, line={"color": GREY, "dash": "dot"}, row=1, col=column)
+    compared = [(name, row["difference"]) for name, row in zip(names, children, strict=True) if row["difference"]]
+    figure.add_trace(
+        go.Scatter(
+            x=[found["mean"] for _, found in compared],
+            y=[name for name, _ in compared],
+            error_x={
+                "array": [found["ci_high"] - found["mean"] for _, found in compared],
+                "arrayminus": [found["mean"] - found["ci_low"] for _, found in compared],
+                "symmetric": False,
+            },
+            mode="markers",
+            marker={"size": 11, "color": VERMILLION},
+            customdata=[(found["ci_low"], found["ci_high"]) for _, found in compared],
+            hovertemplate="%{y}: %{x:+.4f} [%{customdata[0]:+.4f}, %{customdata[1]:+.4f}]<extra></extra>",
+        ),
+        row=1,
+        col=3,
+    )
+    figure.add_vline(x=0, line={"color": GREY, "dash": "dot"}, row=1, col=3)
     finish(
         figure,
-        "Quality, speed and size",
-        "Candidates a second, parent = 1",
-        escape(metric),
-        height=460,
-        subtitle="Area of a point: size on disk. Bars: interval of the difference to the parent.",
+        "Size, speed and quality",
+        height=150 + 44 * len(children),
+        legend=False,
+        subtitle="Dotted: the parent. Bars beside the points: interval over the same test users.",
     )
-    figure.update_xaxes(rangemode="tozero")
+    for column, panel in enumerate(panels, 1):
+        figure.update_xaxes(title_text=escape(panel), row=1, col=column)
+    figure.update_xaxes(rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(autorange="reversed")
     return figure

@@ -105,14 +105,23 @@ COMPRESSIONS: dict[str, type[Spec]] = {
 }
 #: Method -> (what it is called, when to use it).
 COMPRESSION_WORDS = {
-    "int8": ("8-bit weights", "First choice: a quarter of the size, nearly the same scores, no training."),
+    "int8": ("8-bit weights", "First choice: under a third of the size, nearly the same scores, no training."),
     "int4": ("4-bit weights", "Smallest on disk; a little less exact and no faster on a CPU."),
-    "prune-heads": ("Fewer attention heads", "When attention costs most, as with long prompts; trains briefly after."),
-    "prune-layers": ("Fewer layers", "Faster in proportion to the layers left; needs the short training after it."),
-    "distil": ("Fewer layers, taught", "Fastest re-ranker: a student learns the tuned model's scores and states."),
+    "prune-heads": (
+        "Fewer attention heads",
+        "When attention costs most, as with long prompts; saves little on short ones. Trains briefly after.",
+    ),
+    "prune-layers": (
+        "Fewer layers",
+        "Faster in proportion to the layers left; trains after it. The table of words stays: make the result 8-bit too.",
+    ),
+    "distil": (
+        "Fewer layers, taught",
+        "Fastest re-ranker: a student learns the tuned model's scores and states. Make the result 8-bit too.",
+    ),
     "distil-two-tower": (
         "Two towers, taught",
         "For very large catalogues: all items ranked by a product of vectors.",
     ),
-    "onnx": ("ONNX file", "To serve the same scores elsewhere, without Python or PyTorch."),
+    "onnx": ("ONNX file", "To serve the same scores elsewhere, without Python or PyTorch; no faster here."),
 }
