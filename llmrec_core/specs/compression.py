@@ -113,7 +113,7 @@ COMPRESSION_WORDS = {
     ),
     "prune-layers": (
         "Fewer layers",
-        "Faster in proportion to the layers left; trains after it. The table of words stays: make the result 8-bit too.",
+        "Faster in proportion to the layers left; trains after it. The word table stays: make the result 8-bit too.",
     ),
     "distil": (
         "Fewer layers, taught",
