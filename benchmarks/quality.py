@@ -17,6 +17,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from llmrec_core.models.device import device_facts, resolve_device
 from llmrec_core.presets import preset_spec
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.blend import BlendRecommender
-from llmrec_core.specs import RunSpec, canonical_json, parse_run_spec
+from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.specs import PipelineSpec, RunSpec, canonical_json, parse_run_spec
 from llmrec_core.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "quality"
@@ -102,14 +104,18 @@ def against_floors(
     runs: Mapping[int, RunSpec],
     floors: Mapping[str, RunSpec],
     fitted: Mapping[int, Recommender] | None = None,
+    max_users: int | None = None,
 ) -> tuple[dict[int, Recommender], dict[str, Any]]:
     """One family with several seeds against floors that are fitted once, all on the same split and users.
+
+    Args:
+        max_users: at most so many users, drawn with seed 0; None: all.
 
     Returns:
         What was fitted (or came as ``fitted``) by seed, and the document of figures.
     """
     split = make_split(bench.dataset, next(iter(runs.values())).split)
-    held_out = split.queries(bench.part)
+    held_out = split.queries(bench.part, max_users=max_users, seed=0)
     found: dict[str, Any] = {"protocol": split.describe(), "n_users": len(held_out), "seeds": {}, "floors": {}}
     recommenders: dict[int, Recommender] = {}
     ours = []
@@ -132,7 +138,22 @@ def against_floors(
         found["floors"][name] = {**floor.means(), "fit_s": round(seconds, 1), "difference": compare(ours, [floor])}
         print(f"  {name}:", found["floors"][name], flush=True)
     found["spec"] = next(iter(runs.values())).model_dump(mode="json")
-    return recommenders, found
+    weights = {
+        str(seed): {"model_weight": recommender.fusion.model_weight, "on_validation": recommender.fusion_grid}
+        for seed, recommender in recommenders.items()
+        if isinstance(recommender, PipelineRecommender) and recommender.fusion is not None
+    }
+    return recommenders, found | ({"fusion": weights} if weights else {})
+
+
+def preset(name: str, bench: Bench, max_users: int | None = None) -> Documents:
+    """A preset as it stands, against what is free; of pipelines also how much their model was found to be worth."""
+    floors = _floors(bench, _FIVE_CORE, **{"item-knn": {"family": "item-knn"}, "popularity": {"family": "popularity"}})
+    runs = {seed: bench.preset(name, seed) for seed in bench.seeds}
+    retriever = next(iter(runs.values())).recommender
+    if isinstance(retriever, PipelineSpec):
+        floors |= _floors(bench, _FIVE_CORE, **{"its retriever alone": retriever.retriever.model_dump(mode="json")})
+    return {name: against_floors(bench, runs, floors, max_users=max_users)[1]}
 
 
 def ranking(bench: Bench) -> Documents:
@@ -222,6 +243,11 @@ LINES: dict[str, Callable[[Bench], Documents]] = {
     "ranking": ranking,
     "cold-items": cold_items,
     "cold-users": cold_users,
+    "two-tower": partial(preset, "two-tower"),
+    "bert-click": partial(preset, "bert-click"),
+    "bert-rank": partial(preset, "bert-rank"),
+    # A decoder reads some ten candidates a second here.
+    **{name: partial(preset, name, max_users=300) for name in ("yes-no", "listwise", "generate", "zero-shot")},
 }
 
 
@@ -260,7 +286,7 @@ def table() -> str:
         "| on | users | seeds | NDCG@10 | HR@10 | floor: NDCG@10 | difference [95 %] |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in ("ranking", "sequential", "cold-items", "cold-users"):
+    for name in dict.fromkeys(("ranking", "sequential", *LINES)):
         paths = [RESULTS / f"{name}.{part}.json" for part in ("test", "valid")]
         path = next((path for path in paths if path.exists()), None)
         if path is None:
