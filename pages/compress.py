@@ -159,6 +159,8 @@ def screen() -> None:
     live = any(child.status.state in LIVE for child in compressed_children(run_store(), run.run_id))
     st.fragment(underway, run_every=2.0 if live else None)(run)
     rows = family_rows(run_store(), run.run_id)
+    if not (rows or methods_for(run.spec)):
+        return
     st.subheader("Parent and children", anchor=False)
     if rows:
         comparison(rows)

@@ -29,10 +29,10 @@ _ADVICE = {
 #: Families that hold a model of their own and are made smaller where they are trained: family -> how.
 _SMALLER_BY_TRAINING = {
     "sequential": "a sequence model is small already; train it with a smaller width or fewer layers "
-    "(--set recommender.width=64)",
+    "(recommender.width=64)",
     "two-tower": "two towers rank by a product of vectors made beforehand; train them with a smaller width or n_text "
-    "(--set recommender.width=64)",
-    "generative": "train it again on a smaller language model (--set recommender.model=...)",
+    "(recommender.width=64)",
+    "generative": "train it again on a smaller language model (recommender.model=...)",
 }
 
 
