@@ -196,6 +196,8 @@ class FitContext:
         floors: fitted baselines by name; their value of the validation metric is reported beside the model's.
         start_from: folder of a finished run's recommender; what is trained begins with its weights.
         continued: with ``start_from``, where that one was fitted on older data; None: on the same.
+        token_cache: folder in which tokens of training prompts are kept for the next run that asks for the same
+            (``Workspace.token_cache``); None: they are made anew.
     """
 
     workspace_models: Path | None = None
@@ -208,6 +210,7 @@ class FitContext:
     floors: Mapping[str, Recommender] = field(default_factory=dict)
     start_from: Path | None = None
     continued: Continued | None = None
+    token_cache: Path | None = None
 
 
 class Recommender(ABC):

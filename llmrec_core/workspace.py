@@ -85,6 +85,14 @@ class Workspace:
     def downloads(self) -> Path:
         return self._folder("downloads")
 
+    def token_cache(self, dataset: str) -> Path:
+        """Where tokens of a dataset's prompts are kept; may be deleted at any time, and is made when first written to.
+
+        Raises:
+            InputError: the name is not safe.
+        """
+        return self.root / "cache" / "tokens" / check_name(dataset, "dataset")
+
 
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     """Writes beside ``path`` and renames over it: readers see the old or the new file, never a part.

@@ -33,7 +33,7 @@ def data_forget(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a person from every version of a dataset and from runs, logs, feedback and uploads; flag models."""
+    """Remove a person from a dataset in every version, runs, logs, feedback, uploads and kept tokens; flag models."""
     from llmrec_core.forgetting import forget_user
 
     place = workspace_of(workspace)

@@ -201,7 +201,7 @@ class DatasetStore:
             return Dataset(dataset.name, meta.version, build.place / f"v{meta.version}", meta)
 
     def delete(self, name: str, *, in_use: Callable[[str], Sequence[str]] | None = None) -> None:
-        """Removes every version.
+        """Removes every version, and the kept tokens of its prompts.
 
         Args:
             in_use: tells who still works with a dataset (runs that wait or go on), by name; such a dataset stays.
@@ -221,6 +221,9 @@ class DatasetStore:
         doomed = place.with_name(f".deleted-{secrets.token_hex(8)}")
         os.rename(place, doomed)
         shutil.rmtree(doomed)
+        tokens = self._workspace.token_cache(name)
+        if tokens.is_dir():
+            shutil.rmtree(tokens)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from llmrec_core.runs import Run, RunStore, reconcile
 from llmrec_core.workspace import Workspace, check_name
 
 #: Top folders that hold nothing of one person, or are gone through in their own way.
-_KNOWN = frozenset({"datasets", "runs", "models", "downloads", "templates", "privacy", "uploads", "feedback"})
+_KNOWN = frozenset({"datasets", "runs", "models", "downloads", "templates", "privacy", "uploads", "feedback", "cache"})
 _SEARCH_BYTES = 1 << 24
 #: An import says with every block that it lives.
 _BUILD_QUIET_S = 600.0
@@ -53,6 +53,8 @@ class ForgetReport:
         person: keyed hash that stands for the person in the audit.
         versions, runs: what each version and run held; those without a trace are left out.
         uploads: temporary upload folders cleared; they are not opened, so all go.
+        tokens: files of kept tokens of the dataset's prompts cleared; whose history is in them nobody can tell, so all
+            go.
         other_files: logs and other files of the workspace that named the person.
         elsewhere: places that still hold the id and are not this dataset's, such as another dataset.
         already: the person had been removed before and nothing was left to do.
@@ -66,6 +68,7 @@ class ForgetReport:
     runs: list[RunChange] = field(default_factory=list)
     feedback: int = 0
     uploads: int = 0
+    tokens: int = 0
     other_files: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
     already: bool = False
@@ -96,6 +99,7 @@ class ForgetReport:
             "flagged_models": len(self.flagged),
             "feedback": self.feedback,
             "uploads": self.uploads,
+            "tokens": self.tokens,
             "other_files": len(self.other_files),
         }
 
@@ -117,6 +121,8 @@ class ForgetReport:
             found.append(f"feedback: {_n(self.feedback, 'thumb')}")
         if self.uploads:
             found.append(f"uploads: {_n(self.uploads, 'temporary folder')}, cleared unopened")
+        if self.tokens:
+            found.append(f"tokens of prompts: {_n(self.tokens, 'kept file')}, cleared")
         return [*found, *(f"file {name}" for name in self.other_files)]
 
     def as_json(self) -> dict[str, Any]:
@@ -265,6 +271,7 @@ def _gone_through(
         say(f"version {version.version} of the dataset")
         clean_version(versions.folder(dataset, version.version), version.version, person, write=True)
     report.uploads = _clear_uploads(workspace, write=write)
+    report.tokens = _clear_tokens(workspace, dataset, write=write)
     report.other_files = [
         path.relative_to(workspace.root).as_posix()
         for path in _other_files(workspace)
@@ -321,6 +328,15 @@ def _clear_uploads(workspace: Workspace, *, write: bool) -> int:
     return len(filled)
 
 
+def _clear_tokens(workspace: Workspace, dataset: str, *, write: bool) -> int:
+    """Kept tokens of prompts, those that a killed process left half written included."""
+    folder = workspace.token_cache(dataset)
+    found = list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    if found and write:
+        shutil.rmtree(folder)
+    return len(found)
+
+
 def _other_files(workspace: Workspace) -> Iterator[Path]:
     """Logs at the top of the workspace, and whatever later rooms keep beside the known ones."""
     for top in sorted(workspace.root.iterdir()):
@@ -337,7 +353,7 @@ def _check_gone(workspace: Workspace, dataset: str, person: Person, report: Forg
     Raises:
         LLMRecError: a file still holds it; the removal stays open.
     """
-    own = [f"datasets/{dataset}/", f"feedback/{dataset}.jsonl", "uploads/", "serving.log"]
+    own = [f"datasets/{dataset}/", f"cache/tokens/{dataset}/", f"feedback/{dataset}.jsonl", "uploads/", "serving.log"]
     own += [f"runs/{run.run_id}/" for run in _runs_on(workspace, dataset)]
     left: list[str] = []
     for path in sorted(workspace.root.rglob("*")):

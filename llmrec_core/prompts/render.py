@@ -7,6 +7,7 @@ counted titles says where to start, and the answer is the longest history that f
 from __future__ import annotations
 
 import gc
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,6 +148,11 @@ class PromptRenderer:
     def reads_lists(self) -> bool:
         """Whether the template shows a list of candidates."""
         return "candidates" in self._program.reads
+
+    def identity(self) -> str:
+        """Text that is equal only for renderers that make the same prompts, where they count with one tokenizer."""
+        facts = [self.source, self.spec.model_dump(mode="json"), self.dataset.fingerprint, self.dataset.like_threshold]
+        return json.dumps([*facts, self._shelf.fields, type(self.counter).__name__, self.counter.special_tokens])
 
     def clean(self, value: str) -> str:
         """``value`` as prompts show it, in whole: one line, without control characters and control tokens."""

@@ -58,6 +58,7 @@ from llmrec_core.training.samples import (
     unscale_ratings,
     validation_lists,
 )
+from llmrec_core.training.token_cache import Question, kept_tokens
 from llmrec_core.training.trainer import TrainingOutcome, train
 from llmrec_core.training.validation import Validation, main_task
 
@@ -141,7 +142,7 @@ class CrossEncoderRecommender(Recommender):
         validation = Validation(
             self.run.training.validation_metric,
             held_out,
-            self._tokenise(held_out),
+            self._tokenise(held_out, ctx=ctx, what="validation"),
             cast(dict[str, float], weights),
             rating_scale=(low, high),
             liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),
@@ -155,7 +156,7 @@ class CrossEncoderRecommender(Recommender):
             self.outcome = _without_training(network, validation, ctx)
         else:
             lists = augmented(lists, self.run.training, self.run.prompt.max_history, ctx.seed)
-            tokens = self._tokenise(lists, self._wordings(dataset, backbone, ctx.seed))
+            tokens = self._tokenise(lists, self._wordings(dataset, backbone, ctx.seed), ctx)
             plan = self._plan(lists, tokens, ctx.seed)
             counts = parameter_counts(network)
             ctx.emit(
@@ -291,11 +292,22 @@ class CrossEncoderRecommender(Recommender):
     def _answers_at_mask(self, backbone: Backbone) -> bool:
         return self.spec.head == "label-words" and backbone.kind == "encoder"
 
-    def _tokenise(self, lists: SampleLists, wordings: Wordings | None = None) -> TokenisedPrompts:
-        """The prompts of all samples, list by list."""
+    def _tokenise(
+        self,
+        lists: SampleLists,
+        wordings: Wordings | None = None,
+        ctx: FitContext | None = None,
+        what: str = "training",
+    ) -> TokenisedPrompts:
+        """The prompts of all samples, list by list; kept, or read, where ``ctx`` says where."""
         network, renderer, _ = self._fitted()
-        prompts = (wordings or renderer).render_many(lists.pairs())
-        return tokenise(network.backbone, prompts, shared=network.shared)
+        words = wordings or renderer
+
+        def make() -> TokenisedPrompts:
+            return tokenise(network.backbone, words.render_many(lists.pairs()), shared=network.shared)
+
+        question = Question("pairs", words, lists.queries, lists.list_of, lists.items, network.shared)
+        return kept_tokens(question, make, network.backbone, ctx, what)
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()

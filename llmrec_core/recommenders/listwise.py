@@ -44,6 +44,7 @@ from llmrec_core.training.listwise import ListBatchPlan, ListNetwork, ListPrompt
 from llmrec_core.training.network import PromptNetwork, can_share
 from llmrec_core.training.packing import TokenisedPrompts, tokenise
 from llmrec_core.training.samples import Pool, SampleLists
+from llmrec_core.training.token_cache import Question, kept_tokens
 
 if TYPE_CHECKING:
     from llmrec_core.contracts import FitContext
@@ -239,7 +240,13 @@ class ListwiseRecommender(CrossEncoderRecommender):
             autocast=precision_of(self.run, backbone.device)[1],
         )
 
-    def _tokenise(self, lists: SampleLists, wordings: Wordings | None = None) -> TokenisedPrompts:
+    def _tokenise(
+        self,
+        lists: SampleLists,
+        wordings: Wordings | None = None,
+        ctx: FitContext | None = None,
+        what: str = "training",
+    ) -> TokenisedPrompts:
         """One prompt a list, its candidates in an order drawn by seed."""
         network, renderer, _ = self._fitted()
         rng = np.random.default_rng([self.run.seed, 4])
@@ -251,8 +258,14 @@ class ListwiseRecommender(CrossEncoderRecommender):
             order = rng.permutation(len(items))
             asked.append((query, items[order].tolist(), None))
             letters.append(np.argsort(order))
-        prompts = (wordings or renderer).render_lists(asked)
-        return ListPrompts.of(network.backbone, prompts, letters, shared=network.shared)
+        words = wordings or renderer
+
+        def make() -> TokenisedPrompts:
+            return tokenise(network.backbone, words.render_lists(asked), shared=network.shared)
+
+        shown = np.concatenate([np.asarray(items, np.int64) for _, items, _ in asked] or [lists.items])
+        question = Question("lists", words, lists.queries, lists.list_of, shown, network.shared)
+        return ListPrompts.of(kept_tokens(question, make, network.backbone, ctx, what), letters)
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()

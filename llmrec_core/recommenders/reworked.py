@@ -17,7 +17,6 @@ from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.specs import TuningSpec
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import PromptNetwork
-from llmrec_core.training.packing import tokenise
 from llmrec_core.training.samples import SampleLists, like_threshold, scale_ratings, training_lists, validation_lists
 from llmrec_core.training.validation import Validation
 
@@ -93,10 +92,10 @@ def practice(
     left aside where there is behaviour.
     """
     reader = reader_of(recommender)
-    network, renderer, _ = reader._fitted()
+    network, _, _ = reader._fitted()
     pool = recommender.hard_negatives(split) if isinstance(recommender, PipelineRecommender) else None
     lists = training_lists(split, reader.run, ctx.seed, pool)
-    tokens = tokenise(network.backbone, renderer.render_many(lists.pairs()), shared=network.shared)
+    tokens = reader._tokenise(lists, ctx=ctx)
     training = reader.run.training.model_copy(update={"epochs": max(epochs, 1e-6)})
     plan = BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id)
     return plan, validation_of(recommender, split, ctx), validation_lists(split, reader.run, ctx.seed)
@@ -109,14 +108,14 @@ def validation_of(recommender: Recommender, split: Split, ctx: FitContext) -> Va
         SpecError: the watched metric needs a head that it has not.
     """
     reader = reader_of(recommender)
-    network, renderer, dataset = reader._fitted()
+    _, _, dataset = reader._fitted()
     lists = validation_lists(split, reader.run, ctx.seed)
     low, high = dataset.rating_scale or (0.0, 1.0)
     threshold = like_threshold(dataset, reader.run)
     return Validation(
         reader.run.training.validation_metric,
         replace(lists, offsets={}),
-        tokenise(network.backbone, renderer.render_many(lists.pairs()), shared=network.shared),
+        reader._tokenise(lists, ctx=ctx, what="validation"),
         cast(dict[str, float], {o.task: o.weight for o in reader.run.objectives}),
         rating_scale=(low, high),
         liked_at=0.5 if threshold is None else float(scale_ratings([threshold], (low, high))[0]),

@@ -68,6 +68,7 @@ def run_job(spec: RunSpec, run: RunHandle) -> dict[str, Any]:
         should_stop=run.should_stop,
         checkpoint_dir=run.checkpoint_dir,
         resume_from=run.resume_from,
+        token_cache=run.workspace.token_cache(dataset.name),
     )
     compared: dict[str, Any] | None = None
     if spec.kind == "evaluate":

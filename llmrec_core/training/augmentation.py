@@ -8,6 +8,7 @@ Only what training prompts say is changed: labels, negatives and numbers beside 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 
 from llmrec_core.contracts import HistoryItem, IntArray, Query, RenderedPrompt
 from llmrec_core.prompts import PromptRenderer
-from llmrec_core.specs import TrainingSpec
+from llmrec_core.specs import PromptSpec, TrainingSpec
 from llmrec_core.training.samples import SampleLists
 
 #: Passes over the training prompts that are drawn anew; later passes go through these again.
@@ -100,7 +101,17 @@ class Wordings:
 
     def __init__(self, renderers: Sequence[PromptRenderer], seed: int) -> None:
         self._renderers = renderers
+        self._seed = seed
         self._rng = np.random.default_rng([seed, 6])
+
+    @property
+    def spec(self) -> PromptSpec:
+        """What all renderers have in common."""
+        return self._renderers[0].spec
+
+    def identity(self) -> str:
+        """As :meth:`PromptRenderer.identity`, for what is rendered first."""
+        return json.dumps([self._seed, *(renderer.identity() for renderer in self._renderers)])
 
     def render_many(self, pairs: Sequence[tuple[Query, int]]) -> list[RenderedPrompt]:
         """As :meth:`PromptRenderer.render_many`; neighbours with one and the same query are one list."""

@@ -15,11 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmrec_core.contracts import IntArray, RenderedPrompt
-from llmrec_core.models.loading import Backbone
+from llmrec_core.contracts import IntArray
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import PromptNetwork
-from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, tokenise
+from llmrec_core.training.packing import Packed, TokenisedPrompts, pack
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,10 @@ class ListPrompts(TokenisedPrompts):
     letter_of: IntArray
 
     @classmethod
-    def of(
-        cls, backbone: Backbone, prompts: Sequence[RenderedPrompt], letters: Sequence[IntArray], *, shared: bool
-    ) -> ListPrompts:
+    def of(cls, tokens: TokenisedPrompts, letters: Sequence[IntArray]) -> ListPrompts:
         """``letters``: for each prompt the letters of its candidates, counted from 0."""
-        tokens = tokenise(backbone, prompts, shared=shared)
         sizes = [len(row) for row in letters]
-        prompt_of = np.repeat(np.arange(len(prompts), dtype=np.int64), sizes)
+        prompt_of = np.repeat(np.arange(len(tokens), dtype=np.int64), sizes)
         letter_of = np.concatenate([*letters, np.empty(0, np.int64)]).astype(np.int64)
         return cls(tokens.heads, tokens.tails, tokens.head_of, tokens.tail_of, prompt_of, letter_of)
 

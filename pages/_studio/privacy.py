@@ -75,8 +75,8 @@ def _findings(dataset: Dataset) -> None:
 def _forget(name: str) -> None:
     st.markdown("**Forget a user**")
     st.caption(
-        "Takes a person out of every version of this dataset and out of runs, logs, feedback and uploads. Models that "
-        "learnt from them are flagged: only training again takes that out."
+        "Takes a person out of every version of this dataset and out of runs, logs, feedback, uploads and kept tokens. "
+        "Models that learnt from them are flagged: only training again takes that out."
     )
     done = st.session_state.get("forget_done")
     if done is not None and done.dataset == name:

@@ -190,7 +190,7 @@ def test_it_is_refused_while_a_run_waits_and_nothing_changes(place):
     assert places_of(place.workspace, PERSON) == []
 
 
-STEPS = ["clean_run", "clean_version", "append_audit", "_check_gone", "_clear_uploads"]
+STEPS = ["clean_run", "clean_version", "append_audit", "_check_gone", "_clear_uploads", "_clear_tokens"]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -19,6 +19,7 @@ from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.listwise import MARGIN, ListwiseRecommender, _window_starts
 from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.specs import RunSpec, SplitSpec, parse_run_spec
+from llmrec_core.training.samples import validation_lists
 
 LETTERS = [VOCABULARY.index(word) for word in ("a", "ten", "nine", "eight")]
 SHORT = (
@@ -113,6 +114,19 @@ def test_a_score_is_the_letters_share_averaged_over_orders(ranker, pipeline, spl
             wanted[order] += whole(input_ids=ids).logits[0, -1, LETTERS].log_softmax(-1).double().numpy() / 3
     np.testing.assert_allclose(ranker.score([query], np.array(near))[0], wanted, atol=1e-5)
     assert np.ptp(wanted) > 1e-4
+
+
+def test_kept_tokens_of_lists_are_those_that_were_made(ranker, split, tmp_path):
+    lists = validation_lists(split, ranker.run, 0)
+    events = Events()
+    context = FitContext(emit=events.emit, token_cache=tmp_path / "world")
+    fresh, made, read = (ranker._tokenise(lists, None, ctx, "validation") for ctx in (None, context, context))
+    for name, expected in vars(fresh).items():
+        for found in (made, read):
+            rows = [getattr(found, name), expected]
+            flat = [row.flat if hasattr(row, "flat") and hasattr(row, "starts") else row for row in rows]
+            np.testing.assert_array_equal(*flat)
+    assert f"Tokens of {len(lists.queries)} validation prompts: read from the cache" in events.messages
 
 
 def test_others_are_read_in_the_place_of_the_last(ranker, pipeline, split):

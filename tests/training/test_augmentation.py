@@ -110,8 +110,8 @@ def test_only_training_prompts_change_and_a_list_still_shares_its_history(models
     seen = {}
     whole = CrossEncoderRecommender._tokenise
 
-    def watch(self, lists, wordings=None):
-        tokens = whole(self, lists, wordings)
+    def watch(self, lists, wordings=None, *context, **what):
+        tokens = whole(self, lists, wordings, *context, **what)
         seen.setdefault("validation" if wordings is None and "validation" not in seen else "training", (lists, tokens))
         return tokens
 
