@@ -17,14 +17,13 @@ from llmrec_core.specs import (
     TUNING_METHODS,
     BlendSpec,
     CrossEncoderSpec,
-    DatasetRef,
     GenerativeSpec,
     MemberSpec,
     PipelineSpec,
     PromptSpec,
     RunSpec,
+    TuningMethod,
 )
-from llmrec_core.specs.continuing import SEQUENTIAL_SHAPE
 from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import (
     empty_state,
@@ -38,6 +37,7 @@ from pages._studio.base import (
     workspace,
 )
 from pages._studio.commands import command, flat, preset_on
+from pages._studio.going_on import kept_shape, newer_data, replay_choice, second_stage
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
 from pages._studio.pickers import load_dataset
 from pages._studio.policies import policy_choice
@@ -101,28 +101,23 @@ def start_point() -> RunSpec | None:
         return None
     if cloned:
         run = run_store().get(cloned)
-        with middle, st.container(horizontal=True, vertical_alignment="bottom"):
-            second = st.session_state.get("second_stage") == cloned
-            newer = second and st.session_state.get("continual") == cloned
-            what = "Goes on from the weights of" if second else "Starts from"
-            st.info(f"{what} {plain(run_title(run))}", icon=":material/content_copy:")
-            if st.button("Use a preset instead", key="clone_drop"):
-                st.session_state.pop("clone_of")
-                st.session_state.pop("second_stage", None)
-                st.session_state.pop("continual", None)
-                st.rerun()
+        second = st.session_state.get("second_stage") == cloned
+        newer = second and st.session_state.get("continual") == cloned
         raw = run.spec.model_dump(mode="json") | {"parent_run": None, "kind": "train", "compression": None}
         raw["dataset"] = {"name": dataset, "version": None}
-        if newer:
-            newest = DatasetRef(name=dataset, version=load_dataset(dataset).version)
-            if newest == run.spec.dataset:
-                _nothing_newer(newest)
-                return None
-            raw["dataset"] = newest.model_dump(mode="json")
-            raw |= {"continue_from": cloned, "continual": {}, "name": ""}
-        elif second:
-            data = run.spec.dataset.model_dump(mode="json")
-            raw |= {"continue_from": cloned, "continual": None, "dataset": data, "name": ""}
+        with middle:
+            if second:
+                changed = newer_data(run, dataset) if newer else second_stage(run)
+            else:
+                st.info(f"Starts from {plain(run_title(run))}", icon=":material/content_copy:")
+                changed = {}
+            if st.button("Use a preset instead", key="clone_drop"):
+                for name in ("clone_of", "second_stage", "continual"):
+                    st.session_state.pop(name, None)
+                st.rerun()
+        if changed is None:
+            return None
+        raw |= changed
         return RunSpec.model_validate(raw)
     with middle:
         name = st.selectbox(
@@ -137,15 +132,6 @@ def start_point() -> RunSpec | None:
     unit = "minute" if preset.minutes == 1 else "minutes"
     st.caption(f"{preset.when} Needs: {preset.needs}. Up to {preset.minutes:g} {unit} on two processor cores.")
     return preset_on(name, dataset)
-
-
-def _nothing_newer(data: DatasetRef) -> None:
-    st.warning(
-        f"The run was trained on version {data.version} of {plain(data.name)}, and there is no newer one. Import "
-        "the data with what came since under the same name: that makes a new version, and the training goes on there.",
-        icon=":material/update_disabled:",
-    )
-    st.page_link("pages/data.py", label="Import newer data", icon=":material/table_chart:")
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -248,18 +234,18 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
     """The options of a family that reads no prompts: the most used of its own, and what every run has."""
     for path in [p for p in fields if p.startswith(("prompt.", "training.")) and p != "training.like_threshold"]:
         del fields[path]
-    changes = model_card(spec, key)
-    fields.pop("recommender.model", None)
-    if isinstance(spec.recommender, BlendSpec):
-        changes |= blend_members(spec.recommender, key)
-        fields.pop("recommender.weights", None)
-    if spec.continual is not None:
-        # The weights that are taken over have this shape.
-        for name in SEQUENTIAL_SHAPE:
-            fields.pop(f"recommender.{name}", None)
+    changes: dict[str, Any] = {}
+    if spec.continue_from is not None:
+        kept_shape(spec, fields)
+        replay_choice(fields, key, changes)
+    else:
+        changes |= model_card(spec, key)
+        fields.pop("recommender.model", None)
+        if isinstance(spec.recommender, BlendSpec):
+            changes |= blend_members(spec.recommender, key)
+    fields.pop("recommender.weights", None)
     own = {f"recommender.{name}": title for name, title in _FAMILY_TITLES.items()}
     in_rows(fields, own | _RUN_TITLES, key, changes)
-    replay_choice(fields, key, changes)
     return changes | {"objectives": [o.model_dump(mode="json") for o in spec.objectives]}
 
 
@@ -284,37 +270,49 @@ def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
     return {"recommender.members": [m for family in chosen for m in known.get(family, [{"family": family}])]}
 
 
+def what_is_trained(spec: RunSpec, key: str, fields: dict[str, FormField], changes: dict[str, Any]) -> TuningMethod:
+    """Which model and which of its weights; returns the way of tuning."""
+    tuning = f"{ranker_path(spec)}.tuning"
+    changes |= model_card(spec, key)
+    fields.pop(f"{ranker_path(spec)}.model", None)
+    method = ranker_of(spec).tuning.method
+    method_field = fields.pop(f"{tuning}.method", None)
+    if method_field is not None:
+        method = st.segmented_control(
+            "Which weights are trained",
+            list(_METHODS),
+            default=method_field.value,
+            required=True,
+            format_func=_METHODS.__getitem__,
+            key=f"{key}-method",
+            help=method_field.help,
+            wrap=True,
+            persist_state="session",
+        )
+        changes[f"{tuning}.method"] = method
+        st.caption(TUNING_METHODS[method])
+        for name in _METHOD_FIELDS.get(method, ())[:1]:
+            if f"{tuning}.{name}" in fields:
+                field(fields, f"{tuning}.{name}", key, fields[f"{tuning}.{name}"].title, changes)
+    # What belongs to another way of tuning has no effect.
+    for name in {name for names in _METHOD_FIELDS.values() for name in names} - {*_METHOD_FIELDS.get(method, ())}:
+        fields.pop(f"{tuning}.{name}", None)
+    chosen: TuningMethod = method
+    return chosen
+
+
 def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
     if not reads_prompts(spec):
         return family_options(spec, key, fields)
     changes: dict[str, Any] = {}
     method = ranker_of(spec).tuning.method
-    tuning = f"{ranker_path(spec)}.tuning"
     left, right = st.columns(2, gap="large")
     with left:
-        changes |= model_card(spec, key)
-        fields.pop(f"{ranker_path(spec)}.model", None)
-        method_field = fields.pop(f"{tuning}.method", None)
-        if method_field is not None:
-            method = st.segmented_control(
-                "Which weights are trained",
-                list(_METHODS),
-                default=method_field.value,
-                required=True,
-                format_func=_METHODS.__getitem__,
-                key=f"{key}-method",
-                help=method_field.help,
-                wrap=True,
-                persist_state="session",
-            )
-            changes[f"{tuning}.method"] = method
+        if spec.continue_from is not None:
+            kept_shape(spec, fields)
             st.caption(TUNING_METHODS[method])
-            for name in _METHOD_FIELDS.get(method, ())[:1]:
-                if f"{tuning}.{name}" in fields:
-                    field(fields, f"{tuning}.{name}", key, fields[f"{tuning}.{name}"].title, changes)
-        # What belongs to another way of tuning has no effect.
-        for name in {name for names in _METHOD_FIELDS.values() for name in names} - {*_METHOD_FIELDS.get(method, ())}:
-            fields.pop(f"{tuning}.{name}", None)
+        else:
+            method = what_is_trained(spec, key, fields, changes)
     with right:
         changes |= prompt_choice(spec, key)
         fields.pop("prompt.template", None)
@@ -326,25 +324,14 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     if method == "none":
         for name in OF_TRAINING:
             fields.pop(f"training.{name}", None)
-    in_rows(fields, _NUMBERS, key, changes)
     replay_choice(fields, key, changes)
+    in_rows(fields, _NUMBERS, key, changes)
     if len(chosen) > 1:
         field(fields, "training.balance", key, "How the weights are found", changes)
     changes |= behaviour_choice(spec, key, fields)
     if method != "none":
         changes |= trick_choice(spec, key, fields)
     return changes | {"objectives": chosen}
-
-
-def replay_choice(fields: dict[str, FormField], key: str, changes: dict[str, Any]) -> None:
-    """How much of the old is mixed in, where a training goes on with newer data."""
-    if "continual.replay" not in fields:
-        return
-    field(fields, "continual.replay", key, "Share of old interactions", changes)
-    st.caption(
-        "What came since the first run is mixed with what it learned, so that this is not forgotten: .2 to .5 "
-        "is usual; 0 shows what forgetting costs."
-    )
 
 
 def behaviour_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
@@ -400,6 +387,8 @@ def new_run() -> None:
                 st.rerun()
     # Widgets keep what they were told under their key: another split is another form.
     key = f"ft-{origin}" if linked is None else f"ft-{origin}-{st.query_params['split']}"
+    if spec.continue_from is not None:
+        key = f"{key}-{'second' if spec.continual is None else 'newer'}"
     if spec.preset in PRESETS and spec != preset_spec(spec.preset, spec.dataset.name):
         # What was chosen for other data must not stay in the form.
         key = f"{key}-{spec.dataset.name}"

@@ -38,6 +38,7 @@ from llmrec_core.specs import (
     RunSpec,
 )
 from llmrec_core.specs.compression import DistilTwoTowerSpec
+from llmrec_core.training.rounds import Outcome
 from llmrec_core.workspace import write_json_atomic
 
 
@@ -222,6 +223,11 @@ def _old_and_new(
         emit=run.emit,
         like_threshold=spec.training.like_threshold,
     )
+    outcome = getattr(after, "outcome", None)
+    if isinstance(outcome, Outcome) and outcome.best_round == 0:
+        found["sentence"] = (
+            f"No epoch was better on validation than the weights as they came: they stay. {found['sentence']}"
+        )
     run.emit("log", level="info", message=found["sentence"])
     return {"first_run": first.run_id, "replay": spec.continual.replay, "n_missing": cut.n_missing, **found}
 

@@ -54,7 +54,10 @@ def test_the_button_opens_a_form_on_the_newest_version(opened):
     assert not [b for b in app.button if b.key == "run_second_stage"], "histories have no second stage"
     app.button(key="run_continue").click().run()
     assert not app.exception
+    assert "It has 2 more interactions, 2 more items than version 1" in app.info[0].value.replace("\\", "")
+    assert not [box for box in app.selectbox if (box.key or "").endswith("-model")], "its weights are taken over"
     spec = next(yaml.safe_load(c.value) for c in app.code if c.language == "yaml")
+    assert spec["name"] == "one, on version 2"
     assert (spec["dataset"], spec["continue_from"]) == ({"name": "films", "version": 2}, "first")
     keys = [widget.key or "" for widget in (*app.number_input, *app.text_input, *app.toggle)]
     assert not [k for k in keys for name in SEQUENTIAL_SHAPE if k.endswith(f"-recommender.{name}")]

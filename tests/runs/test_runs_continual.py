@@ -270,6 +270,10 @@ def test_a_run_over_histories_goes_on_and_tells_old_from_new(shop):
     assert old["before"]["mean"] == pytest.approx(first["metrics"]["ndcg@5"]["mean"])
     assert new["before"]["mean"] == 0, "the first model has never heard of these items"
     assert new["difference"]["ci_low"] > 0
+    still = {"family": "sequential", **spec.recommender.model_dump(), "learning_rate": 1e-12}
+    same = shop.run("histories-still", spec.model_copy(update={"recommender": type(spec.recommender)(**still)}))
+    assert same["continual"]["sentence"].startswith("No epoch was better on validation than the weights as they came")
+    assert not found["sentence"].startswith("No epoch")
     messages = shop.done["histories-later"].events.messages
     assert "30% of what is learned from are of these" in messages
 
