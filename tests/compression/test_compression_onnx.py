@@ -79,7 +79,7 @@ def answering(folder, write):
 
 def test_a_decoder_answers_in_words_from_its_graph(tmp_path):
     """It reads only backwards, and answers at its last token."""
-    parent, split = answering(tmp_path, lambda folder: write_tiny_llama(folder, seed=1))
+    parent, split = answering(tmp_path, lambda folder: write_tiny_llama(folder, seed=1, n_layers=1))
     ctx = FitContext(workspace_models=tmp_path)
     child = saved(compress(parent, OnnxSpec(), split, ctx), split, ctx, tmp_path / "onnx")
     right = scores(parent, split)
