@@ -178,27 +178,34 @@ def outcome(run_id: str) -> None:
 def _old_and_new(found: Mapping[str, Any]) -> None:
     """What is known and forgotten after going on with newer data."""
     st.markdown("**Before and after the new data**")
+    st.markdown(plain(found["sentence"], 800))
     rows = [
         {
-            "asked": part["title"],
+            "questions": part["title"],
             "metric": metric_title(metric),
             "users": part["n_users"],
-            "before": number(values["before"]["mean"], 4),
-            "after": number(values["after"]["mean"], 4),
-            "difference": "{mean:+.4f} ({ci_low:+.4f} to {ci_high:+.4f})".format(**values["difference"]),
+            "before": values["before"]["mean"],
+            "after": values["after"]["mean"],
+            "difference (interval)": _signed(values["difference"]),
         }
         for part in found["parts"].values()
         if part
         for metric, values in part["metrics"].items()
     ]
-    st.dataframe(rows, hide_index=True, key="continual_table")
-    st.caption(plain(found["sentence"], 800))
+    four = st.column_config.NumberColumn(format="%.4f")
+    st.dataframe(rows, hide_index=True, key="continual_table", column_config={"before": four, "after": four})
     unknown = (found["parts"].get("new") or {}).get("n_unknown_targets")
     if unknown:
         st.caption(
             f"{unknown:,} of the {found['parts']['new']['n_targets']:,} new answers are items that the first run has "
             "never heard of: it ranks them behind all others."
         )
+
+
+def _signed(difference: Mapping[str, Any]) -> str:
+    """A difference with its interval; what rounds to nothing has no sign of its own."""
+    mean, low, high = (round(difference[name], 4) + 0.0 for name in ("mean", "ci_low", "ci_high"))
+    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def _head(run: Run) -> None:

@@ -50,7 +50,7 @@ def test_the_button_opens_a_form_on_the_newest_version(opened):
     assert not app.exception
     assert "12 of the 40 new answers" in texts(app)
     table = app.dataframe[0].value
-    assert table.iloc[0]["asked"] == "What came since"
+    assert table.iloc[0].tolist() == ["What came since", "NDCG@10", 9, 0.25, 0.25, "+0.1250 (+0.2000 to +0.3000)"]
     assert not [b for b in app.button if b.key == "run_second_stage"], "histories have no second stage"
     app.button(key="run_continue").click().run()
     assert not app.exception
