@@ -177,7 +177,7 @@ def _sentence(part: str, metric: str, metrics: Mapping[str, Any]) -> str:
     before, after, apart = (metrics[metric][name] for name in ("before", "after", "difference"))
     sign = -1 if metric.partition("@")[0] in LOWER_IS_BETTER else 1
     low, high = sorted((sign * apart["ci_low"], sign * apart["ci_high"]))
-    verdict = {"old": ("some of it is forgotten", "it is known as well as before", "it is known better")}.get(
+    verdict = {"old": ("some of it is forgotten", "no clear difference", "it is known better")}.get(
         part, ("worse than before", "no clear difference", "better than before")
     )[0 if high < 0 else 2 if low > 0 else 1]
     return (

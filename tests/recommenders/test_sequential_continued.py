@@ -21,8 +21,9 @@ from llmrec_core.recommenders import blend
 from llmrec_core.recommenders._histories import training_histories, training_rows
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders.blend import BlendRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender
 from llmrec_core.recommenders.sequential import SequentialRecommender
-from llmrec_core.specs import BlendSpec, SequentialSpec, SplitSpec
+from llmrec_core.specs import BlendSpec, PipelineSpec, SequentialSpec, SplitSpec, parse_run_spec
 from llmrec_core.training.sequence_network import SequenceNetwork
 from llmrec_core.training.sequences import Histories, Mix, _Loop
 
@@ -78,7 +79,7 @@ class Shop:
 
     def context(self, replay: float, cut: ContinuedSplit, **more: object) -> FitContext:
         went_on = Continued(self.older, cut.trained, replay)
-        return cpu(start_from=self.folder, continued=went_on, **more)
+        return cpu(**{"start_from": self.folder, "continued": went_on, **more})
 
     def go_on(self, replay: float, newer: Dataset | None = None, seed: int = 0, **fields: object):
         cut = self.cut(newer)
@@ -374,3 +375,28 @@ def test_in_a_blend_histories_go_on_and_the_others_are_fitted_anew(shop, tmp_pat
     assert "it is fitted anew" in told[0]
     assert blend.part_context(ctx, later.members[0], "0").start_from is None
     assert blend.part_context(ctx, later.members[1], "1").start_from == tmp_path / "1"
+
+
+def test_a_retriever_goes_on_from_its_own_folder(shop, tmp_path, monkeypatch):
+    """The pipeline's folder holds the retriever's beside the ranker's."""
+    (tmp_path / "retriever").mkdir()
+    shop.first.save(tmp_path / "retriever")
+    raw = {"dataset": {"name": "ring"}, "recommender": {"family": "pipeline", "retriever": shop.spec.model_dump()}}
+    run = parse_run_spec(raw)
+    assert isinstance(run.recommender, PipelineSpec)
+    seen: list[FitContext] = []
+
+    def fit(self: SequentialRecommender, split: object, ctx: FitContext) -> None:
+        seen.append(ctx)
+        raise Stops
+
+    monkeypatch.setattr(SequentialRecommender, "fit", fit)
+    cut = shop.cut()
+    with pytest.raises(Stops):
+        PipelineRecommender(run, run.recommender).fit(cut.split, shop.context(0.3, cut, start_from=tmp_path))
+    assert seen[0].start_from == tmp_path / "retriever"
+    assert seen[0].continued is not None
+    # A second stage on the same data fits the retriever anew.
+    with pytest.raises(Stops):
+        PipelineRecommender(run, run.recommender).fit(shop.split, cpu(start_from=tmp_path))
+    assert seen[1].start_from is None
