@@ -59,7 +59,6 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
     split = make_split(dataset, spec.split)
     ctx = FitContext(workspace_models=workspace.models, device="cpu", seed=0)
     rows = family_rows(store, run_id)
-    names = {row["run_id"]: f"{row['title']} ({row['settings']})" if row["settings"] else row["title"] for row in rows}
     loaded = {
         row["run_id"]: registry.load(store.get(row["run_id"]).folder / "artifacts" / "recommender", dataset, ctx)
         for row in rows
@@ -86,6 +85,7 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
         found = part.score(held_out.queries, items)
         return {
             "method": row["method"],
+            "settings": row["settings"],
             "size_bytes": row["size_bytes"],
             "size_share": row["size_share"],
             "memory_bytes": row["memory_bytes"],
@@ -114,7 +114,7 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
             "value": rows[0]["value"],
             "alone": validation.measure_floor(parent).get(validation.metric),
         },
-        "children": {names[row["run_id"]]: told(row) for row in rows[1:]},
+        "children": {row["run_id"]: told(row) for row in rows[1:]},
         "protocol": store.result(run_id)["protocol"],
     }
 
