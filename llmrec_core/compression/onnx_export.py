@@ -60,7 +60,8 @@ class _Graph(nn.Module):
         """Of [n, hidden_size]. The heads' own forward switches autocast off, which a graph has no word for."""
         if isinstance(self.heads, TaskHeads):
             return {task: head(vectors).squeeze(-1) for task, head in self.heads.heads.items()}
-        return self.heads.of_logits(self.heads.head.model(inputs_embeds=vectors.unsqueeze(1)).logits[:, 0])
+        model: Any = self.heads.head.model
+        return self.heads.of_logits(model(inputs_embeds=vectors.unsqueeze(1)).logits[:, 0])
 
 
 def exported(reader: CrossEncoderRecommender, spec: OnnxSpec) -> OnnxCrossEncoder:

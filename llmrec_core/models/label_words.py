@@ -93,6 +93,8 @@ class AnswerHeads(nn.Module):
         ratings: word -> rating on the 0-1 scale; needed for the rating task.
     """
 
+    _values: Tensor
+
     def __init__(
         self,
         head: nn.Module,
