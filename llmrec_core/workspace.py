@@ -91,7 +91,12 @@ class Workspace:
         Raises:
             InputError: the name is not safe.
         """
-        return self.root / "cache" / "tokens" / check_name(dataset, "dataset")
+        return self.token_caches / check_name(dataset, "dataset")
+
+    @property
+    def token_caches(self) -> Path:
+        """Where :meth:`token_cache` of every dataset lies."""
+        return self.root / "cache" / "tokens"
 
 
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:

@@ -36,6 +36,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     from llmrec_core.models.catalogue import list_models
     from llmrec_core.models.device import device_facts, matmul_peaks
     from llmrec_core.models.machine import allowed, choices
+    from llmrec_core.training.token_cache import MAX_BYTES, kept_bytes
 
     place = workspace_of(workspace)
     packages: dict[str, str | None] = {}
@@ -56,6 +57,11 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
         "allows": {bound.precision: bound.as_json() for bound in bounds},
         "workspace": str(place.root),
         "models": {entry.name: entry.on_disk for entry in list_models(place)},
+        "kept tokens": {
+            "folder": str(place.token_caches),
+            "size_bytes": kept_bytes(place.token_caches),
+            "at_most_bytes": MAX_BYTES,
+        },
     }
     if as_json:
         print_json(report)
@@ -63,7 +69,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     shown = table("what", "value")
     shown.add_row("LLMRec Studio", __version__)
     shown.add_row("Python", report["python"])
-    for section in ("packages", "device", "choices", "matmul", "models"):
+    for section in ("packages", "device", "choices", "matmul", "models", "kept tokens"):
         for key, value in report[section].items():
             shown.add_row(plain(f"{section}: {key}"), plain(value))
         if section == "matmul":

@@ -201,6 +201,16 @@ class TokenCache:
                 total -= size
 
 
+def kept_bytes(folder: Path) -> int:
+    """What the files of all datasets under ``folder`` (``Workspace.token_caches``) take."""
+    total = 0
+    for path in folder.glob(f"*/*{_ENDING}"):
+        # One may go at this moment.
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
 def kept_tokens(
     question: Question,
     make: Callable[[], TokenisedPrompts],

@@ -61,6 +61,7 @@ def test_doctor_tells_what_a_run_chooses_and_what_the_machine_allows(llmrec, mon
     assert {"device", "attention", "precision", "padding", "batch_tokens"} <= set(report["choices"])
     assert report["matmul"] == {"fp32_gflops": 186.0, "bf16_gflops": 620.0}
     assert report["allows"]["bf16"]["training_samples_per_s"] > 3 * report["allows"]["fp32"]["training_samples_per_s"]
+    assert report["kept tokens"]["size_bytes"] <= report["kept tokens"]["at_most_bytes"] == 1 << 30
     words = " ".join(llmrec("doctor").stdout.split())
     assert "choices: attention" in words
     assert "what bf16 allows" in words

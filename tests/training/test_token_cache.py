@@ -28,7 +28,7 @@ from llmrec_core.specs import PromptSpec
 from llmrec_core.training import token_cache
 from llmrec_core.training.augmentation import Wordings
 from llmrec_core.training.packing import Ragged, TokenisedPrompts
-from llmrec_core.training.token_cache import Question, TokenCache, kept_tokens
+from llmrec_core.training.token_cache import Question, TokenCache, kept_bytes, kept_tokens
 
 KEY = "k" * 64
 TOKENS = TokenisedPrompts(
@@ -227,6 +227,7 @@ def test_the_oldest_go_when_room_is_short(tmp_path):
     assert TokenCache(tmp_path / "a").read(KEY, 4, reader()) is not None
     TokenCache(tmp_path / "c", max_bytes=3 * file_size).write("four", TOKENS)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
+    assert kept_bytes(tmp_path) == sum(len(path.read_bytes()) for path in tmp_path.glob("*/*.arrow")) <= 3 * file_size
     assert left == [f"a/{KEY}.arrow", "b/.tokens.alive", "b/three.arrow", "c/four.arrow"]
     assert TokenCache(tmp_path / "c", max_bytes=size - 1).write("five", TOKENS) == 0
     assert not (tmp_path / "c" / "five.arrow").exists()
