@@ -38,7 +38,6 @@ from llmrec_core.specs import (
     RunSpec,
 )
 from llmrec_core.specs.compression import DistilTwoTowerSpec
-from llmrec_core.training.rounds import Outcome
 from llmrec_core.workspace import write_json_atomic
 
 
@@ -223,8 +222,8 @@ def _old_and_new(
         emit=run.emit,
         like_threshold=spec.training.like_threshold,
     )
-    outcome = getattr(after, "outcome", None)
-    if isinstance(outcome, Outcome) and outcome.best_round == 0:
+    # Families that train in rounds tell which one they kept; 0 is before the first.
+    if getattr(getattr(after, "outcome", None), "best_round", None) == 0:
         found["sentence"] = (
             f"No epoch was better on validation than the weights as they came: they stay. {found['sentence']}"
         )
