@@ -63,10 +63,11 @@ def why_not(run: Run, method: str | None = None) -> tuple[str, str]:
         return f"{method} is for models that read one candidate a prompt; this run orders lists.", (
             f"Use {' or '.join(known)}."
         )
-    family = spec.recommender.family
+    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    family = ranker.family
     readers = "choose a run whose model reads prompts (a cross-encoder, or two stages with one)."
     instead = _SMALLER_BY_TRAINING.get(family)
-    return f"a {family} model reads no prompts, and there is nothing in it that compression here could take out.", (
+    return f"a {family} model does not score whole prompts, and compression here works on models that do.", (
         f"{instead[0].upper()}{instead[1:]}, or {readers}" if instead else f"{readers[0].upper()}{readers[1:]}"
     )
 

@@ -36,8 +36,12 @@ def test_each_family_is_told_what_can_be_done():
         ("generative", r"smaller language model.*model reads prompts"),
         ("popularity", "Choose a run whose model reads prompts"),
     ):
-        with pytest.raises(SpecError, match=f"a {family} model reads no prompts.*{way}"):
+        with pytest.raises(SpecError, match=f"a {family} model does not score.*{way}"):
             compression_run(run({"family": family}), "int8", {})
+    titles = run({"family": "pipeline", "ranker": {"family": "generative"}})
+    assert methods_for(titles.spec) == []
+    with pytest.raises(SpecError, match=r"a generative model does not score.*smaller language model"):
+        compression_run(titles, "int8", {})
     again = run(reader, kind="evaluate", parent_run="20250101-000000-bbbbb")
     with pytest.raises(SpecError, match="Compress run 20250101-000000-bbbbb"):
         compression_run(again, "int8", {})
