@@ -161,10 +161,9 @@ def test_an_item_that_has_gone_is_left_out(shop):
 
 
 def test_equal_seeds_give_equal_weights_and_it_is_saved_whole(shop, mixed, tmp_path):
-    again = shop.go_on(0.5, epochs=20)
-    np.testing.assert_array_equal(again.item_vectors(), mixed.item_vectors())
-    other = shop.go_on(0.5, epochs=2, seed=1)
-    assert not np.array_equal(other.item_vectors(), shop.go_on(0.5, epochs=2).item_vectors())
+    once, again, other = (shop.go_on(0.5, epochs=2, seed=seed).item_vectors() for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
     mixed.save(tmp_path)
     loaded = SequentialRecommender.load(tmp_path, shop.newer, cpu())
     everything = np.arange(shop.newer.n_items)
@@ -187,7 +186,7 @@ def test_what_is_held_out_is_in_no_window_and_old_windows_hold_old_rows(shop):
     assert (split.dataset.interactions["timestamp"].to_numpy()[rows][~is_new] < 1e6).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=6),
     st.integers(2, 9),
