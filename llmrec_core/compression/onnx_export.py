@@ -6,6 +6,7 @@ each belongs to. A plain prompt is the simplest such row: positions 0, 1, 2 ...,
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -141,6 +142,12 @@ def _round(path: Path) -> None:
     """ONNX Runtime's dynamic quantisation of linear layers and tables, in place."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True)
+    before = logging.root.manager.disable
+    # It advises a step that is for convolutions, through the root logger.
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.disable(before)

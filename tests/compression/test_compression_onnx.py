@@ -1,5 +1,6 @@
 """ONNX children: the same scores as PyTorch's, in packed rows and in plain prompts."""
 
+import copy
 import json
 
 import numpy as np
@@ -39,6 +40,20 @@ def test_the_graph_scores_as_the_model_does(tiny_parent, child, tmp_path):
     assert not again.capabilities.attention
     with pytest.raises(InputError, match="no cross-encoder of PyTorch"):
         compress(again, Int8Spec(), split, ctx)
+
+
+def test_a_graph_in_eight_bits_is_smaller_and_orders_alike(tiny_parent, child, tmp_path):
+    recommender, split, _ = tiny_parent
+    network, path = child._network, tmp_path / "model.onnx"
+    path.write_bytes(network.graph)
+    onnx_export._round(path)
+    small = OnnxNetwork(path.read_bytes(), network.backbone.facts, network.shared)
+    assert len(small.graph) < 0.8 * len(network.graph)
+    right = scores(recommender, split)
+    other = copy.copy(child)
+    other._network = small
+    error = np.abs(scores(other, split) - right).max()
+    assert 0 < error < 0.2 * right.std()
 
 
 def test_a_plain_prompt_is_scored_by_hand(tiny_parent, child, tmp_path):
