@@ -131,7 +131,7 @@ def _learn(
     wanted, listed = torch.from_numpy(targets).to(device), torch.from_numpy(items).to(device)
     value = watched(split, spec.student.validation_users, ctx)
     best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    best_value = -np.inf if value is None else value(student)
+    untaught = best_value = -np.inf if value is None else value(student)
     network.requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=0.01)
     rng = np.random.default_rng([ctx.seed, 19])
@@ -163,5 +163,12 @@ def _learn(
             if ctx.should_stop() == "cancel":
                 raise RunCancelledError("the run was cancelled.")
     network.load_state_dict(best)
+    if value is not None and best_value == untaught:
+        ctx.emit(
+            "log",
+            level="warning",
+            message=f"the teacher taught these towers nothing: {METRIC} on validation was {untaught:.4f} before and "
+            "never higher after, so they are kept as they were fitted. A teacher that ranks worse than they do is no help.",
+        )
     network.requires_grad_(False)
     network.eval()

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -311,6 +312,15 @@ def test_towers_learn_a_teachers_order(tiny_parent):
         patch.setattr(towers, "watched", lambda *_: None)
         towers._learn(child, queries, items, targets, split, spec, ctx)
     assert _cross_entropy(child, queries, items, targets) < far - 0.05
+    # A teacher that makes them worse leaves them as they were, and that is said.
+    before, said = scores(child, split), []
+    told = replace(ctx, emit=lambda kind, **what: said.append(what.get("message", "")))
+    with pytest.MonkeyPatch.context() as patch:
+        worse = iter(range(10, -10, -1))
+        patch.setattr(towers, "watched", lambda *_: lambda _student: float(next(worse)))
+        towers._learn(child, queries, items, targets, split, spec.model_copy(update={"epochs": 2}), told)
+    assert np.array_equal(scores(child, split), before)
+    assert any("taught these towers nothing" in message for message in said)
 
 
 def _cross_entropy(recommender, queries, items, targets):
