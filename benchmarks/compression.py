@@ -45,7 +45,7 @@ _PARENT, _BFLOAT16 = "parent, float32", "parent, bfloat16"
 
 def in_bfloat16(network: PromptNetwork) -> PromptNetwork:
     """The same network with weights in bfloat16; heads stay in float32."""
-    backbone = replace(network.backbone, model=copy.deepcopy(network.encoder).to(torch.bfloat16))
+    backbone = replace(network.backbone, model=copy.deepcopy(network.encoder).bfloat16())
     heads = copy.deepcopy(network.heads)
     return PromptNetwork(
         backbone, heads, pooling=network.pooling, shared=network.shared, mask_id=network.mask_id

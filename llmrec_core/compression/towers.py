@@ -168,7 +168,7 @@ def _learn(
             "log",
             level="warning",
             message=f"the teacher taught these towers nothing: {METRIC} on validation was {untaught:.4f} before and "
-            "never higher after, so they are kept as they were fitted. A teacher that ranks worse than they do is no help.",
+            "never higher after, so they are kept as they were fitted. A teacher that ranks worse is no help.",
         )
     network.requires_grad_(False)
     network.eval()
