@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks._machine import machine
 from llmrec_core.compression.measure import rank_correlation
