@@ -134,7 +134,7 @@ def comparison(rows: list[dict[str, Any]]) -> None:
         columns[by_itself] = st.column_config.TextColumn(
             help="Of the model by itself on the validation samples that its training watched."
         )
-    st.dataframe(frame, hide_index=True, column_config=columns)
+    st.dataframe(frame, hide_index=True, column_config=columns, height="content")
     for row in rows:
         if row["advice"]:
             st.warning(f"**{row['title']}** ({row['run_id']}) lost quality. {plain(row['advice'], 400)}")

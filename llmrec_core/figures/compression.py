@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,25 +34,29 @@ def compression_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     ]
     panels = [*_PANELS, f"{metric_title(children[0]['metric'])}, difference"]
     figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.04)
-    for column, (values, words, colour) in enumerate(
-        (
-            ([100 * row["size_share"] for row in children], [f"{row['size_share']:.0%}" for row in children], BLUE),
-            ([row["speed_ratio"] for row in children], [f"{row['speed_ratio']:.2f}x" for row in children], GREEN),
-        ),
-        1,
-    ):
-        bars = go.Bar(
-            x=values,
-            y=names,
-            orientation="h",
-            marker_color=colour,
-            text=words,
-            textposition="inside",
-            insidetextanchor="start",
-            hovertemplate="%{y}: %{text}<extra></extra>",
-        )
-        figure.add_trace(bars, row=1, col=column)
-        figure.add_vline(x=100 if column == 1 else 1, line={"color": GREY, "dash": "dot"}, row=1, col=column)
+    sizes = go.Bar(
+        x=[100 * row["size_share"] for row in children],
+        y=names,
+        orientation="h",
+        marker_color=BLUE,
+        text=[f"{row['size_share']:.0%}" for row in children],
+        textposition="inside",
+        insidetextanchor="start",
+        hovertemplate="%{y}: %{text}<extra></extra>",
+    )
+    speeds = go.Scatter(
+        x=[row["speed_ratio"] for row in children],
+        y=names,
+        mode="markers+text",
+        marker={"size": 11, "color": GREEN, "symbol": "diamond"},
+        text=[f"{row['speed_ratio']:.2f}x" for row in children],
+        textposition="middle right",
+        hovertemplate="%{y}: %{text}<extra></extra>",
+    )
+    figure.add_trace(sizes, row=1, col=1)
+    figure.add_trace(speeds, row=1, col=2)
+    figure.add_vline(x=100, line={"color": GREY, "dash": "dot"}, row=1, col=1)
+    figure.add_vline(x=1, line={"color": GREY, "dash": "dot"}, row=1, col=2)
     compared = [(name, row["difference"]) for name, row in zip(names, children, strict=True) if row["difference"]]
     figure.add_trace(
         go.Scatter(
@@ -81,6 +86,10 @@ def compression_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     for column, panel in enumerate(panels, 1):
         figure.update_xaxes(title_text=escape(panel), row=1, col=column)
     figure.update_xaxes(rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(rangemode="tozero", row=1, col=2)
+    # Towers are some fifty times as fast; on an even scale nothing else could be told apart. Room is for the words.
+    ends = [1.0, *(row["speed_ratio"] for row in children)]
+    span = [math.log10(min(ends)) - 0.1, math.log10(max(ends)) + 0.1]
+    span[1] += 0.4 * (span[1] - span[0])
+    figure.update_xaxes(type="log", range=span, dtick="D2" if span[1] < 1 else 1, row=1, col=2)
     figure.update_yaxes(autorange="reversed")
     return figure
