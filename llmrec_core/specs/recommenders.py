@@ -217,7 +217,10 @@ class ListwiseSpec(Spec):
 class SequentialSpec(Spec):
     family: Literal["sequential"] = "sequential"
     model: str | None = Field(
-        "minilm", max_length=1024, description="language model that reads the item texts; empty: ids alone"
+        "minilm",
+        max_length=1024,
+        description="language model that reads the item texts, as it came or tuned (the folder `model` in a finished "
+        "run's artifacts, after full tuning); empty: ids alone",
     )
     item_fields: tuple[str, ...] = Field(
         (), description="item columns read beside the title; empty means the category columns of the dataset"

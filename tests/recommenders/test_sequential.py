@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import write_tiny_bert
+from training.training_cases import fit, planted_run, planted_split
 
 from llmrec_core.contracts import FitContext, HistoryItem, Query
 from llmrec_core.data import Dataset, Split, make_split
@@ -67,6 +68,22 @@ def test_the_planted_order_is_learnt_and_a_shuffled_one_is_not():
     assert hit_rate(learnt, chain()) > 0.9
     # 9 of 13 items are seen: a guess among the 4 left hits a quarter.
     assert hit_rate(fitted(chain(shuffled=True), epochs=40, patience=0), chain(shuffled=True)) < 0.6
+
+
+def test_texts_are_read_by_a_model_that_another_run_tuned(tmp_path):
+    split = planted_split(n_users=12)
+    run = planted_run(tmp_path, max_samples=32)
+    tuned = fit(run, split, tmp_path)
+    (tmp_path / "run").mkdir()
+    tuned.save(tmp_path / "run")
+    ctx = FitContext(workspace_models=tmp_path, device="cpu")
+    as_it_came, as_tuned = (
+        fitted(split, ctx, model=str(folder), epochs=1, id_bound=0)
+        for folder in (tmp_path / "tiny-bert", tmp_path / "run" / "model")
+    )
+    texts = [model._fitted().text for model in (as_it_came, as_tuned)]
+    assert texts[0].shape == texts[1].shape
+    assert float((texts[0] - texts[1]).abs().max()) > 1e-3
 
 
 def test_the_sampled_softmax_learns_the_same_order():
