@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
+
+# What was green stays green: the same examples each time. HYPOTHESIS_PROFILE=default draws others, to find more.
+settings.register_profile("same", derandomize=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 #: Where fixtures of session scope are dear, all tests are one piece of work; elsewhere each file is one of its own.
 _ONE_WORKER = {

@@ -70,6 +70,15 @@ EXTRA = st.sampled_from(["", ",too many", ",", None])
 
 @settings(max_examples=15, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cells=st.lists(st.tuples(CELL, CELL, RATING, TIME, EXTRA), min_size=1, max_size=25), quoted=st.booleans())
+@example(
+    cells=[
+        ("", "tab\there", "4.5", "", ""),
+        ("tab\there", " a", "", "2024-02-30", None),
+        (" a", 'q"uote', "4.5", "2024-01-01", ",too many"),
+        ("tab\there", "007", "", "2024-01-01", None),
+    ],
+    quoted=True,
+)
 @example(cells=[("a", "b", "5", "", "")] * 12 + [("b", "a", "5", "2024-01-01", "")], quoted=False)
 def test_every_path_accepts_and_refuses_the_same(
     tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str, str, str, str | None]], quoted: bool

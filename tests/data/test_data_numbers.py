@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from data.value_cases import in_blocks
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmrec_core.data._values import (
@@ -155,6 +155,7 @@ CELLS = st.sampled_from(
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(CELLS, max_size=10), st.lists(CELLS, max_size=10), st.lists(st.integers(0, 20), max_size=4))
+@example(first=[], rest=["4/5", "1,234"], cuts=[1])
 def test_blocks_of_any_size_give_the_same_numbers(first: list[str], rest: list[str], cuts: list[int]) -> None:
     """The first cells are what the column is judged by; whatever follows, the cuts do not matter."""
     cells = first + rest

@@ -109,6 +109,7 @@ class NumberFormat:
 
     Attributes:
         rich: more than plain digits with one decimal mark is admitted.
+        asks_decimal: some cells have a comma that can part thousands or decimals; as thousands they are read.
         out_of: what ratings such as "4/5" are out of; None: there are none such. With ``percent`` it is 100.
         currency: of prices; "" where none is named.
         questions: what the cells leave open; :func:`refuse_unanswered` turns them into an error.
@@ -121,6 +122,7 @@ class NumberFormat:
     sure: bool = False
     kind: Kind = "number"
     rich: bool = False
+    asks_decimal: bool = False
     money: bool = False
     out_of: float | None = None
     currency: str = ""
@@ -170,7 +172,7 @@ class NumberFormat:
         if self.kind == "words":
             plain = _cast(words, "[01]", "point")
             return np.where(np.isnan(parts.word), plain, parts.word)
-        values = _core_values(parts.core, self.decimal, grouped=self.sure or self._asks_decimal)
+        values = _core_values(parts.core, self.decimal, grouped=self.sure or self.asks_decimal)
         values = np.where(np.isnan(parts.stars), values, parts.stars)
         wrong = parts.percent != (self.kind == "percent")
         given = ~np.isnan(parts.out_of)
@@ -216,6 +218,7 @@ class NumberFormat:
             sure=sure,
             kind=kind,
             rich=rich,
+            asks_decimal=not sure and bool(first["either_comma"] or "either_comma" in later),
             out_of=100.0 if kind == "percent" else _float(_most(first, later, "out_of:")),
             currency=_most(first, later, "currency:"),
             _later=later,
@@ -227,12 +230,8 @@ class NumberFormat:
         return tag in self._later or any(known == tag and count for known, count in self._profile)
 
     @property
-    def _asks_decimal(self) -> bool:
-        return not self.sure and self._has("either_comma")
-
-    @property
     def questions(self) -> tuple[Question, ...]:
-        if not self._asks_decimal:
+        if not self.asks_decimal:
             return ()
         text = f"numbers such as {self._example or '1,234'!r} of column {self.column!r} have a comma that can part "
         return (Question("decimal", text + "thousands or decimals.", ("comma", "point")),)
