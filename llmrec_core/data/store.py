@@ -268,8 +268,10 @@ def _sync_folder(folder: Path) -> None:
 def _sweep(place: Path) -> None:
     """Removes what killed imports left: at once where that is sure, else when it is old enough to belong to nobody."""
     for path in place.glob(".build-*"):
-        if is_abandoned(path) or time.time() - path.stat().st_mtime > _STALE_BUILD_S:
-            shutil.rmtree(path, ignore_errors=True)
+        # An import beside this one may be done with its folder just now.
+        with suppress(FileNotFoundError):
+            if is_abandoned(path) or time.time() - path.stat().st_mtime > _STALE_BUILD_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
