@@ -9,6 +9,7 @@ ratings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,26 +132,15 @@ def _sequential(split: Split, ctx: FitContext) -> Recommender:
     return recommender
 
 
-def _generative(split: Split, ctx: FitContext) -> Recommender:
+def _generative(split: Split, ctx: FitContext, **pipeline: object) -> Recommender:
+    """By itself, or with ``pipeline`` the second stage of one."""
     assert ctx.workspace_models is not None
     folder = ctx.workspace_models / "tiny-llama"
     if not folder.exists():
         write_tiny_llama(folder)
     spec = {"family": "generative", "model": str(folder), "tuning": {"method": "lora", "lora_rank": 2}}
-    run = _tiny_run(ctx.workspace_models, recommender=spec)
-    recommender = build(run, run.recommender)
-    recommender.fit(split, ctx)
-    return recommender
-
-
-def _title_ranker(split: Split, ctx: FitContext) -> Recommender:
-    """Candidates of a retriever, re-ranked by how probably their titles would be written."""
-    assert ctx.workspace_models is not None
-    folder = ctx.workspace_models / "tiny-llama"
-    if not folder.exists():
-        write_tiny_llama(folder)
-    ranker = {"family": "generative", "model": str(folder), "tuning": {"method": "lora", "lora_rank": 2}}
-    spec = {"family": "pipeline", "ranker": ranker, "model_weight": 0.5, "n_candidates": 5}
+    if pipeline:
+        spec = {"family": "pipeline", "ranker": spec, **pipeline}
     run = _tiny_run(ctx.workspace_models, recommender=spec)
     recommender = build(run, run.recommender)
     recommender.fit(split, ctx)
@@ -252,6 +242,6 @@ FAMILIES: dict[str, Factory] = {
 #: The same families with other parts.
 VARIANTS: dict[str, Factory] = {
     "pipeline, listwise": _listwise,
-    "pipeline, generative": _title_ranker,
+    "pipeline, generative": partial(_generative, model_weight=0.5, n_candidates=5),
     "cross-encoder, behaviour": _behaviour,
 }

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_models import WRITERS
 from torch import Tensor
-from training.training_cases import Events, fit, planted_run, planted_split
+from training.training_cases import Events, fit, planted_run, planted_split, prompt_of
 
-from llmrec_core.contracts import Query, RenderedPrompt, Span
+from llmrec_core.contracts import Query
 from llmrec_core.errors import RunCancelledError
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
@@ -33,14 +33,8 @@ TOP = {"method": "top-layers", "n_top_layers": 1}
 LONG = {"max_samples": 48, "batch_size": 8, "validation_every": 3, "early_stopping_patience": 0, "epochs": 2}
 
 
-def _prompt(history: str, candidate: str) -> RenderedPrompt:
-    text = f"user liked {history} candidate : {candidate}"
-    start = text.rindex(candidate)
-    return RenderedPrompt(text, (Span(start, len(text), "candidate", "title"),), 0)
-
-
 PROMPTS = [
-    _prompt(history, candidate)
+    prompt_of(history, candidate)
     for history in ("star wars , toy story", "toy story , star wars", "night")
     for candidate in ("blue film", "the old house of love", "war")
 ]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import WRITERS
+from training.training_cases import prompt_of
 
-from llmrec_core.contracts import RenderedPrompt, Span
+from llmrec_core.contracts import RenderedPrompt
 from llmrec_core.models.generation import Beginning, Tree
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import Backbone, load_backbone
@@ -19,14 +20,8 @@ from llmrec_core.training.packing import pack, plan_rows, tokenise
 ADDED = ("lora", "adalora", "ia3", "prefix", "prompt", "bottleneck")
 
 
-def _prompt(history: str, candidate: str) -> RenderedPrompt:
-    text = f"user liked {history} candidate : {candidate}"
-    start = text.rindex(candidate)
-    return RenderedPrompt(text, (Span(start, len(text), "candidate", "title"),), 0)
-
-
 PROMPTS = [
-    _prompt(history, candidate)
+    prompt_of(history, candidate)
     for history in ("star wars , toy story", "night")
     for candidate in ("blue film", "the old house of love", "war")
 ]

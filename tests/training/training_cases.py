@@ -10,13 +10,20 @@ import numpy as np
 import pandas as pd
 from tiny_models import write_tiny_bert
 
-from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.contracts import FitContext, Recommender, RenderedPrompt, Span
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.registry import build
 from llmrec_core.specs import RunSpec
 
 WORDS = ("red", "blue", "green", "dark", "light", "old", "new", "star", "war", "toy")
+
+
+def prompt_of(history: str, candidate: str) -> RenderedPrompt:
+    """A prompt of these words, with its candidate marked."""
+    text = f"user liked {history} candidate : {candidate}"
+    start = text.rindex(candidate)
+    return RenderedPrompt(text, (Span(start, len(text), "candidate", "title"),), 0)
 
 
 def planted_split(n_users: int = 40, n_rows: int = 12, *, shuffled: bool = False) -> Split:
