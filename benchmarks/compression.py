@@ -24,11 +24,11 @@ import numpy as np
 
 from benchmarks._machine import machine
 from llmrec_core.compression.measure import rank_correlation
-from llmrec_core.contracts import FitContext, Recommender
+from llmrec_core.contracts import FitContext
 from llmrec_core.data import DatasetStore, make_split
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
-from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.pipeline import ranker_of
 from llmrec_core.recommenders.reworked import network_of, reader_of, validation_of
 from llmrec_core.runs import RunStore
 from llmrec_core.runs.children import family_rows
@@ -71,7 +71,7 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
     tokens = tokenise(network_of(parent).backbone, parent.renderer.render_many(pairs), shared=shared)
     networks: dict[str, Any] = {_PARENT: network_of(parent), _BFLOAT16: in_bfloat16(network_of(parent))}
     for row in rows[1:]:
-        part = _alone(loaded[row["run_id"]])
+        part = ranker_of(loaded[row["run_id"]])
         if isinstance(part, CrossEncoderRecommender):
             networks[row["run_id"]] = part._network
     seconds = _alternating(networks, tokens, main_task(parent.tasks))
@@ -79,7 +79,7 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
     right = parent.score(held_out.queries, items)
 
     def told(row: dict[str, Any]) -> dict[str, Any]:
-        part = _alone(loaded[row["run_id"]])
+        part = ranker_of(loaded[row["run_id"]])
         own = seconds.get(row["run_id"])
         found = part.score(held_out.queries, items)
         return {
@@ -116,10 +116,6 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
         "children": {row["run_id"]: told(row) for row in rows[1:]},
         "protocol": store.result(run_id)["protocol"],
     }
-
-
-def _alone(recommender: Recommender) -> Recommender:
-    return recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
 
 
 def _alternating(networks: dict[str, Any], tokens: TokenisedPrompts, task: str) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.data import DatasetStore, EvalSet, Split, make_split
-from llmrec_core.evaluation.intervals import MeanStatistic, paired_difference
+from llmrec_core.evaluation.intervals import MeanStatistic, RowMeanStatistic, paired_difference
 from llmrec_core.evaluation.metrics import Hits
 from llmrec_core.models.device import device_facts, resolve_device
 from llmrec_core.presets import preset_spec
@@ -156,6 +156,40 @@ def preset(name: str, bench: Bench, max_users: int | None = None) -> Documents:
     return {name: against_floors(bench, runs, floors, max_users=max_users)[1]}
 
 
+def rating_preset(name: str, bench: Bench) -> Documents:
+    """A preset whose question is how many stars: errors on the held-out rating of each user, beside other families."""
+    run = bench.preset(name, bench.seeds[0])
+    split = make_split(bench.dataset, run.split)
+    held_out = split.queries(bench.part, max_users=None, seed=0)
+    items = np.array([targets[0] for targets in held_out.targets], np.int64)[:, None]
+    truth = _ratings_of(split, bench.part, held_out, items[:, 0])
+    errors: dict[str, np.ndarray] = {}
+    others = {other: bench.spec({"split": _FIVE_CORE, "recommender": {"family": other}}) for other in _RATE}
+    found: dict[str, Any] = {"protocol": split.describe(), "n_users": len(held_out), "rmse": {}, "seed": run.seed}
+    for label, each in {name: run, **others}.items():
+        recommender, seconds = bench.fit(each, split)
+        expected = recommender.predict_ratings(held_out.queries, items)
+        assert expected is not None
+        errors[label] = expected[:, 0].astype(np.float64) - truth
+        found["rmse"][label] = {"rmse": float(np.sqrt(np.mean(errors[label] ** 2))), "fit_s": round(seconds, 1)}
+        if label != name:
+            ours, theirs = (RowMeanStatistic(errors[who] ** 2, np.arange(len(truth)), len(truth), root=True)
+                            for who in (name, label))  # fmt: skip
+            gap = paired_difference(ours, theirs, len(truth), n_resamples=2000, seed=0)
+            found["rmse"][label]["ours_minus_this"] = asdict(gap)
+        print(f"  {label}:", found["rmse"][label], flush=True)
+    return {name: found | {"spec": run.model_dump(mode="json"), "spec_sha256": run.spec_hash()}}
+
+
+def _ratings_of(split: Split, part: str, held_out: EvalSet, items: np.ndarray) -> np.ndarray:
+    """The rating that each held-out user gave the item."""
+    rows = getattr(split, part)
+    table = split.dataset.interactions
+    users, had, rating = (table[name].to_numpy()[rows] for name in ("user_idx", "item_idx", "rating"))
+    given = dict(zip(zip(users.tolist(), had.tolist(), strict=True), rating.astype(float).tolist(), strict=True))
+    return np.array([given[pair] for pair in zip(held_out.users.tolist(), items.tolist(), strict=True)])
+
+
 def ranking(bench: Bench) -> Documents:
     """Presets ``ranking`` and ``sequential``: the blend holds the other's model, so that is fitted once."""
     floors = _floors(bench, _FIVE_CORE, **{"item-knn": {"family": "item-knn"}, "popularity": {"family": "popularity"}})
@@ -181,6 +215,8 @@ def _floors(bench: Bench, split: Mapping[str, Any], **floors: Mapping[str, Any])
 
 
 _CONTENT_KNN = {"family": "content-knn"}
+#: Families that say how many stars.
+_RATE = ("bias-knn", "rating-factors", "ratings")
 _IDS_ALONE = {"family": "sequential", "model": None}
 
 
@@ -245,7 +281,9 @@ LINES: dict[str, Callable[[Bench], Documents]] = {
     "cold-users": cold_users,
     "two-tower": partial(preset, "two-tower"),
     "bert-click": partial(preset, "bert-click"),
+    "bert-rating": partial(rating_preset, "bert-rating"),
     "bert-rank": partial(preset, "bert-rank"),
+    "multitask": partial(preset, "multitask"),
     # A decoder reads some ten candidates a second here.
     **{name: partial(preset, name, max_users=300) for name in ("yes-no", "listwise", "generate", "zero-shot")},
 }

@@ -133,7 +133,8 @@ class Capabilities:
 
     ``tasks``: heads it has. ``text``: reads prompts (candidate fields matter). ``attention``: offers attention
     over a prompt. ``full_catalogue``: scoring every item for a query is cheap. ``similar``: it has
-    :meth:`Recommender.item_vectors`, so it can say which items are alike.
+    :meth:`Recommender.item_vectors`, so it can say which items are alike. ``decoder``: its scores are read by a
+    decoder, each many times as dear as an encoder's, so explainers ask for fewer.
     """
 
     tasks: frozenset[str]
@@ -141,6 +142,7 @@ class Capabilities:
     attention: bool = False
     full_catalogue: bool = False
     similar: bool = False
+    decoder: bool = False
 
 
 Emit = Callable[..., None]

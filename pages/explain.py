@@ -11,10 +11,14 @@ from llmrec_core.data import Dataset, safe_csv
 from llmrec_core.figures import attention_words_html, waterfall_figure, words_html
 from pages._studio.base import FIGURE_TOOLS, faults_in_words, header, linked_choice, plain
 from pages._studio.pickers import MAX_OPTIONS, ask, item_label, load_dataset, pick_run, pick_user
+from pages._studio.table_card import notes_list
 from pages._studio.words import KIND_TITLES, legend_html, spans_html
 from pages._studio.written import written_part
 
 _METHODS = {"shap": "SHAP (exact Shapley values)", "attention": "Attention roll-out"}
+_USUAL = "usual"
+#: Reasons told apart; each doubles the scorings.
+_DETAILS = (_USUAL, "6", "8", "10", "12", "14")
 
 
 def pick_item(dataset: Dataset, run_id: str, user: str) -> str | None:
@@ -34,6 +38,22 @@ def pick_item(dataset: Dataset, run_id: str, user: str) -> str | None:
         help="The ten top-ranked items come first; any other can be asked about too",
         kind="item",
     )
+
+
+def pick_detail(place: Any) -> int | None:
+    """The most reasons that are told apart; None: as many as suit the model."""
+    with place:
+        chosen = linked_choice(
+            "Detail",
+            _DETAILS,
+            param="detail",
+            key="explain_detail",
+            format_func=lambda d: "As suits the model" if d == _USUAL else f"{d} reasons ({2 ** int(d):,} scorings)",
+            help="The newest history items and the fields are reasons of their own, what is older is one together. "
+            "Each reason more doubles the scorings; as suits the model: 12, for decoders 8",
+            kind="detail",
+        )
+    return None if chosen in (None, _USUAL) else int(chosen)
 
 
 def words(answer: dict[str, Any]) -> None:
@@ -119,6 +139,7 @@ def show(answer: dict[str, Any]) -> None:
             "the same words and decide differently.",
             icon=":material/visibility:",
         )
+    notes_list(answer["notes"])
     parts(answer)
     figure_side, words_side = st.columns([3, 2], gap="large")
     with figure_side:
@@ -140,7 +161,7 @@ def screen() -> None:
         user = pick_user("explain", dataset)
     if user is None:
         return
-    third, fourth = st.columns(2)
+    third, fourth, fifth = st.columns([2, 1, 1])
     with third:
         item = pick_item(dataset, run.run_id, user)
     with fourth:
@@ -152,12 +173,13 @@ def screen() -> None:
             format_func=_METHODS.__getitem__,
             kind="method",
         )
+    detail = pick_detail(fifth) if method == "shap" else None
     if item is None or method is None:
         return
     with st.spinner(
         "Asking the model with and without each reason …" if method == "shap" else "Reading the attention …"
     ):
-        answer = ask("explain", run_id=run.run_id, user_id=user, item_id=item, method=method)
+        answer = ask("explain", run_id=run.run_id, user_id=user, item_id=item, method=method, max_players=detail)
     show(answer)
     written_part(run, user, item)
 

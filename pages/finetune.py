@@ -23,6 +23,7 @@ from llmrec_core.specs import (
     PromptSpec,
     RunSpec,
     TuningMethod,
+    ranker_of,
 )
 from llmrec_core.specs.titles import FAMILY_TITLES
 from pages._studio.base import (
@@ -41,7 +42,7 @@ from pages._studio.going_on import kept_shape, newer_data, replay_choice, second
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
 from pages._studio.pickers import load_dataset
 from pages._studio.policies import policy_choice
-from pages._studio.reader import LEARNS, OF_TRAINING, check_model, model_card, ranker_of, ranker_path
+from pages._studio.reader import LEARNS, OF_TRAINING, check_model, model_card, ranker_path
 from pages._studio.spec_form import FormField, edit_field, form_fields
 from pages._studio.splits import linked_split, split_form
 from pages._studio.tricks import trick_choice
@@ -275,7 +276,7 @@ def what_is_trained(spec: RunSpec, key: str, fields: dict[str, FormField], chang
     tuning = f"{ranker_path(spec)}.tuning"
     changes |= model_card(spec, key)
     fields.pop(f"{ranker_path(spec)}.model", None)
-    method = ranker_of(spec).tuning.method
+    method = ranker_of(spec.recommender).tuning.method
     method_field = fields.pop(f"{tuning}.method", None)
     if method_field is not None:
         method = st.segmented_control(
@@ -305,7 +306,7 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     if not reads_prompts(spec):
         return family_options(spec, key, fields)
     changes: dict[str, Any] = {}
-    method = ranker_of(spec).tuning.method
+    method = ranker_of(spec.recommender).tuning.method
     left, right = st.columns(2, gap="large")
     with left:
         if spec.continue_from is not None:
@@ -316,8 +317,8 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     with right:
         changes |= prompt_choice(spec, key)
         fields.pop("prompt.template", None)
-        if ranker_of(spec).family in LEARNS:
-            st.caption(LEARNS[ranker_of(spec).family])
+        if ranker_of(spec.recommender).family in LEARNS:
+            st.caption(LEARNS[ranker_of(spec.recommender).family])
             chosen = [o.model_dump(mode="json") for o in spec.objectives]
         else:
             chosen = objectives(spec, key)
@@ -337,7 +338,7 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
 def behaviour_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
     """Whether numbers stand beside the text; their settings are under Expert once they do."""
     path = ranker_path(spec)
-    part = ranker_of(spec)
+    part = ranker_of(spec.recommender)
     if not isinstance(part, CrossEncoderSpec):
         return {}
     wanted = st.toggle(

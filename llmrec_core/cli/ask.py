@@ -96,11 +96,15 @@ def explain(
     item: Annotated[str, typer.Option("--item", help="Item to explain.")],
     method: Annotated[str, typer.Option("--method", help="shap or attention.")] = "shap",
     model: Annotated[str, typer.Option("--model", help='"model", or a baseline of the run.')] = "model",
+    max_players: Annotated[
+        int | None,
+        typer.Option("--max-players", help="Reasons told apart, 5 to 14; each doubles the scorings. 12, decoders 8."),
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say why an item suits a user: exact Shapley values, or attention roll-out."""
-    answer = _server(workspace).explain(run, user, item, method=method, model=model)
+    answer = _server(workspace).explain(run, user, item, method=method, model=model, max_players=max_players)
     if as_json:
         print_json(answer)
         return

@@ -25,7 +25,7 @@ from llmrec_core.cli._shared import (
 )
 from llmrec_core.errors import InputError, NotFoundError, RunCancelledError, RunFailedError, SpecError
 from llmrec_core.presets import PRESETS, override_spec, parse_assignment, preset_spec
-from llmrec_core.specs import RunSpec, parse_policies, parse_run_spec
+from llmrec_core.specs import RunSpec, parse_policies, parse_run_spec, ranker_of
 from llmrec_core.workspace import Workspace
 
 #: What a policy is shown to change, step by step.
@@ -146,8 +146,7 @@ def _run(place: Workspace, spec: RunSpec, *, as_json: bool, detach: bool = False
 
     store = RunStore(place)
     resolve_dataset(place, spec.dataset)  # an unknown dataset is refused before anything is fetched
-    part = getattr(spec.recommender, "ranker", spec.recommender)
-    name = getattr(part, "model", None)
+    name = getattr(ranker_of(spec.recommender), "model", None)
     if name is not None:
         entry = find_model(place, name)
         if entry.source == "hub" and model_folder(place, name) is None:

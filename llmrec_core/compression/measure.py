@@ -23,7 +23,7 @@ from llmrec_core.contracts import FitContext, FloatArray, Recommender
 from llmrec_core.errors import SpecError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.quantised import QuantisedLinear
-from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.pipeline import ranker_of
 from llmrec_core.recommenders.reworked import validation_of
 
 if TYPE_CHECKING:
@@ -72,17 +72,12 @@ def measure_pair(
         per_second = items.size / statistics.median(seconds[name])
         found[name] = Cost(saved_bytes(folder, recommender), held_bytes(recommender), per_second)
     ratio = statistics.median(p / c for p, c in zip(seconds["parent"], seconds["child"], strict=True))
-    theirs, ours = (_alone(side) for side in sides.values())
+    theirs, ours = (ranker_of(side) for side in sides.values())
     return {name: asdict(cost) for name, cost in found.items()} | {
         "speed_ratio": ratio,
         "agreement": rank_correlation(theirs.score(queries, items), ours.score(queries, items)),
         "alone": _watched_metric(parent[0], theirs, ours, split, seed),
     }
-
-
-def _alone(recommender: Recommender) -> Recommender:
-    """What reads, without the retriever beside it."""
-    return recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
 
 
 def rank_correlation(one: FloatArray, other: FloatArray) -> float | None:

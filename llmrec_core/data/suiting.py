@@ -15,7 +15,7 @@ import numpy as np
 
 from llmrec_core.data.dataset import Dataset
 from llmrec_core.data.splitting.cutting import kept_rows, resolved
-from llmrec_core.specs import BlendSpec, CrossEncoderSpec, PipelineSpec, RunSpec, SplitSpec
+from llmrec_core.specs import BlendSpec, CrossEncoderSpec, PipelineSpec, RunSpec, SplitSpec, ranker_of
 
 RecordUse = Literal["judged", "next", "answers"]
 
@@ -172,8 +172,7 @@ def _learning(spec: RunSpec, dataset: Dataset) -> Choice:
             "recommender.model_weight": 1.0,
             "recommender.fusion_users": 50,
         }
-    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
-    if getattr(ranker, "behaviour", None) is not None:
+    if getattr(ranker_of(spec.recommender), "behaviour", None) is not None:
         # Numbers about users and items come from histories; a record is its text.
         place = "recommender.ranker" if isinstance(spec.recommender, PipelineSpec) else "recommender"
         fields[f"{place}.behaviour"] = None

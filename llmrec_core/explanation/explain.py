@@ -28,7 +28,7 @@ def explain(
     query: Query,
     item_idx: int,
     method: str = "shap",
-    max_players: int = 12,
+    max_players: int | None = None,
     seed: int = 0,
     task: str | None = None,
 ) -> Explanation:
@@ -38,7 +38,7 @@ def explain(
         recommender: any fitted recommender; "attention" needs ``capabilities.attention``.
         dataset: the one it was fitted on; gives players their names.
         method: "shap": exact Shapley values, 2**players scorings; "attention": roll-out, one forward pass.
-        max_players: 5-14; more players than this are merged (see :func:`find_players`).
+        max_players: 5-14; more players than this are merged (see :func:`find_players`); None: 12, for decoders 8.
         seed: recorded with the explanation; both methods are deterministic and draw nothing.
         task: head to explain; None: the recommender's main one.
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: 2**14 = 16,384 scorings is the most that anybody should wait for. Merged as far as it goes there are still five
 #: seats: history, profile, context, the candidate's title and its other fields.
 MIN_PLAYERS, MAX_PLAYERS = 5, 14
+#: Players unless somebody says how many: 4,096 scorings by an encoder take seconds, by a decoder minutes.
+USUAL_PLAYERS, USUAL_PLAYERS_OF_DECODERS = 12, 8
 
 
 class Renders(Protocol):
@@ -109,7 +111,7 @@ def find_players(
     dataset: Dataset,
     query: Query,
     item_idx: int,
-    max_players: int = 12,
+    max_players: int | None = None,
     task: str | None = None,
 ) -> Game:
     """Fixes who plays.
@@ -122,10 +124,13 @@ def find_players(
 
     More seats than ``max_players`` are merged, so that 2**n stays exact: the oldest history items become one
     group; if that is not enough, the profile, then the context, then the candidate's fields besides its title.
+    None: :data:`USUAL_PLAYERS`, for decoders :data:`USUAL_PLAYERS_OF_DECODERS`.
 
     Raises:
         InputError: ``max_players`` outside 5-14, or an item outside the catalogue.
     """
+    if max_players is None:
+        max_players = USUAL_PLAYERS_OF_DECODERS if recommender.capabilities.decoder else USUAL_PLAYERS
     if not MIN_PLAYERS <= max_players <= MAX_PLAYERS:
         raise InputError(
             f"max_players is {max_players}; an exact explanation takes {MIN_PLAYERS} to {MAX_PLAYERS}.",

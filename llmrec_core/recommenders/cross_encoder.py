@@ -102,7 +102,8 @@ class CrossEncoderRecommender(Recommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(self.tasks), text=True, attention=True)
+        decoder = self._network is not None and self._network.causal
+        return Capabilities(tasks=frozenset(self.tasks), text=True, attention=True, decoder=decoder)
 
     @property
     def n_items(self) -> int:

@@ -99,7 +99,7 @@ class GenerativeRecommender(Recommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(), text=True)
+        return Capabilities(tasks=frozenset(), text=True, decoder=True)
 
     @property
     def n_items(self) -> int:

@@ -101,7 +101,7 @@ class ListwiseRecommender(CrossEncoderRecommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(self.tasks), text=True, attention=True)
+        return Capabilities(tasks=frozenset(self.tasks), text=True, attention=True, decoder=True)
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
         """Log shares within lists, always below or at 0; see the module for which list."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -72,6 +73,7 @@ class OnnxNetwork:
         tokenizer, pad_id = load_tokenizer(facts)
         self.graph, self.shared = graph, shared
         self.backbone = Backbone(cast(Any, _NoModel()), tokenizer, facts, pad_id, "onnx")
+        self.causal = self.backbone.kind == "decoder"
         self.session_bytes = len(graph)
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -133,7 +135,7 @@ class OnnxCrossEncoder(CrossEncoderRecommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(tasks=frozenset(self.tasks), text=True, attention=False)
+        return replace(super().capabilities, attention=False)
 
     def attention(self, query: Query, item_idx: int) -> Any:
         raise InputError("an ONNX model shows no attention.", fix="Explain the run that it was made from.")

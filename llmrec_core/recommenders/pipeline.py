@@ -113,7 +113,10 @@ class PipelineRecommender(Recommender):
 
     @property
     def capabilities(self) -> Capabilities:
-        return replace(self.ranker.capabilities, similar=self.retriever.capabilities.similar)
+        """The ranker's; a decoder without weight is not asked."""
+        own = self.ranker.capabilities
+        asked = self.fusion is None or self.fusion.model_weight > 0
+        return replace(own, similar=self.retriever.capabilities.similar, decoder=own.decoder and asked)
 
     @property
     def n_items(self) -> int:
@@ -196,7 +199,12 @@ class PipelineRecommender(Recommender):
         items = check_candidates(candidates, len(queries), self.n_items)
         if task is not None and task != self._main_task():
             return self.ranker.score(queries, items, task=task)
-        return fusion.fuse(self.ranker.score(queries, items), self._relative(queries, items))
+        if fusion.model_weight == 0:
+            # Nobody waits for a model whose score counts nothing.
+            model = np.where(items >= 0, np.float32(fusion.model_mean), np.float32(-np.inf))
+        else:
+            model = self.ranker.score(queries, items)
+        return fusion.fuse(model, self._relative(queries, items))
 
     def top_k(self, queries: Sequence[Query], k: int, exclude: Sequence[IntArray] | None = None) -> list[Ranking]:
         """The re-ranked candidates first, then the rest in the retriever's order with scores that go on below."""
@@ -311,6 +319,11 @@ def _cut_off(run: RunSpec) -> int:
     """k of the primary metric; 10 where it has none."""
     _, _, cut = run.evaluation.primary_metric.partition("@")
     return int(cut) if cut.isdecimal() else 10
+
+
+def ranker_of(recommender: Recommender) -> Recommender:
+    """What reads, without the retriever beside it: the second stage of two, else the recommender itself."""
+    return recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
 
 
 def _moments(values: FloatArray) -> tuple[float, float]:

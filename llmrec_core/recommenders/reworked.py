@@ -13,7 +13,7 @@ from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import InputError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
-from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender, ranker_of
 from llmrec_core.specs import TuningSpec
 from llmrec_core.training.batches import BatchPlan
 from llmrec_core.training.network import PromptNetwork
@@ -30,7 +30,7 @@ def reader_of(recommender: Recommender) -> CrossEncoderRecommender:
     Raises:
         InputError: it has none.
     """
-    part = recommender.ranker if isinstance(recommender, PipelineRecommender) else recommender
+    part = ranker_of(recommender)
     if not isinstance(part, CrossEncoderRecommender) or not isinstance(part._network, PromptNetwork):
         raise InputError(
             f"a {recommender.family} recommender has no cross-encoder of PyTorch that could be compressed.",

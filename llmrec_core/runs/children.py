@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from llmrec_core.errors import SpecError
 from llmrec_core.runs.folder import Run
 from llmrec_core.runs.store import RunStore
-from llmrec_core.specs import LOWER_IS_BETTER, CrossEncoderSpec, ListwiseSpec, PipelineSpec, RunSpec, parse_run_spec
+from llmrec_core.specs import LOWER_IS_BETTER, CrossEncoderSpec, ListwiseSpec, RunSpec, parse_run_spec, ranker_of
 from llmrec_core.specs.compression import COMPRESSION_WORDS, COMPRESSIONS, CompressionSpec, RecoveryFields
 from llmrec_core.specs.titles import field_title
 
@@ -41,7 +41,7 @@ def methods_for(spec: RunSpec) -> list[str]:
     how = spec.compression
     if spec.kind == "evaluate" or (how is not None and how.method in ("int8", "int4", "onnx")):
         return []
-    part = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
+    part = ranker_of(spec.recommender)
     if isinstance(part, ListwiseSpec):
         return ["int8", "int4"]
     return list(COMPRESSION_WORDS) if isinstance(part, CrossEncoderSpec) else []
@@ -63,8 +63,7 @@ def why_not(run: Run, method: str | None = None) -> tuple[str, str]:
         return f"{method} is for models that read one candidate a prompt; this run orders lists.", (
             f"Use {' or '.join(known)}."
         )
-    ranker = spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
-    family = ranker.family
+    family = ranker_of(spec.recommender).family
     readers = "choose a run whose model reads prompts (a cross-encoder, or two stages with one)."
     instead = _SMALLER_BY_TRAINING.get(family)
     return f"a {family} model does not score whole prompts, and compression here works on models that do.", (

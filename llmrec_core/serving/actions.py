@@ -23,7 +23,7 @@ from llmrec_core.explanation.explain import explanation_json
 from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
-from llmrec_core.recommenders.pipeline import PipelineRecommender
+from llmrec_core.recommenders.pipeline import PipelineRecommender, ranker_of
 from llmrec_core.recommenders.vector_search import similar_items
 from llmrec_core.runs import Run, RunStore
 from llmrec_core.runs.continual import split_of
@@ -249,12 +249,13 @@ class Server:
         model: str = MODEL,
         history: Sequence[Mapping[str, Any]] | None = None,
         context: Mapping[str, str] | None = None,
-        max_players: int = 12,
+        max_players: int | None = None,
     ) -> dict[str, Any]:
         """Why this item for this user; see :func:`llmrec_core.explanation.explain.explain`.
 
         Where behaviour stands beside the text, ``parts[{name, value}]`` adds up to the score as well: the text, then
         each feature. An item's own record (its mean, its popularity) is no player and stands in the base value.
+        ``notes[]``: what has to be known of the model before its reasons are read.
 
         Raises:
             InputError: unknown user, item, method or recommender.
@@ -276,7 +277,7 @@ class Server:
         joined = recommender.parts(query, item_idx) if isinstance(recommender, _MADE_OF_PARTS) else None
         if joined is not None:
             answer["parts"] = [{"name": name, "value": value} for name, value in joined]
-        return {**answer, "warnings": loaded.warnings}
+        return {**answer, "warnings": loaded.warnings, "notes": _notes(recommender)}
 
     def say(
         self,
@@ -307,7 +308,7 @@ class Server:
         query, _ = self._query(loaded, user_id, history, None)
         item_idx = loaded.dataset.item_idx(item_id)
         recommender = loaded.recommender(MODEL)
-        writer = getattr(recommender, "ranker", recommender)
+        writer = ranker_of(recommender)
         if not isinstance(writer, GenerativeRecommender):
             raise InputError(
                 f"the model of run {run_id} ({recommender.family}) writes no texts.",
@@ -377,6 +378,16 @@ class Server:
             "rating": number(item.rating),
             "timestamp": number(item.timestamp),
         }
+
+
+def _notes(recommender: Recommender) -> list[str]:
+    fusion = recommender.fusion if isinstance(recommender, PipelineRecommender) else None
+    if fusion is None or fusion.model_weight > 0:
+        return []
+    return [
+        "On validation users the language model did not improve the order, so its score has no weight in this run: "
+        "these are the reasons of what finds the candidates, and the item's own words move nothing."
+    ]
 
 
 def find_action(server: Server, name: str) -> Callable[..., dict[str, Any]]:

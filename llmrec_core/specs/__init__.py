@@ -58,6 +58,7 @@ from llmrec_core.specs.recommenders import (
     TrendSpec,
     TwoTowerSpec,
     UserKNNSpec,
+    ranker_of,
 )
 from llmrec_core.specs.run import ContinualSpec, DatasetRef, EvaluationSpec, RunSpec, parse_run_spec, spec_errors
 from llmrec_core.specs.split import Protocol, SplitSpec
@@ -134,6 +135,7 @@ __all__ = [
     "in_order",
     "parse_policies",
     "parse_run_spec",
+    "ranker_of",
     "read_policy",
     "spec_errors",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmrec_core.specs.recommenders import BlendSpec, CrossEncoderSpec, PipelineSpec, RecommenderSpec, SequentialSpec
+from llmrec_core.specs.recommenders import BlendSpec, CrossEncoderSpec, RecommenderSpec, SequentialSpec, ranker_of
 
 #: Fields that the weights of a sequential recommender depend on.
 SEQUENTIAL_SHAPE = (
@@ -20,8 +20,7 @@ SEQUENTIAL_SHAPE = (
 
 def has_second_stage(recommender: RecommenderSpec) -> bool:
     """Whether such a recommender can be trained again on the same data, starting from a finished run's weights."""
-    part = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
-    return isinstance(part, CrossEncoderSpec)
+    return isinstance(ranker_of(recommender), CrossEncoderSpec)
 
 
 def goes_on(recommender: RecommenderSpec) -> bool:
@@ -39,7 +38,7 @@ def check_start(recommender: RecommenderSpec, *, newer: bool) -> None:
     """
     if has_second_stage(recommender) or (newer and goes_on(recommender)):
         return
-    part = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
+    part = ranker_of(recommender)
     if newer:
         raise ValueError(
             f"continue_from: a {part.family} recommender has no weights to go on from; cross-encoders, sequential "

@@ -420,3 +420,8 @@ RecommenderSpec = Annotated[_Recommender, Field(discriminator="family")]
 FAMILIES: tuple[str, ...] = tuple(
     part.model_fields["family"].default for part in (*get_args(_Recommender), ListwiseSpec)
 )
+
+
+def ranker_of(recommender: RecommenderSpec) -> Any:
+    """The part that reads and is trained: the second stage of two, else the recommender itself."""
+    return recommender.ranker if isinstance(recommender, PipelineSpec) else recommender

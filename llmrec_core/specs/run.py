@@ -23,6 +23,7 @@ from llmrec_core.specs.recommenders import (
     PopularitySpec,
     RecommenderSpec,
     SequentialSpec,
+    ranker_of,
 )
 from llmrec_core.specs.split import SplitSpec
 from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec
@@ -136,7 +137,7 @@ class RunSpec(Spec):
 
 
 def _check_tricks(recommender: RecommenderSpec, training: TrainingSpec) -> None:
-    ranker = recommender.ranker if isinstance(recommender, PipelineSpec) else recommender
+    ranker = ranker_of(recommender)
     if not isinstance(ranker, CrossEncoderSpec | ListwiseSpec | GenerativeSpec):
         for name in TRICKS:
             if getattr(training, name):

@@ -148,6 +148,7 @@ FIELD_TITLES = {
     "paraphrases": "Further wordings",
     "r_drop": "Agreement of two dropout passes (R-drop)",
     "rank_candidates": "Items of a list (rank)",
+    "ratings_per_history": "Next ratings asked beside one history",
     "reorder_history": "Share of shuffled histories",
     "validation_every": "Steps between validations",
     "validation_metric": "Metric that is watched",

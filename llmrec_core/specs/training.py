@@ -116,6 +116,13 @@ class TrainingSpec(TrickFields):
     negatives_per_positive: int = Field(
         3, ge=0, le=100, description="unseen items drawn beside each interaction, labelled as not clicked"
     )
+    ratings_per_history: int = Field(
+        4,
+        ge=1,
+        le=32,
+        description="how many of a user's next ratings are asked beside one history, which is then read once for all "
+        "(where ratings alone are learned)",
+    )
     hard_negatives: float = Field(
         0.34, ge=0, le=1, description="share of the negatives taken from the retriever's best items (two-stage only)"
     )

@@ -99,7 +99,9 @@ class Behaviour:
             pool: where hard negatives come from, as in the text's own samples.
         """
         features = BehaviourFeatures.learn(split, spec, like_threshold(split.dataset, run), ctx)
-        more = run.model_copy(update={"training": run.training.model_copy(update={"max_samples": spec.max_samples})})
+        # Features cost little, so ratings need not share a history here; neighbours in time say less than strangers.
+        changes = {"max_samples": spec.max_samples, "ratings_per_history": 1}
+        more = run.model_copy(update={"training": run.training.model_copy(update=changes)})
         lists = training_lists(split, more, ctx.seed, pool)
         known = features.of_training(lists.queries, lists.users, lists.list_of, lists.items)
         mean = known.mean(axis=0, dtype=np.float64)

@@ -1,7 +1,8 @@
 """Training and validation samples from a split: lists of one real interaction and seeded negatives.
 
 Each list belongs to one query (a user just before one of their interactions) and holds the item that came next
-and items that did not. One prompt can carry labels of several tasks; it is read once for all of them.
+and items that did not. One prompt can carry labels of several tasks; it is read once for all of them. Where ratings
+alone are learned nothing is drawn: a list holds the user's next few ratings, so that their history is read once.
 
 Negatives leave out only what the user has in *training*. Leaving out held-out items too would tell the model, by
 their absence, what the test asks for. So a held-out item can be drawn as a negative, as it could in live data. Items
@@ -11,7 +12,7 @@ that a split withholds from training (cold-item) are not drawn in training: ther
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +41,8 @@ class SampleLists:
         queries: [n_lists].
         users: user_idx, [n_lists].
         list_of: the list of each prompt, [n_prompts], ascending.
-        items: item_idx, [n_prompts]; the interaction that really happened is the first of its list.
+        items: item_idx, [n_prompts]; the interaction that really happened is the first of its list (of ratings
+            alone: all did).
         labels: task -> float32 [n_prompts]; NaN where the task says nothing.
         offsets: task -> float32 [n_prompts]; what stands beside the text model and is added to its outputs.
     """
@@ -84,6 +86,8 @@ def training_lists(
     first = np.zeros(len(rows), bool)
     first[order[np.flatnonzero(np.diff(users[order], prepend=-1))]] = True
     later = rows[~first] if (~first).any() else rows
+    if set(tasks) == {"rating"} and continued is None:
+        return _ratings_in_blocks(split, later, spec, rng)
     n_lists = len(later)
     if training.max_samples is not None:
         n_lists = max(1, min(n_lists, training.max_samples // (1 + n_negatives)))
@@ -92,6 +96,39 @@ def training_lists(
     else:
         rows = _new_and_replayed(later, continued, n_lists, rng)
     return _lists(split, "train", rows, tasks, spec, n_negatives, rng, pool)
+
+
+def _ratings_in_blocks(split: Split, rows: IntArray, spec: RunSpec, rng: np.random.Generator) -> SampleLists:
+    """Lists of up to ``training.ratings_per_history`` ratings that follow each other; every row stands in one of them.
+
+    The later ones of a list are asked of a history that ends a few items earlier, which a reader of the test item
+    has to do with as well.
+
+    Args:
+        rows: training rows, by user and in the order of time.
+    """
+    size = spec.training.ratings_per_history
+    users = split.dataset.interactions["user_idx"].to_numpy(np.int64)[rows]
+    begins = np.flatnonzero(np.diff(users, prepend=-1))
+    of_user = np.arange(len(rows)) - np.repeat(begins, np.diff(begins, append=len(rows)))
+    starts = np.flatnonzero(of_user % size == 0)
+    lengths = np.diff(starts, append=len(rows))
+    drawn = rng.permutation(len(starts))
+    if spec.training.max_samples is not None:
+        so_far = np.cumsum(lengths[drawn])
+        drawn = drawn[: max(1, int(np.searchsorted(so_far, spec.training.max_samples, side="right")))]
+    # The histories, and the refusal of data without ratings.
+    firsts = _lists(split, "train", rows[starts[drawn]], ("rating",), spec, 0, rng, None)
+    n_rows = lengths[drawn]
+    begin_of_list = np.cumsum(n_rows) - n_rows
+    list_of = np.repeat(np.arange(len(drawn), dtype=np.int64), n_rows)
+    taken = rows[starts[drawn][list_of] + np.arange(len(list_of)) - begin_of_list[list_of]]
+    table = split.dataset.interactions
+    items, ratings = table["item_idx"].to_numpy(np.int64)[taken], table["rating"].to_numpy(np.float32)[taken]
+    assert split.dataset.rating_scale is not None
+    return replace(
+        firsts, list_of=list_of, items=items, labels={"rating": scale_ratings(ratings, split.dataset.rating_scale)}
+    )
 
 
 def _new_and_replayed(rows: IntArray, continued: Continued, n_lists: int, rng: np.random.Generator) -> IntArray:

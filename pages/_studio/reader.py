@@ -8,7 +8,7 @@ import streamlit as st
 
 from llmrec_core.errors import SpecError
 from llmrec_core.models.catalogue import list_models
-from llmrec_core.specs import GenerativeSpec, ListwiseSpec, PipelineSpec, RunSpec
+from llmrec_core.specs import GenerativeSpec, ListwiseSpec, PipelineSpec, RunSpec, ranker_of
 from llmrec_core.specs.tricks import TrickFields
 from pages._studio.base import workspace
 from pages._studio.pickers import model_facts
@@ -46,20 +46,15 @@ def ranker_path(spec: RunSpec) -> str:
     return "recommender.ranker" if isinstance(spec.recommender, PipelineSpec) else "recommender"
 
 
-def ranker_of(spec: RunSpec) -> Any:
-    """The part that reads and is trained: the second stage of a pipeline, else the recommender itself."""
-    return spec.recommender.ranker if isinstance(spec.recommender, PipelineSpec) else spec.recommender
-
-
 def writes(spec: RunSpec) -> bool:
     """Whether the model goes on with a text, which only decoders do."""
-    return isinstance(ranker_of(spec), GenerativeSpec | ListwiseSpec)
+    return isinstance(ranker_of(spec.recommender), GenerativeSpec | ListwiseSpec)
 
 
 def check_model(spec: RunSpec) -> None:
     """Raises: SpecError: a catalogue model of the wrong kind, told before anything is prepared."""
     kinds = {entry.name: entry.kind for entry in list_models(workspace())}
-    model = getattr(ranker_of(spec), "model", None)
+    model = getattr(ranker_of(spec.recommender), "model", None)
     if writes(spec) and kinds.get(str(model)) == "encoder":
         raise SpecError(
             f"{model!r} is an encoder, which cannot go on with a text.",
@@ -70,7 +65,7 @@ def check_model(spec: RunSpec) -> None:
 
 def model_card(spec: RunSpec, key: str) -> dict[str, Any]:
     path = ranker_path(spec)
-    current = getattr(ranker_of(spec), "model", None)
+    current = getattr(ranker_of(spec.recommender), "model", None)
     if current is None:
         return {}
     entries = {entry.name: entry for entry in list_models(workspace())}

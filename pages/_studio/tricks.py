@@ -7,10 +7,9 @@ from typing import Any
 import streamlit as st
 
 from llmrec_core.prompts import STARTERS, TemplateStore
-from llmrec_core.specs import GenerativeSpec, RunSpec
+from llmrec_core.specs import GenerativeSpec, RunSpec, ranker_of
 from llmrec_core.specs.tricks import AUGMENTING, TrickFields
 from pages._studio.base import label, workspace
-from pages._studio.reader import ranker_of
 from pages._studio.spec_form import FormField, edit_field
 
 #: What is chosen by itself, not as a number.
@@ -21,7 +20,7 @@ _NOT_WRITTEN = (*AUGMENTING, "augment_extent", "label_smoothing")
 
 def trick_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
     """The fields of :class:`TrickFields`, taken out of ``fields``; what was chosen, by path."""
-    writes = isinstance(ranker_of(spec), GenerativeSpec)
+    writes = isinstance(ranker_of(spec.recommender), GenerativeSpec)
     names = [name for name in TrickFields.model_fields if not (writes and name in _NOT_WRITTEN)]
     for name in TrickFields.model_fields:
         if name not in names:

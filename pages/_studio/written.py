@@ -8,10 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from llmrec_core.runs import Run
-from llmrec_core.specs import GenerativeSpec
+from llmrec_core.specs import GenerativeSpec, ranker_of
 from pages._studio.base import plain
 from pages._studio.pickers import ask
-from pages._studio.reader import ranker_of
 from pages._studio.words import spans_html
 
 _KINDS = {"title": "title", "category": "category", "number": "number", "name": "name"}
@@ -19,7 +18,7 @@ _KINDS = {"title": "title", "category": "category", "number": "number", "name": 
 
 def written_part(run: Run, user: str, item: str) -> None:
     """Writes when asked, for runs whose model writes; shows nothing for the others."""
-    if not isinstance(ranker_of(run.spec), GenerativeSpec):
+    if not isinstance(ranker_of(run.spec.recommender), GenerativeSpec):
         return
     st.subheader("A text for this user", anchor=False)
     state = f"written:{run.run_id}:{user}:{item}"

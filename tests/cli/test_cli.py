@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from llmrec_core.serving.actions import Server
+from llmrec_core.workspace import Workspace
 from tests.cli.conftest import SMALL, write_csvs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,6 +218,29 @@ def test_recommend_refuses_strangers(llmrec, trained, options, words):
     answer = llmrec("recommend", trained["run_id"], *options)
     assert answer.exit_code == 2
     assert words in answer.stderr
+
+
+def test_a_model_without_weight_is_named_in_its_explanation(llmrec, trained):
+    server = Server(Workspace.open(llmrec.workspace))
+    pipeline = server.load(trained["run_id"]).recommender("model")
+    told = {}
+    for weight in (0.5, 0.0):
+        pipeline.fusion = replace(pipeline.fusion, model_weight=weight)
+        told[weight] = server.explain(trained["run_id"], "u01", "003", max_players=5)
+    assert told[0.5]["notes"] == []
+    assert "no weight in this run" in told[0.0]["notes"][0]
+    fields = [player["value"] for player in told[0.0]["players"] if player["kind"] == "candidate"]
+    assert fields
+    assert max(map(abs, fields)) < 1e-12, "its own words move nothing"
+
+
+def test_explain_tells_as_many_reasons_apart_as_asked(llmrec, trained):
+    options = [trained["run_id"], "--user", "u01", "--item", "003"]
+    document = llmrec("explain", *options, "--max-players", 5, "--json").json
+    assert (len(document["players"]), document["budget"]) == (5, 2**5)
+    refused = llmrec("explain", *options, "--max-players", 40)
+    assert refused.exit_code == 2
+    assert "5 to 14" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from explanation.explanation_doubles import GameRecommender, TextGameRecommender, catalogue, query_of
@@ -34,6 +35,17 @@ def test_oldest_items_become_one_group():
     assert game.seats[-1].text == "9 older items"
     without_group = game.coalition([True] * 11 + [False])
     assert [item.item_id for item in without_group.history] == [f"i{i}" for i in range(9, 20)]
+
+
+def test_a_decoder_is_asked_less_often():
+    class Dear(GameRecommender):
+        @property
+        def capabilities(self):
+            return replace(super().capabilities, decoder=True)
+
+    assert len(find_players(GameRecommender(_constant), catalogue(), query_of(20), 25).seats) == 12
+    assert len(find_players(Dear(_constant), catalogue(), query_of(20), 25).seats) == 8
+    assert len(find_players(Dear(_constant), catalogue(), query_of(20), 25, max_players=12).seats) == 12
 
 
 def test_text_recommender_plays_with_what_its_prompt_shows():

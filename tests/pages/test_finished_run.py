@@ -95,6 +95,8 @@ def test_an_explanation_adds_up(studio):
     gap = next(m for m in app.metric if m.label == "Additivity gap")
     assert float(gap.value) < 1e-4
     assert "Score" in app.info[0].value
+    app.selectbox(key="explain_detail").select("6").run()
+    assert next(m.value for m in app.metric if m.label == "Scorings") == "64"
     app.selectbox(key="explain_method").select("attention").run()
     assert not app.exception
     assert "attention" in app.error[0].value

@@ -99,6 +99,31 @@ def test_max_samples_counts_prompts(split):
     assert (len(lists), len(lists.queries)) == (9, 3)
 
 
+def test_ratings_that_follow_each_other_share_a_history(split):
+    table = split.dataset.interactions
+    lists = training_lists(split, _run("rating", ratings_per_history=3), 0)
+    asked = []
+    for number, (query, user) in enumerate(zip(lists.queries, lists.users.tolist(), strict=True)):
+        own = table.iloc[[row for row in split.train if table["user_idx"].iloc[row] == user]]
+        known = len(query.history)
+        members = lists.items[lists.list_of == number].tolist()
+        assert [item.item_id for item in query.history] == own["item_id"].tolist()[:known]
+        assert members == own["item_idx"].tolist()[known : known + 3], "the ratings after the history, in their order"
+        given = own["rating"].to_numpy()[known : known + 3]
+        low, high = split.dataset.rating_scale
+        np.testing.assert_allclose(lists.labels["rating"][lists.list_of == number], (given - low) / (high - low))
+        asked += [(user, known + at) for at in range(len(members))]
+    counts = table.iloc[split.train].groupby("user_idx").size()
+    assert sorted(asked) == [(user, at) for user, n in counts.items() for at in range(1, n)], "each rating once"
+    single = training_lists(split, _run("rating", ratings_per_history=1), 0)
+    assert len(single) == len(single.queries) == len(lists)
+
+
+def test_shared_ratings_keep_to_max_samples(split):
+    lists = training_lists(split, _run("rating", max_samples=10, ratings_per_history=4), 0)
+    assert 7 <= len(lists) <= 10
+
+
 def test_draws_are_seeded(split):
     first, same, other = (training_lists(split, _run("click"), seed) for seed in (0, 0, 1))
     assert first.items.tolist() == same.items.tolist()
