@@ -1,11 +1,12 @@
 """What ranking policies cost: the same ranking with and without each, on the same users.
 
-    python benchmarks/policies.py WORKSPACE [--part valid|test] [--json FILE]
+    python -m benchmarks.policies WORKSPACE [--part valid|test] [--json FILE] [--seeds 0 1 2]
 
 WORKSPACE holds dataset ml-100k (``llmrec data import --public ml-100k``). Leave-one-out, 5-core, full ranking, lists
 of ten from the 100 best items. Strengths of targets are found on validation users, whichever part is measured; for
 ``--part valid`` the target is also found on one half of the validation users and measured on the other. Nothing was
-chosen on the test part: measure it once.
+chosen on the test part: measure it once. ``--seeds`` measures the novelty target alone, on the blend fitted with each
+seed (item-kNN draws nothing); each user's NDCG is averaged over the seeds before the bootstrap.
 """
 
 from __future__ import annotations
@@ -85,6 +86,31 @@ def measure(chain: PolicyChain, recommender: Recommender, users: EvalSet, n_cata
     return rows
 
 
+def over_seeds(split: Split, users: EvalSet, seeds: list[int], n_catalogue: int) -> dict[str, Any]:
+    """The novelty target on the blend of each seed, and all of them together with one interval over users."""
+    found: dict[str, Any] = {"seeds": {}}
+    ndcg: dict[str, list[Values]] = {"without": [], "with": []}
+    raised = []
+    for seed in seeds:
+        recommender = recommenders()["blend"]
+        recommender.fit(split, FitContext(seed=seed))
+        chain = build_chain(parse_policies([TARGET]), DEPTH, recommender, split, K, seed)
+        row = found["seeds"][str(seed)] = measure(chain, recommender, users, n_catalogue)
+        show(f"blend {seed}", TARGET, row)
+        applied = chain.apply(chain.candidates(recommender, users.queries, K, users.exclude), K)
+        ndcg["without"].append(Hits.of(applied.without.items, users.targets).ndcg(K))
+        ndcg["with"].append(Hits.of(applied.final.items, users.targets).ndcg(K))
+        raised.append(row["with"]["novelty"] / row["without"]["novelty"] - 1)
+    pooled = {name: np.mean(values, axis=0) for name, values in ndcg.items()}
+    price = paired_difference(MeanStatistic(pooled["with"]), MeanStatistic(pooled["without"]), len(users))
+    base = mean(pooled["without"])
+    found["ndcg"] = {name: mean(values) for name, values in pooled.items()}
+    found["ndcg_loss"] = [-price.mean / base, -price.ci_high / base, -price.ci_low / base]
+    found["novelty_raised"] = float(np.mean(raised))
+    print("together:", {name: found[name] for name in ("ndcg", "ndcg_loss", "novelty_raised")}, flush=True)
+    return found
+
+
 def mean(values: Values) -> float:
     return float(np.nanmean(values))
 
@@ -104,6 +130,7 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--part", choices=("valid", "test"), default="valid")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", help="the novelty target alone, with these seeds")
     options = parser.parse_args()
     dataset = DatasetStore(Workspace.open(options.workspace)).load("ml-100k")
     split = make_split(dataset, SplitSpec(min_user_interactions=5, min_item_interactions=5))
@@ -118,7 +145,10 @@ def main() -> None:
         "specs": {name: recommender.spec.model_dump(mode="json") for name, recommender in recommenders().items()},
         "models": {},
     }
-    for name, recommender in recommenders().items():
+    if options.seeds:
+        del report["seed"]
+        report["models"]["blend"] = {TARGET: over_seeds(split, users, options.seeds, n_catalogue)}
+    for name, recommender in ({} if options.seeds else recommenders()).items():
         recommender.fit(split, FitContext(seed=0))
         found = report["models"][name] = {}
         for line in POLICIES:

@@ -23,18 +23,23 @@ def written_part(run: Run, user: str, item: str) -> None:
     st.subheader("A text for this user", anchor=False)
     state = f"written:{run.run_id}:{user}:{item}"
     seed = st.session_state.get(state)
-    if st.button(
+    st.button(
         "Write a text" if seed is None else "Write another",
         key="write_text",
         icon=":material/edit_note:",
         help="The model writes from the item's fields and facts; what nothing backs is put aside",
-    ):
-        seed = st.session_state[state] = 0 if seed is None else seed + 1
+        on_click=_next_seed,
+        args=(state,),
+    )
     if seed is None:
         return
     with st.spinner("Writing and checking …"):
         answer = ask("say", run_id=run.run_id, user_id=user, item_id=item, seed=seed)
     show_written(answer)
+
+
+def _next_seed(state: str) -> None:
+    st.session_state[state] = st.session_state.get(state, -1) + 1
 
 
 def show_written(answer: dict[str, Any]) -> None:
