@@ -27,6 +27,9 @@ from llmrec_core.specs import TuningSpec
 #: How much faster than ``training.learning_rate`` what a method adds is trained, by a part of its weights' names: few
 #: numbers, each of which must move far (rates of the papers over those of LoRA).
 _RATE_FACTORS = {"ia3_l": 20.0, "soft_states.keys_values": 20.0, "soft_states.embeddings": 50.0}
+#: LoRA on an encoder: at the rate of full tuning it falls far behind it, AdaLoRA does not gain (benchmarks/README.md).
+#: Rates of decoders are meant for LoRA, by which they are tuned as a rule.
+_LORA_OF_ENCODERS = 5.0
 #: What the projections to keys and values are called in known architectures, on their own or fused with the queries.
 _KEY_VALUE_NAMES = frozenset(
     {"key", "value", "k_proj", "v_proj", "k_lin", "v_lin", "k", "v", "c_attn", "qkv", "Wqkv", "query_key_value"}
@@ -83,9 +86,21 @@ def apply_tuning(model: PreTrainedModel, spec: TuningSpec, *, seed: int = 0) -> 
     return model
 
 
-def rate_factor(name: str) -> float:
-    """What the learning rate of a weight is multiplied by, from its name: 1 but for methods of very few weights."""
+def rate_factor(name: str, *, causal: bool = False) -> float:
+    """What the learning rate of a weight is multiplied by, from its name: 1 for the model's own weights.
+
+    Args:
+        causal: the model is a decoder.
+    """
+    # What LoRA adds are layers, with a weight each; AdaLoRA's parts are bare parameters and keep the rate.
+    if "lora_" in name and name.endswith(".weight"):
+        return 1.0 if causal else _LORA_OF_ENCODERS
     return next((factor for part, factor in _RATE_FACTORS.items() if part in name), 1.0)
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay may pull a matrix of this name towards zero; the few numbers of some methods are no such."""
+    return not any(part in name for part in _RATE_FACTORS)
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:

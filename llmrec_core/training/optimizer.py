@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrec_core.errors import SpecError
-from llmrec_core.models.tuning import rate_factor
+from llmrec_core.models.tuning import decays, rate_factor
 from llmrec_core.specs import TrainingSpec
 
 #: Values that share one scale in 8-bit moments; smaller tensors keep theirs in float32 (Dettmers et al., ICLR 2022).
@@ -176,9 +176,10 @@ def make_optimizer(network: nn.Module, spec: TrainingSpec) -> MasterWeightAdamW:
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = spec.head_learning_rate if name.startswith("heads.") else spec.learning_rate * rate_factor(name)
+        factor = rate_factor(name, causal=getattr(network, "causal", False))
+        rate = spec.head_learning_rate if name.startswith("heads.") else spec.learning_rate * factor
         # Vectors are biases and norms; pulling them towards zero changes scales that nothing else can restore.
-        decay = spec.weight_decay if parameter.ndim > 1 and rate_factor(name) == 1.0 else 0.0
+        decay = spec.weight_decay if parameter.ndim > 1 and decays(name) else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     listed = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
     options: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8}

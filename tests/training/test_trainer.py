@@ -203,7 +203,8 @@ def test_early_stopping_restores_the_best_weights(models, split, monkeypatch):
 def test_for_rmse_smaller_is_better(models, split, monkeypatch):
     values = iter([0.9, 0.6, 0.8])
     monkeypatch.setattr(trainer_module.Validation, "measure", lambda self, network: {"rmse": next(values)})
-    run = planted_run(models, objectives=[{"task": "rating"}], validation_metric="rmse", **SHORT)
+    settings = {**SHORT, "ratings_per_history": 1}
+    run = planted_run(models, objectives=[{"task": "rating"}], validation_metric="rmse", **settings)
     assert fit(run, split, models).outcome.best_step == 4
 
 

@@ -13,8 +13,9 @@ from llmrec_core.models.generation import Beginning, Tree
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import Backbone, load_backbone
 from llmrec_core.models.tuning import apply_tuning
-from llmrec_core.specs import TuningSpec
+from llmrec_core.specs import TrainingSpec, TuningSpec
 from llmrec_core.training.network import MAX_TAILS, PromptNetwork
+from llmrec_core.training.optimizer import make_optimizer
 from llmrec_core.training.packing import pack, plan_rows, tokenise
 
 ADDED = ("lora", "adalora", "ia3", "prefix", "prompt", "bottleneck")
@@ -61,6 +62,31 @@ def packed_scores(net: PromptNetwork, prompts: list[RenderedPrompt]) -> np.ndarr
     found = np.empty(len(prompts), np.float32)
     found[order] = net(pack(tokens, order, places, net.backbone.pad_id))["click"].numpy()
     return found
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "factor", "decay"),
+    [
+        ("full", "bert", 1, 0.01),
+        ("lora", "bert", 5, 0.01),
+        ("lora", "gpt2", 1, 0.01),
+        ("adalora", "bert", 1, 0.01),
+        ("bottleneck", "bert", 1, 0.01),
+        ("ia3", "bert", 20, 0.0),
+        ("prefix", "gpt2", 20, 0.0),
+        ("prompt", "bert", 50, 0.0),
+    ],
+)
+def test_what_a_method_adds_learns_at_its_own_rate(folders, method, name, factor, decay) -> None:
+    optimizer = make_optimizer(network(tuned(folders[name], method), shared=True), TrainingSpec(learning_rate=1e-4))
+    heads, added = TrainingSpec().head_learning_rate, {g["lr"] for g in optimizer.param_groups}
+    assert list(added - {heads}) == [pytest.approx(factor * 1e-4)]
+    matrices = [
+        group["weight_decay"]
+        for group in optimizer.param_groups
+        if group["lr"] != heads and any(parameter.ndim > 1 for parameter in group["params"])
+    ]
+    assert set(matrices) == {decay}
 
 
 @pytest.mark.parametrize("method", ADDED)
