@@ -60,6 +60,13 @@ def part_of(users: EvalSet, chosen: np.ndarray) -> EvalSet:
 
 def measure(chain: PolicyChain, recommender: Recommender, users: EvalSet, n_catalogue: int) -> dict[str, Any]:
     """Metrics of the lists without and with the chain, and the paired difference of NDCG."""
+    return measured(chain, recommender, users, n_catalogue)[0]
+
+
+def measured(
+    chain: PolicyChain, recommender: Recommender, users: EvalSet, n_catalogue: int
+) -> tuple[dict[str, Any], dict[str, Values]]:
+    """As :func:`measure`, and NDCG [n_users] without and with the chain."""
     features = chain.features
     found = chain.candidates(recommender, users.queries, K, users.exclude)
     started = time.perf_counter()
@@ -83,7 +90,7 @@ def measure(chain: PolicyChain, recommender: Recommender, users: EvalSet, n_cata
     rows["ndcg_loss"] = [-price.mean / base, -price.ci_high / base, -price.ci_low / base]
     rows["n_users"], rows["elapsed_s"] = len(users), round(elapsed_s, 3)
     rows["settings"] = [policy.model_dump(mode="json") for policy in chain.policies]
-    return rows
+    return rows, ndcg
 
 
 def over_seeds(split: Split, users: EvalSet, seeds: list[int], n_catalogue: int) -> dict[str, Any]:
@@ -95,11 +102,11 @@ def over_seeds(split: Split, users: EvalSet, seeds: list[int], n_catalogue: int)
         recommender = recommenders()["blend"]
         recommender.fit(split, FitContext(seed=seed))
         chain = build_chain(parse_policies([TARGET]), DEPTH, recommender, split, K, seed)
-        row = found["seeds"][str(seed)] = measure(chain, recommender, users, n_catalogue)
+        row, by_user = measured(chain, recommender, users, n_catalogue)
+        found["seeds"][str(seed)] = row
         show(f"blend {seed}", TARGET, row)
-        applied = chain.apply(chain.candidates(recommender, users.queries, K, users.exclude), K)
-        ndcg["without"].append(Hits.of(applied.without.items, users.targets).ndcg(K))
-        ndcg["with"].append(Hits.of(applied.final.items, users.targets).ndcg(K))
+        for name, values in by_user.items():
+            ndcg[name].append(values)
         raised.append(row["with"]["novelty"] / row["without"]["novelty"] - 1)
     pooled = {name: np.mean(values, axis=0) for name, values in ndcg.items()}
     price = paired_difference(MeanStatistic(pooled["with"]), MeanStatistic(pooled["without"]), len(users))

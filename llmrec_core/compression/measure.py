@@ -49,16 +49,17 @@ def measure_pair(
     """Both as JSON, child / parent in candidates a second (``speed_ratio``), and what the text models say alone.
 
     The sides alternate, each round in the other order, and the median of five counts; both score the same validation
-    users' candidates. ``agreement``: mean over these users of the rank correlation (Spearman) between what parent and
-    child score without a retriever, None where nothing can be ordered. ``alone``: the metric that the parent's training
-    watched, of both, on its validation samples; None where it is not defined there.
+    users' candidates, without a retriever: a pipeline does not even ask a model whose weight is 0. ``agreement``: mean
+    over these users of the rank correlation (Spearman) between the two, None where nothing can be ordered. ``alone``:
+    the metric that the parent's training watched, of both, on its validation samples; None where it is not defined
+    there.
     """
     held_out = split.queries("valid", max_users=_N_USERS, seed=seed)
     queries = list(held_out.queries) or [split.query(str(split.dataset.user_ids[0]), "valid")]
     rng = np.random.default_rng([seed, 11])
     n_items = split.dataset.n_items
     items = np.stack([rng.permutation(n_items)[: min(_N_CANDIDATES, n_items)] for _ in queries]).astype(np.int64)
-    sides = {"parent": parent[0], "child": child[0]}
+    sides = {"parent": ranker_of(parent[0]), "child": ranker_of(child[0])}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for recommender in sides.values():
         recommender.score(queries[:2], items[:2])
@@ -72,7 +73,7 @@ def measure_pair(
         per_second = items.size / statistics.median(seconds[name])
         found[name] = Cost(saved_bytes(folder, recommender), held_bytes(recommender), per_second)
     ratio = statistics.median(p / c for p, c in zip(seconds["parent"], seconds["child"], strict=True))
-    theirs, ours = (ranker_of(side) for side in sides.values())
+    theirs, ours = sides.values()
     return {name: asdict(cost) for name, cost in found.items()} | {
         "speed_ratio": ratio,
         "agreement": rank_correlation(theirs.score(queries, items), ours.score(queries, items)),

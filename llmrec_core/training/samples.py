@@ -101,8 +101,7 @@ def training_lists(
 def _ratings_in_blocks(split: Split, rows: IntArray, spec: RunSpec, rng: np.random.Generator) -> SampleLists:
     """Lists of up to ``training.ratings_per_history`` ratings that follow each other; every row stands in one of them.
 
-    The later ones of a list are asked of a history that ends a few items earlier, which a reader of the test item
-    has to do with as well.
+    For the later ones of a list the history ends a few items too early: little is lost, and it is read once.
 
     Args:
         rows: training rows, by user and in the order of time.
