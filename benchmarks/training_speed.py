@@ -48,6 +48,7 @@ from llmrec_core.training.optimizer import make_optimizer
 from llmrec_core.training.packing import tokenise
 from llmrec_core.training.samples import SampleLists, training_lists, validation_lists
 from llmrec_core.training.trainer import train
+from llmrec_core.training.unpadded import without_padding
 from llmrec_core.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "training_speed.json"
@@ -139,7 +140,8 @@ def our_windows(network: PromptNetwork, plan: BatchPlan, run: RunSpec) -> Iterat
     position = 0
     while True:
         batch = plan[position % len(plan)]
-        weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
+        with without_padding(network, whole_rows=False):
+            weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
         nn.utils.clip_grad_norm_(network.parameters(), run.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -158,16 +160,21 @@ def timed(step: Step, at_least: int) -> float:
 def encoder_operations(network: PromptNetwork, plan: BatchPlan) -> float:
     """Floating point operations of the encoder's matrix products in one training step, a mean over the plan.
 
-    Forwards, and twice as much backwards, of real tokens alone: padding is computed too, and does not count. Attention
-    counts every pair of tokens of a row.
+    What is asked of real tokens: keys and values of all; in the last layer the rest for pooled tokens alone. Backwards
+    twice as much, but for the gradient of the frozen embeddings. Attention counts every pair of tokens of a row.
     """
     config = network.encoder.config
-    n_weights = sum(p.numel() for name, p in network.encoder.named_parameters() if p.ndim == 2 and "embed" not in name)
+    size, n_layers = config.hidden_size, config.num_hidden_layers
+    read, asked = 2 * size * size, 2 * size * (size + config.intermediate_size)
     found = []
     for position in range(min(len(plan), 50)):
-        lengths = (plan[position].packed.segment >= 0).sum(1).double()
-        pairs = 2 * 2 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
-        found.append(3 * (2 * n_weights * float(lengths.sum()) + pairs))
+        packed = plan[position].packed
+        lengths = (packed.segment >= 0).sum(1).double()
+        pooled = (network.pooling_weights(packed) > 0).any(1).sum(1).double()
+        n_tokens, n_pooled = float(lengths.sum()), float(pooled.sum())
+        forward = 2 * (n_tokens * n_layers * read + ((n_layers - 1) * n_tokens + n_pooled) * asked)
+        pairs = 4 * size * float(((n_layers - 1) * lengths**2 + pooled * lengths).sum())
+        found.append(3 * (forward + pairs) - 2 * n_tokens * 3 * size * size)
     return float(np.mean(found))
 
 
@@ -369,7 +376,7 @@ def main() -> None:
         "model": prompts.folder.name,
         "recipes": {
             "textbook": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
-            "ours": f"shared histories, {facts.precision}, batch {prompts.run.training.batch_size}, eager, "
+            "ours": f"shared histories, no padding, {facts.precision}, batch {prompts.run.training.batch_size}, eager, "
             "frozen embeddings",
         },
         "machine": machine(precision=True),

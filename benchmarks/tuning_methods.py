@@ -54,6 +54,7 @@ from llmrec_core.training.optimizer import make_optimizer
 from llmrec_core.training.packing import tokenise
 from llmrec_core.training.samples import training_lists, validation_lists
 from llmrec_core.training.trainer import train
+from llmrec_core.training.unpadded import without_padding
 from llmrec_core.training.validation import Validation
 from llmrec_core.workspace import Workspace
 
@@ -106,7 +107,8 @@ class Bench:
         while True:
             batch = self.plan[step % len(self.plan)]
             step += 1
-            weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
+            with without_padding(network, whole_rows=False):
+                weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
             if ranks is not None:
                 ranks.penalty().backward()
             nn.utils.clip_grad_norm_(network.parameters(), self.run.training.max_grad_norm)

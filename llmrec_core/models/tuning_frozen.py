@@ -64,7 +64,7 @@ class FrozenPart:
             return states
 
         first, *others = self._layers[self.n_layers :]
-        with _called_instead([first], keep), _called_instead(others, pass_on):
+        with called_instead([first], keep), called_instead(others, pass_on):
             yield found
 
     @contextmanager
@@ -74,12 +74,12 @@ class FrozenPart:
         def give(*_: Any, **__: Any) -> Tensor:
             return states
 
-        with _called_instead(self._layers[: self.n_layers], give):
+        with called_instead(self._layers[: self.n_layers], give):
             yield
 
 
 @contextmanager
-def _called_instead(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+def called_instead(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
     """Inside, these layers answer as ``forward`` does."""
     try:
         for layer in layers:

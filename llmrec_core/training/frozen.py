@@ -44,7 +44,7 @@ class KeptStates:
         self, network: PromptNetwork, part: FrozenPart, tokens: TokenisedPrompts, check: Callable[[], None]
     ) -> None:
         self.tokens = tokens
-        self._part = part
+        self._network, self._part = network, part
         #: Where the batches of ``flat_batches`` begin and end in the kept states.
         self._bounds = [0]
         # Where the first token of each head and of each prompt's tail stands.
@@ -69,8 +69,10 @@ class KeptStates:
         Args:
             prompts: numbers of the packed prompts, in the order of ``packed.row``.
         """
-        places = torch.from_numpy(self._places(prompts, packed)).to(self._states.device)
-        return self._part.known(self._states[places])
+        places = self._places(prompts, packed)
+        if self._network.unpadded:
+            places = places[packed.segment.cpu().numpy() >= HEAD][None]
+        return self._part.known(self._states[torch.from_numpy(places).to(self._states.device)])
 
     @torch.no_grad()
     def _read(self, network: PromptNetwork, check: Callable[[], None]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.label_words import AnswerHeads, LetterHeads
 from llmrec_core.models.loading import Backbone
-from llmrec_core.training import scoring
+from llmrec_core.training import scoring, unpadded
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pooling_weights
 from llmrec_core.training.packing import tree_mask as tree_mask_of
 
@@ -64,6 +64,8 @@ class PromptNetwork(nn.Module):
         self.shared = shared
         self.autocast = autocast
         self.causal = backbone.kind == "decoder"
+        #: Whether packed prompts are computed without their padding; see ``training.unpadded``.
+        self.unpadded = False
         #: Of prompts that are scored again and again while the network is trained; see ``training.frozen``.
         self.kept: KeptStates | None = None
 
@@ -82,6 +84,8 @@ class PromptNetwork(nn.Module):
     def vectors(self, packed: Packed) -> Tensor:
         """What the heads read of each prompt, float32 [n_prompts, hidden_size]."""
         packed = packed.to(self.device)
+        if self.unpadded:
+            return unpadded.vectors(self, packed)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             hidden = self._hidden(packed)
         # Summed in float32: in bf16 a mean over twenty tokens already loses a digit.

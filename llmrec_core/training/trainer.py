@@ -37,6 +37,7 @@ from llmrec_core.training.frozen import keeping_states
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
 from llmrec_core.training.steps import BatchStep, Known
+from llmrec_core.training.unpadded import without_padding
 from llmrec_core.training.validation import Validation
 
 #: A batch that does not fit the device's memory is cut in 2, 4 ... up to this many parts.
@@ -90,6 +91,7 @@ def train(
         _quiet_transformers(),
         keeping_states(network, plan, validation, spec, ctx) as known,
         recomputed,
+        without_padding(network, whole_rows=bool(spec.adversarial_epsilon) or spec.gradient_checkpointing),
     ):
         trainer = _Trainer(network, plan, validation, weights, spec, ctx, known)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())

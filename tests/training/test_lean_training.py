@@ -14,6 +14,7 @@ from llmrec_core.errors import SpecError
 from llmrec_core.models.tuning_adalora import RankSchedule, adalora_config, rank_schedule
 from llmrec_core.specs import TrainingSpec
 from llmrec_core.training import trainer as trainer_module
+from llmrec_core.training import unpadded
 from llmrec_core.training.optimizer import (
     LeanAdamW,
     MasterWeightAdamW,
@@ -190,7 +191,9 @@ def test_the_penalty_of_adalora_is_the_distance_from_orthogonal_factors() -> Non
 
 
 @pytest.mark.parametrize("tuning", [{"freeze_embeddings": False}, {"method": "lora"}])
-def test_layers_computed_twice_give_the_same_training(models, split, tuning):
+def test_layers_computed_twice_give_the_same_training(models, split, tuning, monkeypatch):
+    # Rows without padding draw other dropout, and layers that are computed twice keep their rows.
+    monkeypatch.setattr(unpadded, "_possible", lambda network: False)
     found = []
     for recomputed in (False, True):
         run = planted_run(models, tuning=tuning, max_samples=96, dropout=0.2, gradient_checkpointing=recomputed)
