@@ -12,7 +12,9 @@ from llmrec_core.errors import InputError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.listwise import ListwiseRecommender
+from llmrec_core.recommenders.pipeline import ranker_of
 from llmrec_core.recommenders.reworked import network_of, practice, reader_of, with_backbone, with_reader
 from llmrec_core.specs.compression import (
     CompressionSpec,
@@ -44,14 +46,13 @@ def compress(parent: Recommender, spec: CompressionSpec, split: Split, ctx: FitC
         from llmrec_core.compression.towers import distilled_towers
 
         return distilled_towers(parent, spec, split, ctx)
+    if isinstance(spec, Int8Spec | Int4Spec):
+        return with_reader(parent, _in_whole_numbers(ranker_of(parent), spec, ctx), None, ctx)
     reader = reader_of(parent)
     if isinstance(spec, OnnxSpec):
         from llmrec_core.compression.onnx_export import exported
 
         return with_reader(parent, exported(reader, spec), None, ctx)
-    if isinstance(spec, Int8Spec | Int4Spec):
-        child = with_backbone(reader, quantised(network_of(reader).backbone, spec))
-        return with_reader(parent, child, None, ctx)
     if isinstance(reader, ListwiseRecommender):
         raise InputError(
             f"{spec.method} is for models that read one candidate a prompt; this one orders lists.",
@@ -59,6 +60,20 @@ def compress(parent: Recommender, spec: CompressionSpec, split: Split, ctx: FitC
             fix="Use int8 or int4.",
         )
     return _smaller(parent, spec, split, ctx)
+
+
+def _in_whole_numbers(part: Recommender, spec: Int8Spec | Int4Spec, ctx: FitContext) -> Recommender:
+    if not isinstance(part, GenerativeRecommender):
+        reader = reader_of(part)
+        return with_backbone(reader, quantised(network_of(reader).backbone, spec))
+    if part.writes_as_it_came:
+        ctx.emit(
+            "log",
+            level="warning",
+            message="The adapters that learned titles become part of the weights: texts about items, which the run "
+            "itself writes without them, are written with them by this child.",
+        )
+    return part.around(quantised(part.backbone, spec))
 
 
 def _smaller(

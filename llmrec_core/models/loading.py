@@ -236,7 +236,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     config = {key: value for key, value in backbone.facts.config.items() if key not in ("torch_dtype", "architectures")}
     config["dtype"] = str(backbone.model.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         source = backbone.facts.folder / name
         if source.exists():
             (folder / name).write_bytes(source.read_bytes())

@@ -92,9 +92,11 @@ def choices(name: str = "auto") -> Choices:
     precision = resolve_precision("auto", device)
     half = precision.dtype == torch.bfloat16
     if device.type == "cpu":
-        attention = "eager: PyTorch's fused attention is slow backwards on processors"
+        attention = "eager: PyTorch's fused attention is slow backwards on processors; training goes row by row"
+        padding = "training: none where the model takes a ready mask, else rows of like length"
     else:
         attention = "sdpa: fused attention, where the model has it"
+        padding = "training: rows of like length, a history and its candidates in one"
     weights = "float32"
     if half:
         weights = "bf16, with float32 masters" if device.type == "cpu" else "float32, products in bf16"
@@ -103,7 +105,7 @@ def choices(name: str = "auto") -> Choices:
         attention=f"{attention}; scoring goes by blocks of candidates",
         precision=str(precision.dtype).removeprefix("torch."),
         weights=weights,
-        padding="training: rows of like length, a history and its candidates in one; scoring: none",
+        padding=f"{padding}; scoring: none",
         batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),
         frozen_layers=f"read once where prompts come again, {keepable_memory(device) / 1e6:,.0f} MB kept at most",
     )

@@ -159,6 +159,11 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether anything stands beside the weights that :func:`merge_adapters` would put into them."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
     """A frozen model as it came: what a method added does not count inside; without anything nothing changes."""

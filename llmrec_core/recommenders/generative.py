@@ -5,14 +5,16 @@ Score of an item = log-probability that its title is written, exact and normalis
 scores of all items are the log of a distribution over the catalogue. Rankings are found by beam search over the trie
 of titles. It also writes a short text about an item, held to the item's own fields (see ``recommenders._texts``).
 
-What is saved is what was trained; the model below it must be at hand, since its head is used as it came.
+What is saved is what was trained; the model below it must be at hand, since its head is used as it came. A compressed
+child is saved whole, and writes with the words it reads with.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -38,16 +40,22 @@ from llmrec_core.errors import InputError, ModelError, SpecError
 from llmrec_core.models.device import resolve_device
 from llmrec_core.models.generation import TitleDecoder
 from llmrec_core.models.label_words import LanguageHead, language_head
-from llmrec_core.models.loading import Backbone, load_backbone
+from llmrec_core.models.loading import Backbone, load_backbone, save_backbone
 from llmrec_core.models.trie import Trie
-from llmrec_core.models.tuning import adapters_off, apply_tuning, load_trainable_state, parameter_counts
+from llmrec_core.models.tuning import (
+    adapters_off,
+    apply_tuning,
+    has_adapters,
+    load_trainable_state,
+    parameter_counts,
+)
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
 from llmrec_core.recommenders._storage import check_head, read_run, write_head
 from llmrec_core.recommenders._texts import TextWriter, WrittenText, chat_template, texts_to_learn
 from llmrec_core.recommenders._titles import TitlePrompts, check_room
 from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import GenerativeSpec, ObjectiveSpec, RunSpec
+from llmrec_core.specs import GenerativeSpec, ObjectiveSpec, RunSpec, TuningSpec
 from llmrec_core.training.generative import TASK, TitleQuestions, WritingNetwork, WritingPlan, WritingSamples
 from llmrec_core.training.network import PromptNetwork, can_share
 from llmrec_core.training.samples import training_lists, validation_lists
@@ -59,7 +67,7 @@ if TYPE_CHECKING:
 
 #: More branches are not read only to know what the model thinks of titles by themselves.
 _MOST_PLACES = 200_000
-_TRAINED, _SHARES = "trained.safetensors", "shares.safetensors"
+_TRAINED, _SHARES, _MODEL = "trained.safetensors", "shares.safetensors", "model"
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class GenerativeRecommender(Recommender):
         self._parts: _Parts | None = None
         self._base: dict[str, str] = {}
         self._tuned: frozenset[str] = frozenset()
+        #: Whether the model is this recommender's own, with its table of words for a head.
+        self._whole = False
         self._vocabulary: LanguageHead | None = None
 
     @property
@@ -120,7 +130,7 @@ class GenerativeRecommender(Recommender):
         if self.spec.prior == "popularity":
             self._calibrate(parts, split, ctx)
         plan = self._plan(split, ctx, parts)
-        validation = self._validation(split, ctx, parts)
+        validation = self.validation(split, ctx)
         for name, floor in ctx.floors.items():
             ctx.emit("baseline", name=name, metrics=validation.measure_floor(floor))
         ctx.emit("stage", stage="training")
@@ -194,8 +204,9 @@ class GenerativeRecommender(Recommender):
         )
         return plan
 
-    def _validation(self, split: Split, ctx: FitContext, parts: _Parts) -> Validation:
+    def validation(self, split: Split, ctx: FitContext) -> Validation:
         """Held-out next items among drawn ones, as other families are watched."""
+        parts = self._fitted()
         ranking = self.run.model_copy(update={"objectives": (ObjectiveSpec(task="rank"),)})
         lists = validation_lists(split, ranking, ctx.seed)
         leaves = parts.decoder.trie.leaf_of[lists.items]
@@ -277,8 +288,12 @@ class GenerativeRecommender(Recommender):
         if self._vocabulary is None:
             backbone = self._fitted().backbone
             table = cast(torch.nn.Embedding, backbone.model.get_input_embeddings())
-            self._vocabulary = language_head(backbone, range(table.num_embeddings))
+            self._vocabulary = language_head(self._spelling(backbone), range(len(table.weight)))
         return self._vocabulary
+
+    def _spelling(self, backbone: Backbone) -> Backbone:
+        """Where the head is taken from: of a model of its own the table of words, else the files it came in."""
+        return replace(backbone, facts=replace(backbone.facts, weight_files=())) if self._whole else backbone
 
     def _load_base(self, folder: Path, ctx: FitContext, *, trainable: bool) -> Backbone:
         device = resolve_device(ctx.device)
@@ -318,7 +333,7 @@ class GenerativeRecommender(Recommender):
             log_share = np.log(weight / np.bincount(trie.leaf_of, weight, minlength=trie.n_nodes)[trie.leaf_of])
         network = WritingNetwork(
             backbone,
-            TitleDecoder(backbone, trie),
+            TitleDecoder(self._spelling(backbone), trie),
             packed=can_share(backbone, "last"),
             autocast=precision_of(self.run, backbone.device)[1],
         )
@@ -329,11 +344,49 @@ class GenerativeRecommender(Recommender):
         backbone.model.requires_grad_(False)
         backbone.model.eval()
 
+    # -- around another model --------------------------------------------------------------------------------------
+
+    @property
+    def backbone(self) -> Backbone:
+        """The tuned model."""
+        return self._fitted().backbone
+
+    @property
+    def writes_as_it_came(self) -> bool:
+        """Whether texts are written by the model without what it learned of titles."""
+        return self.spec.text_field is None and has_adapters(self.backbone.model)
+
+    def around(self, backbone: Backbone) -> GenerativeRecommender:
+        """The same recommender around another model of the same tokens, which it saves whole.
+
+        Raises:
+            InputError: this architecture writes with other words than it reads with, which the model does not hold.
+        """
+        parts = self._fitted()
+        if not backbone.facts.config.get("tie_word_embeddings", backbone.model.config.tie_word_embeddings):
+            raise InputError(
+                f"{self.spec.model!r} writes with a table of words of its own, which compression leaves behind.",
+                where="parent_run",
+                fix="Train on a model that writes with the words it reads with, such as smollm2-135m.",
+            )
+        child = copy.copy(self)
+        # What it was trained like is over: no adapter is left, and all its weights are its own.
+        child.spec = self.spec.model_copy(update={"tuning": TuningSpec(method="full")})
+        child._whole, child._vocabulary = True, None
+        child._freeze(backbone)
+        made = child._assemble(parts.dataset, backbone, parts.backbone.facts.folder, parts.log_share)
+        made.decoder.bias = parts.decoder.bias.clone()
+        child._parts = replace(made, chat=parts.chat)
+        return child
+
     # -- disk ------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         parts = self._fitted()
-        if self._tuned:
+        if self._whole:
+            (folder / _MODEL).mkdir()
+            save_backbone(parts.backbone, folder / _MODEL)
+        elif self._tuned:
             state = parts.backbone.model.state_dict()
             save_file({n: state[n].detach().cpu().contiguous() for n in sorted(self._tuned)}, folder / _TRAINED)
         save_file({"log_share": torch.from_numpy(parts.log_share), "bias": parts.decoder.bias.cpu()}, folder / _SHARES)
@@ -346,6 +399,7 @@ class GenerativeRecommender(Recommender):
             {
                 "run": run.model_dump(mode="json"),
                 "base": self._base,
+                "whole_model": self._whole,
                 "catalogue_sha256": catalogue_sha256(parts.dataset.item_ids),
                 "dataset_fingerprint": parts.dataset.fingerprint,
             },
@@ -363,18 +417,19 @@ class GenerativeRecommender(Recommender):
         if not isinstance(run.recommender, GenerativeSpec) or log_share.shape != (dataset.n_items,):
             raise ModelError("its spec or its shares do not fit.", where=str(folder), fix=FIX)
         loaded = cls(run, run.recommender)
-        base = base_folder(ctx, run.recommender.model)
+        loaded._whole, loaded._base = bool(head.get("whole_model")), dict(head.get("base", {}))
+        base = folder / _MODEL if loaded._whole else base_folder(ctx, run.recommender.model)
         backbone = loaded._load_base(base, ctx, trainable=False)
-        loaded._base = fingerprint(run.recommender.model, backbone)
-        if loaded._base != head.get("base"):
-            raise ModelError(
-                f"the base model {run.recommender.model!r} is not the one it was trained on.",
-                where=str(folder),
-                fix="Put the base model back, or run the training again.",
-            )
-        loaded._tune(backbone, ctx)
-        if (folder / _TRAINED).is_file():
-            load_trainable_state(backbone.model, load_file(folder / _TRAINED))
+        if not loaded._whole:
+            if fingerprint(run.recommender.model, backbone) != loaded._base:
+                raise ModelError(
+                    f"the base model {run.recommender.model!r} is not the one it was trained on.",
+                    where=str(folder),
+                    fix="Put the base model back, or run the training again.",
+                )
+            loaded._tune(backbone, ctx)
+            if (folder / _TRAINED).is_file():
+                load_trainable_state(backbone.model, load_file(folder / _TRAINED))
         loaded._freeze(backbone)
         # Shares are those of the training data, which need not be at hand.
         parts = loaded._assemble(dataset, backbone, base, log_share)

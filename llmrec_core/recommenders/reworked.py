@@ -1,4 +1,4 @@
-"""A fitted cross-encoder taken apart: the same recommender around another model, and what it was trained on.
+"""A fitted recommender taken apart: the same one around another language model, and what it was trained on.
 
 Compression needs both; a fit needs neither.
 """
@@ -13,6 +13,7 @@ from llmrec_core.contracts import FitContext, Recommender
 from llmrec_core.errors import InputError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
+from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender, ranker_of
 from llmrec_core.specs import TuningSpec
 from llmrec_core.training.batches import BatchPlan
@@ -33,9 +34,10 @@ def reader_of(recommender: Recommender) -> CrossEncoderRecommender:
     part = ranker_of(recommender)
     if not isinstance(part, CrossEncoderRecommender) or not isinstance(part._network, PromptNetwork):
         raise InputError(
-            f"a {recommender.family} recommender has no cross-encoder of PyTorch that could be compressed.",
+            f"a {recommender.family} recommender has no cross-encoder of PyTorch that could be compressed so.",
             where="parent_run",
-            fix="Choose a run whose model reads prompts (a cross-encoder, or two stages with one).",
+            fix="Choose a run whose model reads prompts (a cross-encoder, or two stages with one); int8 and int4 are "
+            "for models that write titles too.",
         )
     return part
 
@@ -65,10 +67,8 @@ def with_backbone(reader: CrossEncoderRecommender, backbone: Backbone) -> CrossE
     return child
 
 
-def with_reader(
-    recommender: Recommender, reader: CrossEncoderRecommender, split: Split | None, ctx: FitContext
-) -> Recommender:
-    """The whole recommender with its reading part replaced.
+def with_reader(recommender: Recommender, reader: Recommender, split: Split | None, ctx: FitContext) -> Recommender:
+    """The whole recommender with its part that holds a language model replaced.
 
     Args:
         split: where given, a pipeline finds the weight of its parts on validation users again; else it stays.
@@ -76,7 +76,7 @@ def with_reader(
     if not isinstance(recommender, PipelineRecommender):
         return reader
     child = copy.copy(recommender)
-    child.ranker = reader
+    child.ranker = cast("CrossEncoderRecommender | GenerativeRecommender", reader)
     if split is not None:
         child.fusion_grid = {}
         child._choose_weight(split, ctx)
@@ -107,6 +107,9 @@ def validation_of(recommender: Recommender, split: Split, ctx: FitContext) -> Va
     Raises:
         SpecError: the watched metric needs a head that it has not.
     """
+    part = ranker_of(recommender)
+    if isinstance(part, GenerativeRecommender):
+        return part.validation(split, ctx)
     reader = reader_of(recommender)
     _, _, dataset = reader._fitted()
     lists = validation_lists(split, reader.run, ctx.seed)

@@ -10,7 +10,15 @@ from pydantic import BaseModel
 from llmrec_core.errors import SpecError
 from llmrec_core.runs.folder import Run
 from llmrec_core.runs.store import RunStore
-from llmrec_core.specs import LOWER_IS_BETTER, CrossEncoderSpec, ListwiseSpec, RunSpec, parse_run_spec, ranker_of
+from llmrec_core.specs import (
+    LOWER_IS_BETTER,
+    CrossEncoderSpec,
+    GenerativeSpec,
+    ListwiseSpec,
+    RunSpec,
+    parse_run_spec,
+    ranker_of,
+)
 from llmrec_core.specs.compression import COMPRESSION_WORDS, COMPRESSIONS, CompressionSpec, RecoveryFields
 from llmrec_core.specs.titles import field_title
 
@@ -32,7 +40,6 @@ _SMALLER_BY_TRAINING = {
     "(recommender.width=64)",
     "two-tower": "two towers rank by a product of vectors made beforehand; train them with a smaller width or n_text "
     "(recommender.width=64)",
-    "generative": "train it again on a smaller language model (recommender.model=...)",
 }
 
 
@@ -42,7 +49,7 @@ def methods_for(spec: RunSpec) -> list[str]:
     if spec.kind == "evaluate" or (how is not None and how.method in ("int8", "int4", "onnx")):
         return []
     part = ranker_of(spec.recommender)
-    if isinstance(part, ListwiseSpec):
+    if isinstance(part, ListwiseSpec | GenerativeSpec):
         return ["int8", "int4"]
     return list(COMPRESSION_WORDS) if isinstance(part, CrossEncoderSpec) else []
 
@@ -60,14 +67,16 @@ def why_not(run: Run, method: str | None = None) -> tuple[str, str]:
         return f"run {run.run_id} is compressed to its end already ({COMPRESSION_WORDS[how.method][0]}).", fix
     known = methods_for(spec)
     if known:
-        return f"{method} is for models that read one candidate a prompt; this run orders lists.", (
+        does = "writes titles" if isinstance(ranker_of(spec.recommender), GenerativeSpec) else "orders lists"
+        return f"{method} is for models that read one candidate a prompt; this run {does}.", (
             f"Use {' or '.join(known)}."
         )
     family = ranker_of(spec.recommender).family
     readers = "choose a run whose model reads prompts (a cross-encoder, or two stages with one)."
     instead = _SMALLER_BY_TRAINING.get(family)
-    return f"a {family} model does not score whole prompts, and compression here works on models that do.", (
-        f"{instead[0].upper()}{instead[1:]}, or {readers}" if instead else f"{readers[0].upper()}{readers[1:]}"
+    return (
+        f"a {family} model neither reads whole prompts nor writes titles, and only models that do are compressed here.",
+        (f"{instead[0].upper()}{instead[1:]}, or {readers}" if instead else f"{readers[0].upper()}{readers[1:]}"),
     )
 
 

@@ -20,6 +20,7 @@ from llmrec_core.compression.teach import teach
 from llmrec_core.errors import InputError, ModelError
 from llmrec_core.models import compact, quantised
 from llmrec_core.models.loading import load_backbone, save_backbone
+from llmrec_core.recommenders import registry
 from llmrec_core.recommenders.reworked import network_of, practice, with_backbone
 from llmrec_core.specs import TwoTowerSpec
 from llmrec_core.specs.compression import (
@@ -287,6 +288,59 @@ def test_families_without_a_reader_are_refused(fitted_family):
         compress(recommender, Int8Spec(), split, ctx)
     with pytest.raises(InputError, match="no cross-encoder"):
         compress(recommender, DistilTwoTowerSpec(), split, ctx)
+
+
+@pytest.fixture(scope="module", params=["generative", "pipeline, generative"])
+def writer(request, fitted_family):
+    """A decoder of titles, tuned with LoRA, alone and as the second of two stages."""
+    return fitted_family(request.param)
+
+
+@pytest.mark.parametrize("spec", [Int8Spec(), Int8Spec(activations="float", embeddings=False), Int4Spec(group_size=8)])
+def test_a_writer_of_titles_in_whole_numbers(writer, spec, tmp_path):
+    recommender, split, ctx = writer
+    before = scores(recommender, split)
+    told: list[str] = []
+    child = compress(recommender, spec, split, replace(ctx, emit=lambda event, **v: told.append(v.get("message", ""))))
+    np.testing.assert_array_equal(scores(recommender, split), before)
+    found = scores(child, split)
+    assert 0 < np.abs(found - before).max() < (0.6 if spec.method == "int4" else 0.2) * before.std()
+    assert any("become part of the weights" in message for message in told)
+    again = saved(child, split, ctx, tmp_path / "child")
+    np.testing.assert_allclose(scores(again, split), found, atol=1e-5)
+    queries = split.queries("valid").queries
+    one, other = child.top_k(queries, 3), again.top_k(queries, 3)
+    assert [r.items.tolist() for r in one] == [r.items.tolist() for r in other]
+
+
+def test_a_writers_child_is_smaller_whole_and_writes_texts(fitted_family, tmp_path):
+    recommender, split, ctx = fitted_family("generative")
+    folders = [tmp_path / "parent", tmp_path / "child"]
+    pair = [
+        saved(one, split, ctx, folder)
+        for one, folder in zip((recommender, compress(recommender, Int8Spec(), split, ctx)), folders, strict=True)
+    ]
+    found = measure_pair((pair[0], folders[0]), (pair[1], folders[1]), split, 0)
+    assert found["child"]["memory_bytes"] < 0.5 * found["parent"]["memory_bytes"]
+    assert found["agreement"] > 0.9
+    assert found["alone"]["metric"] == recommender.run.training.validation_metric
+    # Its model is its own: the one below is not asked for.
+    away = replace(ctx, workspace_models=tmp_path / "nothing")
+    alone = registry.load(folders[1], split.dataset, away)
+    query = split.queries("valid").queries[0]
+    assert alone.write(query, 0, 1).text == pair[1].write(query, 0, 1).text
+    with pytest.raises(InputError, match="whole-number weights already"):
+        compress(alone, Int4Spec(), split, ctx)
+    with pytest.raises(InputError, match="no cross-encoder"):
+        compress(recommender, DistilSpec(), split, ctx)
+
+
+def test_a_writer_with_words_of_its_own_for_writing_is_refused(fitted_family, tmp_path):
+    recommender, split, ctx = fitted_family("generative")
+    loaded = saved(recommender, split, ctx, tmp_path / "again")
+    loaded.backbone.facts.config["tie_word_embeddings"] = False
+    with pytest.raises(InputError, match=r"a table of words of its own.*which compression leaves behind"):
+        compress(loaded, Int8Spec(), split, ctx)
 
 
 def test_towers_learn_a_teachers_order(tiny_parent):

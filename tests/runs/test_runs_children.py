@@ -33,15 +33,14 @@ def test_each_family_is_told_what_can_be_done():
     for family, way in (
         ("sequential", r"smaller width.*recommender\.width=64.*model reads prompts"),
         ("two-tower", r"smaller width or n_text.*model reads prompts"),
-        ("generative", r"smaller language model.*model reads prompts"),
         ("popularity", "Choose a run whose model reads prompts"),
     ):
-        with pytest.raises(SpecError, match=f"a {family} model does not score.*{way}"):
+        with pytest.raises(SpecError, match=f"a {family} model neither reads.*{way}"):
             compression_run(run({"family": family}), "int8", {})
     titles = run({"family": "pipeline", "ranker": {"family": "generative"}})
-    assert methods_for(titles.spec) == []
-    with pytest.raises(SpecError, match=r"a generative model does not score.*smaller language model"):
-        compression_run(titles, "int8", {})
+    assert methods_for(titles.spec) == methods_for(run({"family": "generative"}).spec) == ["int8", "int4"]
+    with pytest.raises(SpecError, match=r"this run writes titles\..*int8 or int4"):
+        compression_run(titles, "distil", {})
     again = run(reader, kind="evaluate", parent_run="20250101-000000-bbbbb")
     with pytest.raises(SpecError, match="Compress run 20250101-000000-bbbbb"):
         compression_run(again, "int8", {})
