@@ -76,12 +76,17 @@ def _possible(network: Any) -> bool:
 # ---- where tokens stand ----------------------------------------------------------------------------------------------
 
 
-class Span(NamedTuple):
-    """One row: which tokens ask, which are read, and what attention adds, [n_asked, n_read]."""
+class Questions(NamedTuple):
+    """Tokens that ask, row by row, end to end.
 
-    asked: slice
-    read: slice
-    mask: Tensor
+    Attributes:
+        n_asked, n_read: in each row, how many ask and how many are read.
+        masks: what attention adds, [n_asked, n_read] each.
+    """
+
+    n_asked: list[int]
+    n_read: list[int]
+    masks: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,17 +95,17 @@ class Rows:
 
     Attributes:
         input_ids, position_ids: int64 [1, n_tokens].
-        spans: one a row, all its tokens ask.
+        questions: all tokens ask.
         pooled: int64 [n_pooled], tokens that vectors are made of.
-        pooled_spans: one a row, its pooled tokens ask.
+        of_pooled: these ask.
         weights: float32 [n_prompts, n_pooled], how they become vectors.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    spans: tuple[Span, ...]
+    questions: Questions
     pooled: Tensor
-    pooled_spans: tuple[Span, ...]
+    of_pooled: Questions
     weights: Tensor
 
     @classmethod
@@ -117,26 +122,18 @@ class Rows:
         row, at = pools.nonzero(as_tuple=True)
         lengths, n_pooled = real.sum(1), pools.sum(1)
         starts = lengths.cumsum(0) - lengths
-        spans, pooled_spans = [], []
-        first = 0
-        for number, (start, length, n_asked) in enumerate(
-            zip(*map(Tensor.tolist, (starts, lengths, n_pooled)), strict=True)
-        ):
-            read = slice(start, start + length)
-            seen = mask[number, :length, :length]
-            spans.append(Span(read, read, seen))
-            asked = slice(first, first + n_asked)
-            pooled_spans.append(Span(asked, read, seen[at[asked]]))
-            first += n_asked
+        n_read, n_asked = lengths.tolist(), n_pooled.tolist()
+        masks = [mask[number, :length, :length] for number, length in enumerate(n_read)]
+        asked_masks = [seen[places] for seen, places in zip(masks, at.split(n_asked), strict=True)]
         of_prompt = weights.new_zeros(len(packed.row), len(row))
         mine = packed.row[:, None] == row
         of_prompt[mine] = weights[packed.row[:, None], packed.slot[:, None], at][mine]
         return cls(
             packed.input_ids[real][None],
             packed.position_ids[real][None],
-            tuple(spans),
+            Questions(n_read, n_read, masks),
             starts[row] + at,
-            tuple(pooled_spans),
+            Questions(n_asked, n_read, asked_masks),
             of_prompt,
         )
 
@@ -163,13 +160,15 @@ def vectors(network: PromptNetwork, packed: Packed) -> Tensor:
 def _pooled_tokens_alone(layer: Any, states: Tensor, *_: Any, rows: Rows, **__: Any) -> Tensor:
     """The layer's own parts in their order; all tokens are read, and the pooled ones ask: [1, n_pooled, size]."""
     attention, output = layer.attention.self, layer.attention.output
-    asked = states[0].index_select(0, rows.pooled)
+    # Squeezed: the gradient of an index is written into zeros of the whole.
+    tokens = states.squeeze(0)
+    asked = tokens.index_select(0, rows.pooled)
     query, key, value = (
         part(given).unflatten(-1, (-1, attention.attention_head_size))
-        for part, given in ((attention.query, asked), (attention.key, states[0]), (attention.value, states[0]))
+        for part, given in ((attention.query, asked), (attention.key, tokens), (attention.value, tokens))
     )
     dropout = attention.dropout.p if attention.training else 0.0
-    read = _attend(query, key, value, rows.pooled_spans, attention.scaling, dropout)
+    read = _attend(query, key, value, rows.of_pooled, attention.scaling, dropout)
     found: Tensor = layer.feed_forward_chunk(output(read.flatten(1), asked))
     return found.unsqueeze(0)
 
@@ -187,17 +186,15 @@ def _row_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, n_heads, n_tokens, size] -> [1, n_tokens, n_heads, size]."""
-    asked, read, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    asked, read, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(asked, read, value, rows.spans, scale, dropout).unsqueeze(0), None
+    return _attend(asked, read, value, rows.questions, scale, dropout).unsqueeze(0), None
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], scaling: float, dropout: float
-) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float) -> Tensor:
     """[n_asked, n_heads, size] of queries [n_asked, n_heads, size] that read [n_tokens, n_key_heads, size]."""
     kind = value.dtype
-    found: Tensor = _RowAttention.apply((query * scaling).to(kind), key.to(kind), value, spans, dropout)
+    found: Tensor = _RowAttention.apply(query.to(kind), key.to(kind), value, questions, scaling, dropout)
     return found
 
 
@@ -208,58 +205,55 @@ class _RowAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], dropout: float) -> Tensor:
-        found = query.new_empty(*query.shape[:2], value.shape[2])
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float
+    ) -> Tensor:
+        n_asked, n_read, masks = questions
         n_key_heads = key.shape[1]
-        n_sharing = query.shape[1] // n_key_heads
+        found = query.new_empty(*query.shape[:2], value.shape[2])
+        asked, out = (_rows(states, n_key_heads, n_asked) for states in (query, found))
+        keys = key.permute(1, 2, 0).split(n_read, 2)
+        values = value.transpose(0, 1).split(n_read, 1)
         shares: list[Tensor] = []
         kept: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
-            for span in spans:
-                asked = _by_head(query[span.asked], n_key_heads)
-                scores = torch.bmm(asked, key[span.read].permute(1, 2, 0))
-                scores.view(n_key_heads, n_sharing, *span.mask.shape).add_(span.mask)
-                share = scores.softmax(-1)
+            for i, mask in enumerate(masks):
+                n_sharing = asked[i].shape[1]
+                added = mask if n_sharing == 1 else mask.repeat(n_sharing, 1)
+                share = torch.baddbmm(added, asked[i].flatten(1, 2), keys[i], alpha=scaling).softmax(-1)
                 shares.append(share)
                 if dropout:
                     kept.append(torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout))
                     share = share * kept[-1]
-                found[span.asked] = _by_token(torch.bmm(share, value[span.read].transpose(0, 1)), n_sharing)
-        ctx.spans = spans
+                out[i].copy_(torch.bmm(share, values[i]).view_as(out[i]))
+        ctx.questions, ctx.scaling = questions, scaling
         ctx.save_for_backward(query, key, value, *shares, *kept)
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        spans: tuple[Span, ...] = ctx.spans
+        n_asked, n_read, masks = ctx.questions
         query, key, value, *saved = ctx.saved_tensors
-        shares, kept = saved[: len(spans)], saved[len(spans) :]
+        shares, kept = saved[: len(masks)], saved[len(masks) :]
         n_key_heads = key.shape[1]
-        n_sharing = query.shape[1] // n_key_heads
         d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for number, span in enumerate(spans):
-            share = shares[number]
-            out = _by_head(gradients[0][span.asked], n_key_heads)
-            d_share = torch.bmm(out, value[span.read].permute(1, 2, 0))
+        asked, d_asked, out = (_rows(states, n_key_heads, n_asked) for states in (query, d_query, gradients[0]))
+        keys, d_keys, d_values = (states.transpose(0, 1).split(n_read, 1) for states in (key, d_key, d_value))
+        values = value.permute(1, 2, 0).split(n_read, 2)
+        for i, share in enumerate(shares):
+            d_out = out[i].flatten(1, 2)
+            d_share = torch.bmm(d_out, values[i])
             used = share
             if kept:
-                used = share * kept[number]
-                d_share.mul_(kept[number])
-            d_value[span.read] = torch.bmm(used.transpose(1, 2), out).transpose(0, 1)
-            d_scores = torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype)
-            d_query[span.asked] = _by_token(torch.bmm(d_scores, key[span.read].transpose(0, 1)), n_sharing)
-            asked = _by_head(query[span.asked], n_key_heads)
-            d_key[span.read] = torch.bmm(d_scores.transpose(1, 2), asked).transpose(0, 1)
-        return d_query, d_key, d_value, None, None
+                used = share * kept[i]
+                d_share.mul_(kept[i])
+            d_values[i].copy_(torch.bmm(used.transpose(1, 2), d_out))
+            d_scores = torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype).mul_(ctx.scaling)
+            d_asked[i].copy_(torch.bmm(d_scores, keys[i]).view_as(d_asked[i]))
+            d_keys[i].copy_(torch.bmm(d_scores.transpose(1, 2), asked[i].flatten(1, 2)))
+        return d_query, d_key, d_value, None, None, None
 
 
-def _by_head(states: Tensor, n_key_heads: int) -> Tensor:
-    """[n, n_heads, size] as [n_key_heads, heads that share a key x n, size]."""
-    if states.shape[1] == n_key_heads:
-        return states.transpose(0, 1)
-    return states.unflatten(1, (n_key_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
-
-
-def _by_token(states: Tensor, n_sharing: int) -> Tensor:
-    """Undoes :func:`_by_head`."""
-    return states.unflatten(1, (n_sharing, states.shape[1] // n_sharing)).permute(2, 0, 1, 3).flatten(1, 2)
+def _rows(states: Tensor, n_key_heads: int, sizes: list[int]) -> tuple[Tensor, ...]:
+    """[n, n_heads, size] as [n_key_heads, heads that share a key, n_row, size] for each row."""
+    return states.unflatten(1, (n_key_heads, -1)).permute(1, 2, 0, 3).split(sizes, 2)

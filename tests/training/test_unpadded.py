@@ -120,15 +120,12 @@ def test_gradients_of_attention_against_differences(dropout, n_heads):
 
     seen = torch.zeros(2, 3, dtype=torch.float64)
     seen[0, 2] = torch.finfo(torch.float64).min / 4
-    spans = (
-        unpadded.Span(slice(0, 2), slice(0, 3), seen),
-        unpadded.Span(slice(2, 3), slice(3, 8), torch.zeros(1, 5, dtype=torch.float64)),
-    )
+    questions = unpadded.Questions([2, 1], [3, 5], [seen, torch.zeros(1, 5, dtype=torch.float64)])
     query, key, value = drawn(3, n_heads, 3), drawn(8, 2, 3), drawn(8, 2, 4)
 
     def attend(*given):
         torch.manual_seed(0)
-        return unpadded._attend(*given, spans, 0.7, dropout)
+        return unpadded._attend(*given, questions, 0.7, dropout)
 
     assert torch.autograd.gradcheck(attend, (query, key, value))
     hidden = value.detach().clone()
@@ -140,9 +137,9 @@ def test_gradients_of_attention_against_differences(dropout, n_heads):
 
 def test_dropout_is_drawn_and_keeps_the_mean():
     states = torch.ones(4, 1, 2)
-    spans = (unpadded.Span(slice(0, 4), slice(0, 4), torch.zeros(4, 4)),)
+    questions = unpadded.Questions([4], [4], [torch.zeros(4, 4)])
     torch.manual_seed(0)
-    found = torch.stack([unpadded._attend(states, states, states, spans, 1.0, 0.5) for _ in range(400)])
+    found = torch.stack([unpadded._attend(states, states, states, questions, 1.0, 0.5) for _ in range(400)])
     assert found.mean() == pytest.approx(1.0, abs=0.05)
     assert found.std() > 0.3
 
