@@ -12,6 +12,9 @@ from plotly.subplots import make_subplots
 from llmrec_core.figures.theme import BLUE, GREEN, GREY, VERMILLION, empty_figure, escape, finish
 from llmrec_core.specs.titles import metric_title
 
+#: Speeds that are marked where they are in sight.
+_MARKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_MOST_MARKS = 7
 _PANELS = ("Size, % of its parent", "Speed, parent = 1")
 
 
@@ -50,7 +53,8 @@ def compression_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         mode="markers+text",
         marker={"size": 11, "color": GREEN, "symbol": "diamond"},
         text=[f"{row['speed_ratio']:.2f}x" for row in children],
-        textposition="middle right",
+        # Under the point: beside it the words run into the marker and into the line of the parent.
+        textposition="bottom center",
         hovertemplate="%{y}: %{text}<extra></extra>",
     )
     figure.add_trace(sizes, row=1, col=1)
@@ -86,10 +90,14 @@ def compression_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     for column, panel in enumerate(panels, 1):
         figure.update_xaxes(title_text=escape(panel), row=1, col=column)
     figure.update_xaxes(rangemode="tozero", row=1, col=1)
-    # Towers are some fifty times as fast; on an even scale nothing else could be told apart. Room is for the words.
+    # Towers are some fifty times as fast; on an even scale nothing else could be told apart.
     ends = [1.0, *(row["speed_ratio"] for row in children)]
-    span = [math.log10(min(ends)) - 0.1, math.log10(max(ends)) + 0.1]
-    span[1] += 0.4 * (span[1] - span[0])
-    figure.update_xaxes(type="log", range=span, dtick="D2" if span[1] < 1 else 1, row=1, col=2)
+    span = [math.log10(min(ends)) - 0.15, math.log10(max(ends)) + 0.15]
+    # Plotly's own marks between powers of ten are bare digits: "5" for a half.
+    marks = [value for value in _MARKS if span[0] <= math.log10(value) <= span[1]]
+    if len(marks) > _MOST_MARKS:
+        marks = [value for value in marks if float(math.log10(value)).is_integer()]
+    shown = [f"{value:g}x" for value in marks]
+    figure.update_xaxes(type="log", range=span, tickvals=marks, ticktext=shown, row=1, col=2)
     figure.update_yaxes(autorange="reversed")
     return figure

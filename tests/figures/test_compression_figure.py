@@ -29,7 +29,16 @@ def test_each_child_has_a_line_of_its_own_and_its_interval():
     assert list(differences.y) == names[:2]
     assert [round(x, 9) for x in differences.error_x.array] == [0.02, 0.02]
     assert [round(x, 9) for x in differences.error_x.arrayminus] == [0.01, 0.01]
+    assert figure.layout.xaxis2.ticktext == ("1x",)
     assert "NDCG@10" in figure.layout.xaxis3.title.text
+
+
+def test_speeds_are_marked_in_words():
+    rows = [row("a", "parent", "The run itself", 1.0, 1.0, None), row("b", speed=0.4), row("c", speed=5)]
+    assert compression_figure(rows).layout.xaxis2.ticktext == ("0.5x", "1x", "2x", "5x")
+    wide = compression_figure([*rows, row("d", "distil-two-tower", speed=300)]).layout.xaxis2
+    assert wide.ticktext == ("1x", "10x", "100x")
+    assert wide.tickvals == (1, 10, 100)
 
 
 def test_without_children_it_says_so():
