@@ -112,7 +112,7 @@ class Grounding:
             if kind == "name" and not by and all(each := [backed((word,)) for word in part]):
                 # "the Drama Ann Lee made": a run of names from several sources.
                 by = tuple(dict.fromkeys(name for names in each for name in names))
-            start, end = words[at].start, words[at + length - 1].end
+            start, end = words[at].start, _closed(text, words[at].start, words[at + length - 1].end)
             found.append(Claim(kind, start, end, text[start:end], by))
             at += length
         covered = [(claim.start, claim.end) for claim in found]
@@ -141,6 +141,12 @@ class Grounding:
                 break
             end += 1
         return end - at
+
+
+def _closed(text: str, start: int, end: int) -> int:
+    """The end of a part of a text with the bracket that it opened: "Toy Story (1995)", not "Toy Story (1995"."""
+    part = text[start:end]
+    return end + 1 if text[end : end + 1] == ")" and part.count("(") > part.count(")") else end
 
 
 def _words(text: str) -> list[_Word]:

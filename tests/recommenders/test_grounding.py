@@ -45,6 +45,12 @@ def test_what_is_backed_and_by_what(grounding):
         assert text[claim.start : claim.end] == claim.text
 
 
+def test_a_title_ends_with_the_bracket_that_it_opens(grounding):
+    told = [claim[1] for claim in found(grounding, "Like Harbour Lights (1995), and Heat (which is hot).")]
+    assert told == ["Harbour Lights (1995)", "Heat"]
+    assert found(grounding, "(the film Heat)")[0][1] == "Heat"
+
+
 @pytest.mark.parametrize(
     ("text", "claim"),
     [
