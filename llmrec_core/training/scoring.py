@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,9 @@ from transformers import AttentionInterface
 from llmrec_core.contracts import IntArray
 from llmrec_core.models.device import BATCH_TOKENS
 from llmrec_core.models.loading import Backbone
-from llmrec_core.models.tuning_soft import READY_MASK_TYPES
+from llmrec_core.models.tuning import layer_stack
+from llmrec_core.models.tuning_frozen import called_instead
+from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 Predictions = dict[str, npt.NDArray[np.float32]]
 
+#: Architectures whose last layer is called part by part, under the names that its parts have there.
+LAST_LAYERS = frozenset({"bert", "electra"})
 #: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
 _BLOCK_CELLS = {"cpu": 250_000, "cuda": 200_000_000, "mps": 20_000_000}
 _BLOCKS = "llmrec-blocks"
@@ -307,9 +311,41 @@ def _read_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[
     """Prompts of a batch and what the heads read of each, float32 [n, hidden_size]."""
     kept = network.kept if network.kept is not None and network.kept.tokens is tokens else None
     for number, batch in enumerate(flat_batches(network, tokens)):
-        with nullcontext() if kept is None else kept.batch(number):
+        with nullcontext() if kept is None else kept.batch(number), _tails_alone(network, batch) as read:
             hidden = read_flat(network, batch)
-        yield batch.members, pooled(batch, hidden, network.pooling, network.mask_id)
+        yield batch.members, pooled(read, hidden, network.pooling, network.mask_id)
+
+
+@contextmanager
+def _tails_alone(network: PromptNetwork, batch: FlatBatch) -> Iterator[FlatBatch]:
+    """Inside, the last layer of an encoder of a known kind is not fed forward for heads, which nothing reads any more.
+
+    Hands out where tails stand in what then comes out.
+    """
+    encoder = network.encoder
+    if encoder.config.model_type not in LAST_LAYERS or soft_states(encoder) is not None:
+        yield batch
+        return
+    sizes = batch.ends - batch.starts
+    ends = sizes.cumsum(0)
+    starts = ends - sizes
+    tails = torch.arange(int(ends[-1]), device=ends.device) + (batch.starts - starts).repeat_interleave(sizes)
+    layer: Any = layer_stack(encoder)[-1]
+
+    def last(states: Tensor, *_: Any, blocks: tuple[Block, ...], **__: Any) -> Tensor:
+        attention = layer.attention.self
+        query, key, value = (
+            part(states).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+            for part in (attention.query, attention.key, attention.value)
+        )
+        read, _nothing = block_attention(layer, query, key, value, None, attention.scaling, blocks=blocks)
+        found: Tensor = layer.feed_forward_chunk(
+            layer.attention.output(read.flatten(2).index_select(1, tails), states.index_select(1, tails))
+        )
+        return found
+
+    with called_instead([layer], last):
+        yield replace(batch, input_ids=batch.input_ids.index_select(1, tails), starts=starts, ends=ends)
 
 
 def pooled(batch: FlatBatch, hidden: Tensor, how: str, mask_id: int = -1) -> Tensor:

@@ -26,14 +26,12 @@ from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_frozen import called_instead
 from llmrec_core.models.tuning_soft import soft_states
 from llmrec_core.training.packing import Packed, tree_mask
-from llmrec_core.training.scoring import reads_trees
+from llmrec_core.training.scoring import LAST_LAYERS, reads_trees
 
 if TYPE_CHECKING:
     from llmrec_core.training.network import PromptNetwork
 
 _ROWS = "llmrec-rows"
-#: Architectures whose layers keep their parts under the names that :func:`_pooled_tokens_alone` calls.
-_ENCODERS = frozenset({"bert", "electra"})
 
 
 @contextmanager
@@ -145,7 +143,7 @@ def vectors(network: PromptNetwork, packed: Packed) -> Tensor:
     """What the heads read of each prompt, float32 [n_prompts, hidden_size], as ``PromptNetwork.vectors``."""
     encoder: Any = network.encoder
     rows = Rows.of(packed, network.pooling_weights(packed), network.autocast or encoder.dtype, causal=network.causal)
-    last = layer_stack(encoder)[-1] if encoder.config.model_type in _ENCODERS else None
+    last = layer_stack(encoder)[-1] if encoder.config.model_type in LAST_LAYERS else None
     more = {"use_cache": False} if network.causal else {}
     with (
         torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None),

@@ -193,3 +193,17 @@ def test_every_prompt_is_in_one_batch_within_the_budget(sizes, budget):
 def test_nothing_to_score():
     empty = TokenisedPrompts(Ragged.of([]), Ragged.of([]), np.empty(0, np.int64), np.empty(0, np.int64))
     assert _network("bert").predict(empty, ("click",))["click"].shape == (0,)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_the_last_layer_feeds_tails_forward_and_nothing_else(model_type, monkeypatch):
+    network = _network(model_type)
+    seen: list[list[int]] = [[], []]
+    for layer, sizes in zip(network.encoder.encoder.layer, seen, strict=True):
+        layer.intermediate.register_forward_hook(lambda part, given, out, sizes=sizes: sizes.append(given[0].shape[1]))
+    scores = network.predict(TOKENS, ("click",))["click"]
+    n_tails = int(TOKENS.tails.lengths[TOKENS.tail_of].sum())
+    assert (sum(seen[0]), sum(seen[1])) == (n_tails + int(TOKENS.heads.lengths.sum()), n_tails)
+    monkeypatch.setattr(scoring, "LAST_LAYERS", frozenset())
+    np.testing.assert_allclose(scores, network.predict(TOKENS, ("click",))["click"], atol=1e-6)
+    assert sum(seen[1]) == n_tails + sum(seen[0]) / 2
