@@ -62,7 +62,9 @@ def compress(parent: Recommender, spec: CompressionSpec, split: Split, ctx: FitC
     return _smaller(parent, spec, split, ctx)
 
 
-def _in_whole_numbers(part: Recommender, spec: Int8Spec | Int4Spec, ctx: FitContext) -> Recommender:
+def _in_whole_numbers(
+    part: Recommender, spec: Int8Spec | Int4Spec, ctx: FitContext
+) -> CrossEncoderRecommender | GenerativeRecommender:
     if not isinstance(part, GenerativeRecommender):
         reader = reader_of(part)
         return with_backbone(reader, quantised(network_of(reader).backbone, spec))

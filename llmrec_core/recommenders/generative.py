@@ -417,11 +417,12 @@ class GenerativeRecommender(Recommender):
         if not isinstance(run.recommender, GenerativeSpec) or log_share.shape != (dataset.n_items,):
             raise ModelError("its spec or its shares do not fit.", where=str(folder), fix=FIX)
         loaded = cls(run, run.recommender)
-        loaded._whole, loaded._base = bool(head.get("whole_model")), dict(head.get("base", {}))
+        loaded._whole = bool(head.get("whole_model"))
         base = folder / _MODEL if loaded._whole else base_folder(ctx, run.recommender.model)
         backbone = loaded._load_base(base, ctx, trainable=False)
         if not loaded._whole:
-            if fingerprint(run.recommender.model, backbone) != loaded._base:
+            loaded._base = fingerprint(run.recommender.model, backbone)
+            if loaded._base != head.get("base"):
                 raise ModelError(
                     f"the base model {run.recommender.model!r} is not the one it was trained on.",
                     where=str(folder),

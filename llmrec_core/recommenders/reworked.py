@@ -67,7 +67,12 @@ def with_backbone(reader: CrossEncoderRecommender, backbone: Backbone) -> CrossE
     return child
 
 
-def with_reader(recommender: Recommender, reader: Recommender, split: Split | None, ctx: FitContext) -> Recommender:
+def with_reader(
+    recommender: Recommender,
+    reader: CrossEncoderRecommender | GenerativeRecommender,
+    split: Split | None,
+    ctx: FitContext,
+) -> Recommender:
     """The whole recommender with its part that holds a language model replaced.
 
     Args:
@@ -76,7 +81,7 @@ def with_reader(recommender: Recommender, reader: Recommender, split: Split | No
     if not isinstance(recommender, PipelineRecommender):
         return reader
     child = copy.copy(recommender)
-    child.ranker = cast("CrossEncoderRecommender | GenerativeRecommender", reader)
+    child.ranker = reader
     if split is not None:
         child.fusion_grid = {}
         child._choose_weight(split, ctx)

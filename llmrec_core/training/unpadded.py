@@ -123,9 +123,7 @@ class Rows:
         n_read, n_asked = lengths.tolist(), n_pooled.tolist()
         masks = [mask[number, :length, :length] for number, length in enumerate(n_read)]
         asked_masks = [seen[places] for seen, places in zip(masks, at.split(n_asked), strict=True)]
-        of_prompt = weights.new_zeros(len(packed.row), len(row))
-        mine = packed.row[:, None] == row
-        of_prompt[mine] = weights[packed.row[:, None], packed.slot[:, None], at][mine]
+        of_prompt = weights[packed.row[:, None], packed.slot[:, None], at] * (packed.row[:, None] == row)
         return cls(
             packed.input_ids[real][None],
             packed.position_ids[real][None],
@@ -149,16 +147,15 @@ def vectors(network: PromptNetwork, packed: Packed) -> Tensor:
         torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None),
         nullcontext() if last is None else called_instead([last], partial(_pooled_tokens_alone, last)),
     ):
-        states = encoder(input_ids=rows.input_ids, position_ids=rows.position_ids, rows=rows, **more).last_hidden_state[
-            0
-        ]
+        found = encoder(input_ids=rows.input_ids, position_ids=rows.position_ids, rows=rows, **more)
+    # Squeezed, here and below: the gradient of an index is written into zeros of the whole.
+    states = found.last_hidden_state.squeeze(0)
     return rows.weights @ (states[rows.pooled] if last is None else states).float()
 
 
 def _pooled_tokens_alone(layer: Any, states: Tensor, *_: Any, rows: Rows, **__: Any) -> Tensor:
     """The layer's own parts in their order; all tokens are read, and the pooled ones ask: [1, n_pooled, size]."""
     attention, output = layer.attention.self, layer.attention.output
-    # Squeezed: the gradient of an index is written into zeros of the whole.
     tokens = states.squeeze(0)
     asked = tokens.index_select(0, rows.pooled)
     query, key, value = (
