@@ -223,6 +223,11 @@ def preview(name: str, source: str, sound: bool) -> None:
         offered = query.history[-spec.max_history :] if spec.max_history else ()
         gone = [label(item_label(dataset, h.item_id), 60) for h in offered[: prompt.dropped_history]]
         st.caption(f"Did not fit, oldest first: {plain(', '.join(gone), 600)}")
+        if room := renderer.candidate_room:
+            st.caption(
+                f"{room} tokens are kept for the candidate, however short it is, so that short and long ones are "
+                "judged by the same history."
+            )
     if prompt.clipped_fields:
         st.caption(f"Cut short: {plain(', '.join(prompt.clipped_fields))}")
 

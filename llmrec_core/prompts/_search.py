@@ -51,11 +51,9 @@ class Known:
 class Job:
     """The search for one prompt: the newest ``fits`` entries fit (-1: not known), ``too_many`` do not."""
 
-    __slots__ = ("asked", "candidates", "draft", "fits", "known", "n_tokens", "probe", "shown", "too_many")
+    __slots__ = ("asked", "candidates", "draft", "fits", "known", "left", "n_tokens", "probe", "shown", "too_many")
 
-    def __init__(
-        self, known: Known, shown: Sequence[int], asked: int | None, candidates: Sequence[Candidate], probe: int
-    ) -> None:
+    def __init__(self, known: Known, shown: Sequence[int], asked: int | None, candidates: Sequence[Candidate]) -> None:
         self.known = known
         #: Items of the catalogue, and which of them is asked about (None: all).
         self.shown = shown
@@ -63,7 +61,10 @@ class Job:
         self.candidates = candidates
         self.fits = -1
         self.too_many = len(known.entries) + 1
-        self.probe = probe
+        #: Entries to try next.
+        self.probe = 0
+        #: Tokens that it leaves to longer candidates.
+        self.left = 0
         self.draft: Draft | None = None
         self.n_tokens = 0
 

@@ -2,6 +2,10 @@
 
 The budget is kept by leaving out the oldest history first. How many entries fit is found by trying: an estimate from
 counted titles says where to start, and the answer is the longest history that fits while one entry more does not.
+
+Where a template ends with the candidate, short candidates leave room for long ones: nearly all items of the catalogue
+are asked about behind the same history. So their scores differ by what they are and not by how long they are, and a
+model reads one history for all of them.
 """
 
 from __future__ import annotations
@@ -9,10 +13,12 @@ from __future__ import annotations
 import gc
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llmrec_core.contracts import TITLE, Query, RenderedPrompt
 from llmrec_core.errors import InputError, SpecError, TemplateError
@@ -56,6 +62,9 @@ _BLOCK = 2_048
 _LINE = 4
 #: More tokens than any budget.
 _NEVER = 1_000_000
+#: Room is kept for this share of the items, out of so many that are looked at, and not beyond that part of the budget:
+#: an odd item with a long text takes its room from its own history, not from everybody's.
+_ROOM_FOR, _LOOKED_AT, _MOST_ROOM = 0.98, 1_000, 0.25
 
 
 @contextmanager
@@ -91,7 +100,8 @@ class PromptRenderer:
         self.source = template_source(spec) if source is None else source
         self._where = "template" if spec.source is not None else f"template {spec.template!r}"
         self._program, self._halves = _compiled(self.source, self._where)
-        #: What the template prints from a candidate on, where it is the same whoever is asked.
+        #: Prints from the candidate on, where that is the same whoever is asked; and what it printed.
+        self._ending = self._halves[1] if self._halves and self._halves[1].reads <= {"candidate"} else None
         self._tails: dict[Candidate, Part] = {}
         fields = spec.item_fields or tuple(f for f in dataset.category_fields if f in dataset.items.columns)
         _check_columns("item_fields", spec.item_fields, dataset.items.columns)
@@ -169,17 +179,21 @@ class PromptRenderer:
             if prepared is None:
                 prepared = known[id(query)] = self._prepare(query)
             candidates = self._candidates_of(shown, asked, query.hidden_fields)
-            jobs.append(Job(prepared, shown, asked, candidates, self._estimate(prepared, shown)))
+            jobs.append(Job(prepared, shown, asked, candidates))
+        self._leave_room(jobs)
+        for job in jobs:
+            job.probe = self._estimate(job)
         searching = jobs
         while searching:
             drafts = [self._draft(job) for job in searching]
             counts = count(drafts, self.counter, self._n_special)
             still = []
             for job, draft, n_tokens in zip(searching, drafts, counts, strict=True):
-                fits = n_tokens <= budget
+                room = budget - n_tokens - job.left
+                fits = room >= 0
                 if fits:
                     job.draft, job.n_tokens = draft, n_tokens
-                if not job.learn(fits, budget - n_tokens):
+                if not job.learn(fits, room):
                     still.append(job)
             searching = still
         return [self._finish(job) if job.fits >= 0 else self._squeeze(job) for job in jobs]
@@ -277,25 +291,36 @@ class PromptRenderer:
             return None
         begin, end = self._halves
         known, n_history = job.known, job.probe
-        alone = end.reads <= {"candidate"} and len(job.shown) == 1
-        head, tail = known.heads.get(n_history), self._tails.get(job.candidates[0]) if alone else None
+        head = known.heads.get(n_history)
         try:
             if head is None:
                 pieces, spent = begin.drawn(self._variables(known, (), n_history, begin.reads))
                 head = known.heads[n_history] = Part(pieces, spent, last=False)
-            if tail is None:
+            if self._ending is not None and len(job.shown) == 1:
+                tail = self._tail(self._ending, job.candidates[0])
+            else:
                 pieces, spent = end.drawn(self._variables(known, job.candidates, n_history, end.reads))
                 tail = Part(pieces, spent, first=False)
         except TemplateError:
             return None
-        if alone:
-            if len(self._tails) >= _MAX_TAILS:
-                self._tails.clear()
-            self._tails[job.candidates[0]] = tail
         limits = self._program.limits
         within = head.spent + tail.spent <= limits.fuel and head.size + tail.size <= limits.max_text_chars
         # Where one half is blank, what is stripped off the whole lies in the other.
         return Draft(head, tail) if within and head.text and tail.text else None
+
+    def _tail(self, ending: Program, candidate: Candidate) -> Part:
+        """What stands from the candidate on.
+
+        Raises:
+            TemplateError: it cannot be drawn.
+        """
+        found = self._tails.get(candidate)
+        if found is None:
+            if len(self._tails) >= _MAX_TAILS:
+                self._tails.clear()
+            pieces, spent = ending.drawn({"candidate": candidate})
+            found = self._tails[candidate] = Part(pieces, spent, first=False)
+        return found
 
     def _draw(self, known: Known, candidates: Sequence[Candidate], n_history: int) -> list[str]:
         """The output with the newest ``n_history`` entries."""
@@ -369,13 +394,57 @@ class PromptRenderer:
             floor = _MIN_TITLE_CHARS if clipped == ("candidate", TITLE) else 0
             limits[clipped] = max(floor, min(keep, len(value) - 1))
 
+    # ---- room for longer candidates ----------------------------------------------------------------------------------
+
+    def _leave_room(self, jobs: Sequence[Job]) -> None:
+        alone = [job for job in jobs if len(job.shown) == 1]
+        if self._ending is None or not alone:
+            return
+        lengths = self._lengths(self._ending, {job.candidates[0] for job in alone})
+        for job in alone:
+            job.left = max(0, self.candidate_room - lengths.get(job.candidates[0], self.candidate_room))
+
+    @cached_property
+    def candidate_room(self) -> int:
+        """Tokens that are kept for the candidate and what stands behind it: enough for nearly all items.
+
+        0 where the template does not end with the candidate.
+        """
+        if self._ending is None:
+            return 0
+        n_items, fuel = len(self._shelf.ids), self._program.limits.fuel
+        looked_at = []
+        for idx in np.linspace(0, n_items - 1, min(n_items, _LOOKED_AT)).astype(int).tolist():
+            looked_at.append(self._candidate(idx, frozenset()))
+            # All of them may cost what one prompt may, and those that cannot be drawn may have cost as much.
+            try:
+                fuel -= self._tail(self._ending, looked_at[-1]).spent
+            except TemplateError:
+                fuel -= self._program.limits.fuel // 10
+            if fuel < 0:
+                break
+        lengths = list(self._lengths(self._ending, looked_at).values())
+        enough = np.quantile(lengths, _ROOM_FOR, method="inverted_cdf") if lengths else 0
+        return min(int(enough), int(_MOST_ROOM * self.spec.max_tokens))
+
+    def _lengths(self, ending: Program, candidates: Iterable[Candidate]) -> dict[Candidate, int]:
+        """Tokens from each candidate on, special ones not counted; those that cannot be drawn are missing."""
+        found: dict[Candidate, Part] = {}
+        for candidate in candidates:
+            with suppress(TemplateError):
+                found[candidate] = self._tail(ending, candidate)
+        new = [part for part in found.values() if part.n_tokens is None]
+        for part, n_tokens in zip(new, self.counter.count([f" {part.text}" for part in new]), strict=True):
+            part.n_tokens = n_tokens
+        return {candidate: (part.n_tokens or 0) - self._n_special for candidate, part in found.items()}
+
     # ---- where to start the search -----------------------------------------------------------------------------------
 
-    def _estimate(self, known: Known, shown: Sequence[int]) -> int:
+    def _estimate(self, job: Job) -> int:
         """Entries that should fit; it only decides where the search begins."""
-        room = self.spec.max_tokens - self._around.prompt - known.extra + _LINE
-        room -= sum(sum(self._costs(self._shelf.of_idx(idx))) + _LINE for idx in shown)
-        return max(0, bisect_right(known.costs, room) - 1)
+        room = self.spec.max_tokens - self._around.prompt - job.known.extra - job.left + _LINE
+        room -= sum(sum(self._costs(self._shelf.of_idx(idx))) + _LINE for idx in job.shown)
+        return max(0, bisect_right(job.known.costs, room) - 1)
 
     def _costs(self, item: ItemTexts) -> tuple[int, int]:
         """Tokens of the title and of the fields."""

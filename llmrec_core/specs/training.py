@@ -19,7 +19,13 @@ class PromptSpec(Spec):
         (), description="item columns shown beside the title; empty means the category columns of the dataset"
     )
     profile_fields: tuple[str, ...] = Field((), description="user columns shown in the prompt")
-    max_tokens: int = Field(128, ge=16, le=4096, description="token budget of one prompt; oldest history goes first")
+    max_tokens: int = Field(
+        128,
+        ge=16,
+        le=4096,
+        description="token budget of one prompt; oldest history goes first, and short candidates leave room for long "
+        "ones, so that all are asked about behind one history",
+    )
     max_history: int = Field(8, ge=0, le=200, description="most recent interactions offered to the template")
     max_field_chars: int = Field(200, ge=8, le=5000, description="longer field values are clipped to this length")
     show_ratings: bool = Field(True, description="offer the history's ratings to the template")

@@ -15,7 +15,7 @@ from prompts.prompt_data import query_of, small_dataset
 from llmrec_core.contracts import HistoryItem, Query, RenderedPrompt
 from llmrec_core.data import Dataset
 from llmrec_core.errors import InputError, SpecError, TemplateError
-from llmrec_core.prompts import STARTERS, PromptRenderer, WhitespaceCounter
+from llmrec_core.prompts import STARTERS, PromptRenderer, WhitespaceCounter, render
 from llmrec_core.specs import PromptSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompts"
@@ -157,6 +157,13 @@ def long_history(n: int) -> tuple[HistoryItem, ...]:
     return tuple(HistoryItem(ids[i % 7], 1.0 + i % 5, float(i)) for i in range(n))
 
 
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates leave no room for longer ones, so that the search for the longest history shows by itself."""
+    monkeypatch.setattr(render, "_MOST_ROOM", 0.0)
+
+
+@pytest.mark.usefixtures("no_room")
 @pytest.mark.parametrize("template", STARTERS)
 def test_the_oldest_history_goes_first(template: str) -> None:
     query = Query("u1", long_history(40))
@@ -177,6 +184,7 @@ def test_the_oldest_history_goes_first(template: str) -> None:
     assert (same.text, same.spans) == (prompt.text, prompt.spans)
 
 
+@pytest.mark.usefixtures("no_room")
 @pytest.mark.parametrize(
     "source",
     [
@@ -202,6 +210,71 @@ def test_the_longest_history_that_fits_is_found(source: str, budget: int) -> Non
     )
     prompt = renderer(source, max_tokens=budget, max_history=25).render(query, 1)
     assert prompt.text == by_trial[1]
+
+
+def catalogue(lengths: Sequence[int]) -> Dataset:
+    """Items of so many words."""
+    titles = [" ".join(f"w{n}" for n in range(length)) for length in lengths]
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(len(lengths))], "title": titles, "kind": "odd"})
+    return Dataset.from_frames("words", pd.DataFrame({"user_id": ["1"], "item_id": ["i0"]}), items)
+
+
+def entries(prompt: RenderedPrompt) -> list[str]:
+    return [ref for kind, ref, _ in pieces(prompt) if kind == "history"]
+
+
+SEEN = "Seen: {% for h in history %}{{ h.title }}; {% endfor %}now {{ candidate.title }} {{ candidate.kind }}?"
+
+
+def test_candidates_of_one_user_stand_behind_one_history() -> None:
+    # Of 100 items, 98 take 1 to 7 words; one takes 12, one 40.
+    data = catalogue([1 + n % 7 for n in range(98)] + [12, 40])
+    query = Query("1", tuple(HistoryItem(f"i{n}") for n in range(40)))
+    made = renderer(SEEN, data, max_tokens=64, max_history=30)
+    prompts = made.render_many([(query, item) for item in range(100)])
+    kept = [entries(prompt) for prompt in prompts]
+    assert len(set(map(tuple, kept[:98]))) == 1
+    # Behind a candidate of seven words one entry more did not fit; a longer candidate takes the rest from its own.
+    longest = max(prompt.n_tokens for prompt in prompts[:98])
+    assert longest <= 64 < longest + COUNTER.count([f"{'w ' * (1 + int(kept[0][0]) % 7)};"])[0]
+    assert [len(history) for history in kept[97:]] == sorted([len(history) for history in kept[97:]], reverse=True)
+    assert len(kept[99]) < len(kept[98]) < len(kept[0])
+    # Whoever else is asked about, and whatever of the candidate is hidden.
+    assert [made.render(query, item) for item in (99, 0, 98)] == [prompts[item] for item in (99, 0, 98)]
+    hidden = made.render(replace(query, hidden_fields=frozenset({"title", "kind"})), 6)
+    assert entries(hidden) == kept[6]
+
+
+def test_long_candidates_leave_history_to_short_ones() -> None:
+    """Where every second item takes most of the budget, a quarter of it is kept free and no more."""
+    data = catalogue([2, 40] * 10)
+    query = Query("1", tuple(HistoryItem("i0") for _ in range(40)))
+    short, long = renderer(SEEN, data, max_tokens=64, max_history=40).render_many([(query, 0), (query, 1)])
+    # "i0 i0 kind?" takes 4 of the 16 that are kept.
+    assert 64 - 12 - 3 <= short.n_tokens <= 64 - 12
+    assert len(entries(long)) < len(entries(short))
+
+
+def test_no_room_is_kept_where_the_candidate_does_not_come_last() -> None:
+    data = catalogue([1, 20, 20])
+    query = Query("1", tuple(HistoryItem("i0") for _ in range(80)))
+    source = "{{ candidate.title }} after {% for h in history %}{{ h.title }} {% endfor %}"
+    assert renderer(source, data, max_tokens=64, max_history=80).render(query, 0).n_tokens == 64
+    # Nor where nothing tells how long candidates are: this one cannot be drawn for most items.
+    source = (
+        "{% for h in history %}{{ h.title }} {% endfor %}{{ candidate.title if candidate.title|length < 3 else 1/0 }}"
+    )
+    assert renderer(source, data, max_tokens=64, max_history=80).render(query, 0).n_tokens == 64
+
+
+def test_costly_candidates_are_looked_at_for_as_long_as_one_prompt_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[render.Program] = []
+    original = render.Program.drawn
+    monkeypatch.setattr(render.Program, "drawn", lambda self, given: (drawn.append(self), original(self, given))[1])
+    costly = "{% for n in range(20) %}{% for m in range(900) %}{% if m < 0 %}x{% endif %}{% endfor %}{% endfor %}"
+    made = renderer(f"Seen {{{{ n_history }}}} {{{{ candidate.title }}}}{costly}", catalogue([1] * 300))
+    assert made.render(Query("1"), 0).text == "Seen 0 w0"
+    assert 2 < len(drawn) < 40
 
 
 def test_profile_then_fields_are_clipped_last() -> None:
