@@ -138,15 +138,15 @@ def our_windows(network: PromptNetwork, plan: BatchPlan, run: RunSpec) -> Iterat
     optimizer = make_optimizer(network, run.training)
     network.train()
     position = 0
-    while True:
-        batch = plan[position % len(plan)]
-        with without_padding(network, whole_rows=False):
+    with without_padding(network, whole_rows=False):
+        while True:
+            batch = plan[position % len(plan)]
             weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), run.training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        position += 1
-        yield batch.n_prompts
+            optimizer.clip(run.training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            position += 1
+            yield batch.n_prompts
 
 
 def timed(step: Step, at_least: int) -> float:

@@ -30,7 +30,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
 
 from benchmarks._machine import machine
 from benchmarks.training_speed import Samples
@@ -111,7 +110,7 @@ class Bench:
                 weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
             if ranks is not None:
                 ranks.penalty().backward()
-            nn.utils.clip_grad_norm_(network.parameters(), self.run.training.max_grad_norm)
+            optimizer.clip(self.run.training.max_grad_norm)
             optimizer.step()
             if ranks is not None:
                 ranks.after_step(step)

@@ -115,7 +115,7 @@ def teach(
                         fix="Lower the learning rate.",
                     )
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_([p for p in student.parameters() if p.grad is not None], 1.0)
+                optimizer.clip(1.0)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()

@@ -64,7 +64,7 @@ _LINE = 4
 _NEVER = 1_000_000
 #: Room is kept for this share of the items, out of so many that are looked at, and not beyond that part of the budget:
 #: an odd item with a long text takes its room from its own history, not from everybody's.
-_ROOM_FOR, _LOOKED_AT, _MOST_ROOM = 0.98, 1_000, 0.25
+_ROOM_FOR, _LOOKED_AT, _MOST_ROOM = 0.99, 1_000, 0.25
 
 
 @contextmanager

@@ -170,6 +170,8 @@ class _Trainer(HuggingFaceTrainer):
         # Several GPUs would be used through DataParallel, which is slower than one and breaks packed rows.
         arguments._n_gpu = min(1, arguments.n_gpu)
         super().__init__(model=network, args=arguments, train_dataset=plan, optimizers=(self._adam, None))
+        # Called before each step, where accelerate would go over all gradients twice more.
+        self.accelerator.clip_grad_norm_ = lambda _, max_norm, *__: self._adam.clip(max_norm)
         self.remove_callback(PrinterCallback)
         self.add_callback(_EachStep(self))
 

@@ -215,8 +215,8 @@ def test_the_longest_history_that_fits_is_found(source: str, budget: int) -> Non
 def catalogue(lengths: Sequence[int]) -> Dataset:
     """Items of so many words."""
     titles = [" ".join(f"w{n}" for n in range(length)) for length in lengths]
-    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(len(lengths))], "title": titles, "kind": "odd"})
-    return Dataset.from_frames("words", pd.DataFrame({"user_id": ["1"], "item_id": ["i0"]}), items)
+    items = pd.DataFrame({"item_id": [f"i{n:03}" for n in range(len(lengths))], "title": titles, "kind": "odd"})
+    return Dataset.from_frames("words", pd.DataFrame({"user_id": ["1"], "item_id": ["i000"]}), items)
 
 
 def entries(prompt: RenderedPrompt) -> list[str]:
@@ -227,20 +227,20 @@ SEEN = "Seen: {% for h in history %}{{ h.title }}; {% endfor %}now {{ candidate.
 
 
 def test_candidates_of_one_user_stand_behind_one_history() -> None:
-    # Of 100 items, 98 take 1 to 7 words; one takes 12, one 40.
-    data = catalogue([1 + n % 7 for n in range(98)] + [12, 40])
-    query = Query("1", tuple(HistoryItem(f"i{n}") for n in range(40)))
+    # Of 200 items, 198 take 1 to 7 words; one takes 12, one 40.
+    data = catalogue([1 + n % 7 for n in range(198)] + [12, 40])
+    query = Query("1", tuple(HistoryItem(f"i{n:03}") for n in range(40)))
     made = renderer(SEEN, data, max_tokens=64, max_history=30)
-    prompts = made.render_many([(query, item) for item in range(100)])
+    prompts = made.render_many([(query, item) for item in range(200)])
     kept = [entries(prompt) for prompt in prompts]
-    assert len(set(map(tuple, kept[:98]))) == 1
+    assert len(set(map(tuple, kept[:198]))) == 1
     # Behind a candidate of seven words one entry more did not fit; a longer candidate takes the rest from its own.
-    longest = max(prompt.n_tokens for prompt in prompts[:98])
+    longest = max(prompt.n_tokens for prompt in prompts[:198])
     assert longest <= 64 < longest + COUNTER.count([f"{'w ' * (1 + int(kept[0][0]) % 7)};"])[0]
-    assert [len(history) for history in kept[97:]] == sorted([len(history) for history in kept[97:]], reverse=True)
-    assert len(kept[99]) < len(kept[98]) < len(kept[0])
+    assert [len(history) for history in kept[197:]] == sorted([len(history) for history in kept[197:]], reverse=True)
+    assert len(kept[199]) < len(kept[198]) < len(kept[0])
     # Whoever else is asked about, and whatever of the candidate is hidden.
-    assert [made.render(query, item) for item in (99, 0, 98)] == [prompts[item] for item in (99, 0, 98)]
+    assert [made.render(query, item) for item in (199, 0, 198)] == [prompts[item] for item in (199, 0, 198)]
     hidden = made.render(replace(query, hidden_fields=frozenset({"title", "kind"})), 6)
     assert entries(hidden) == kept[6]
 
@@ -248,7 +248,7 @@ def test_candidates_of_one_user_stand_behind_one_history() -> None:
 def test_long_candidates_leave_history_to_short_ones() -> None:
     """Where every second item takes most of the budget, a quarter of it is kept free and no more."""
     data = catalogue([2, 40] * 10)
-    query = Query("1", tuple(HistoryItem("i0") for _ in range(40)))
+    query = Query("1", tuple(HistoryItem("i000") for _ in range(40)))
     short, long = renderer(SEEN, data, max_tokens=64, max_history=40).render_many([(query, 0), (query, 1)])
     # "i0 i0 kind?" takes 4 of the 16 that are kept.
     assert 64 - 12 - 3 <= short.n_tokens <= 64 - 12
@@ -257,7 +257,7 @@ def test_long_candidates_leave_history_to_short_ones() -> None:
 
 def test_no_room_is_kept_where_the_candidate_does_not_come_last() -> None:
     data = catalogue([1, 20, 20])
-    query = Query("1", tuple(HistoryItem("i0") for _ in range(80)))
+    query = Query("1", tuple(HistoryItem("i000") for _ in range(80)))
     source = "{{ candidate.title }} after {% for h in history %}{{ h.title }} {% endfor %}"
     assert renderer(source, data, max_tokens=64, max_history=80).render(query, 0).n_tokens == 64
     # Nor where nothing tells how long candidates are: this one cannot be drawn for most items.

@@ -106,6 +106,47 @@ def test_lean_steps_are_those_of_adamw(eight_bit: bool) -> None:
     assert (plain - lean).abs().mean() <= (0.1 if eight_bit else 1e-5) * moved
 
 
+@pytest.mark.parametrize("norm", [0.5, 50.0])
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [("masters", torch.float32), ("masters", torch.bfloat16), ("stochastic", torch.bfloat16)],
+    ids=["float32", "masters", "stochastic"],
+)
+def test_clipping_with_the_step_is_clipping_before_it(weights: str, dtype: torch.dtype, norm: float) -> None:
+    near = 1e-3 if dtype == torch.float32 else 0.05
+
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(32, 160), nn.Linear(160, 32), nn.Linear(32, 8)).to(dtype)
+        made[2].requires_grad_(False)
+        return made
+
+    networks = network(), network()
+    spec = TrainingSpec(weights=weights, learning_rate=1e-2)  # type: ignore[arg-type]
+    ours, plain = (make_optimizer(one, spec) for one in networks)
+    before = [p.detach().clone() for p in networks[0].parameters() if p.requires_grad]
+    for step, factor in enumerate((0.1, 1.0, 10.0, 0.1)):
+        for one in networks:
+            torch.manual_seed(step)
+            (factor * one(torch.randn(64, 32, dtype=dtype))).pow(2).mean().backward()
+        # The last step is not clipped: it must not be divided by what the one before was divided by.
+        if step < 3:
+            expected = nn.utils.clip_grad_norm_(networks[1].parameters(), norm)
+            assert float(ours.clip(norm)) == pytest.approx(float(expected), rel=near)
+        for steps in (ours, plain):
+            torch.manual_seed(step)
+            steps.step()
+        # AdaLoRA looks at gradients after the step: they are clipped in both.
+        mine, theirs = ([p.grad for p in one.parameters() if p.grad is not None] for one in networks)
+        if dtype == torch.float32:
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+        ours.zero_grad()
+        plain.zero_grad()
+    weights_now = [[p.detach() for p in one.parameters() if p.requires_grad] for one in networks]
+    for start, mine, theirs in zip(before, *weights_now, strict=True):
+        assert (mine - theirs).abs().mean() <= near * (theirs - start).abs().mean()
+
+
 def test_bytes_that_each_way_needs() -> None:
     def network() -> nn.Linear:
         return nn.Linear(256, 64, bias=False, dtype=torch.bfloat16)
