@@ -22,13 +22,15 @@ _BUCKET_BATCHES = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """``lists``: list numbers; ``n_prompts``, ``n_tokens``: what is in it, padding not counted."""
+    """``lists``: list numbers; ``n_prompts``, ``n_tokens``: what is in it, padding not counted; ``whole``: whether all
+    prompts of the lists are."""
 
     lists: IntArray
     packed: Packed
     labels: Labels
     n_prompts: int
     n_tokens: int
+    whole: bool = True
 
 
 class BatchPlan(TorchDataset[Batch]):
@@ -85,17 +87,30 @@ class BatchPlan(TorchDataset[Batch]):
 
     def collate(self, lists: IntArray) -> Batch:
         """These lists as one batch."""
+        return self._collate(lists, None)
+
+    def collate_prompts(self, lists: IntArray, chosen: IntArray) -> Batch:
+        """Some of the prompts of these lists as one batch, for losses that add up over prompts.
+
+        Args:
+            chosen: places in :meth:`prompts_of`.
+        """
+        return self._collate(lists, chosen)
+
+    def _collate(self, lists: IntArray, chosen: IntArray | None) -> Batch:
         prompts = self._spread(lists)
         list_of = np.repeat(np.arange(len(lists), dtype=np.int64), self._starts[lists + 1] - self._starts[lists])
+        if chosen is not None:
+            prompts, list_of = prompts[chosen], list_of[chosen]
         packed = self._pack(prompts)
-        chosen = torch.from_numpy(prompts)
+        rows = torch.from_numpy(prompts)
         labels = Labels(
-            {task: values[chosen] for task, values in self._labels.items()},
+            {task: values[rows] for task, values in self._labels.items()},
             torch.from_numpy(list_of),
             len(lists),
-            {task: values[chosen] for task, values in self._offsets.items()},
+            {task: values[rows] for task, values in self._offsets.items()},
         )
-        return Batch(lists, packed, labels, len(prompts), packed.n_tokens)
+        return Batch(lists, packed, labels, len(prompts), packed.n_tokens, chosen is None)
 
     def prompts_of(self, lists: IntArray) -> IntArray:
         """Numbers in ``tokens`` of what a batch of these lists reads, in the order of ``Packed.row``."""

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: Tasks whose loss compares the prompts of a list with each other; those of all others add up over single prompts.
+LIST_TASKS = frozenset({"rank"})
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -34,9 +34,11 @@ from llmrec_core.training.balancing import make_balance
 from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.clock import Clock
 from llmrec_core.training.frozen import keeping_states
+from llmrec_core.training.memory import free_memory, out_of_memory
 from llmrec_core.training.network import PromptNetwork
+from llmrec_core.training.objectives import LIST_TASKS
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
-from llmrec_core.training.steps import BatchStep, Known
+from llmrec_core.training.steps import BatchStep, Known, nothing_known
 from llmrec_core.training.unpadded import without_padding
 from llmrec_core.training.validation import Validation
 
@@ -134,16 +136,17 @@ class _Trainer(HuggingFaceTrainer):
         self._best: dict[str, Tensor] = {}
         self._without_gain = 0
         self._parts = 1
-        self._step_lists: list[Any] = []
+        #: Whether the prompts of one list may be computed apart. Adversarial pushes are measured over whole rows.
+        self._lists_part = LIST_TASKS.isdisjoint(weights) and not spec.adversarial_epsilon
+        self._step_batches: list[Batch] = []
         self._step_loss = 0.0
         self._step_losses: dict[str, list[float]] = {}
         self._step_norms: dict[str, list[float]] = {}
         self._last_losses: dict[str, float] = {}
-        self._redo = False
         self._adam: MasterWeightAdamW = make_optimizer(network, spec)
         #: AdaLoRA's share in each step; made when the number of steps is known.
         self.ranks: RankSchedule | None = None
-        self._batch = BatchStep(network, self.balance, spec, known)
+        self._batch = BatchStep(network, self.balance, spec, _of_whole_lists(known))
         self._clock = Clock()
         if network.device.type == "cuda":
             # accelerate places on the current CUDA device.
@@ -193,39 +196,31 @@ class _Trainer(HuggingFaceTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         batch: Batch = inputs["batch"]
-        self._step_lists.append(batch)
+        self._step_batches.append(batch)
+        todo = [batch]
         while True:
             try:
-                if self._parts == 1:
-                    loss = self._backward(batch)
-                else:
-                    # Earlier batches of this step are redone too: their gradients went when memory ran out.
-                    redo = self._step_lists if self._redo else [batch]
-                    loss = sum(self._backward(again) for again in redo) / len(redo)
-                self._redo = False
+                for one in todo:
+                    loss = self._backward(one)
                 break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
                     raise
             # Outside the handler: its traceback would keep the memory that is to be freed.
             self._halve()
-        for task, value in self._batch.losses.items():
-            self._step_losses.setdefault(task, []).append(value)
-        for task, squares in self._batch.squares.items():
-            self._step_norms.setdefault(task, []).append(squares**0.5)
+            # Earlier batches of this step are redone too, and told anew: their gradients went when memory ran out.
+            self._tell_anew()
+            todo = self._step_batches
         self._clock.count(batch)
-        self._step_loss += loss / self.current_gradient_accumulation_steps
         return torch.tensor(loss, device=self.args.device)
 
     def _backward(self, batch: Batch) -> float:
-        """Adds the gradients of one batch, in as many parts as memory asks for; its mean loss."""
-        n_parts = min(self._parts, len(batch.lists))
+        """Adds the gradients of one batch, in as many parts as memory asks for, and notes its losses; its mean loss."""
         whole = 0.0
         counts = batch.labels.counts()
         self._batch.begin()
         self.network.train()
-        for lists in np.array_split(batch.lists, n_parts):
-            part = batch if n_parts == 1 else self.plan.collate(lists)
+        for part in self._parts_of(batch):
             whole += self._batch.backward(part, counts, self.current_gradient_accumulation_steps)
         if self.ranks is not None:
             (self.ranks.penalty() / self.current_gradient_accumulation_steps).backward()
@@ -235,36 +230,65 @@ class _Trainer(HuggingFaceTrainer):
                 where="training.learning_rate",
                 fix="Lower the learning rate, or set training.precision to fp32.",
             )
+        for task, value in self._batch.losses.items():
+            self._step_losses.setdefault(task, []).append(value)
+        for task, squares in self._batch.squares.items():
+            self._step_norms.setdefault(task, []).append(squares**0.5)
+        self._step_loss += whole / self.current_gradient_accumulation_steps
         return whole
+
+    def _parts_of(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in as many parts as memory asks for: of whole lists, or of prompts where losses allow that."""
+        if self._parts == 1:
+            yield batch
+        elif self._parts <= len(batch.lists) or not self._lists_part:
+            for lists in np.array_split(batch.lists, min(self._parts, len(batch.lists))):
+                yield self.plan.collate(lists)
+        else:
+            for chosen in np.array_split(np.arange(batch.n_prompts), min(self._parts, batch.n_prompts)):
+                yield self.plan.collate_prompts(batch.lists, chosen)
 
     def _halve(self) -> None:
         self._parts *= 2
         self.network.zero_grad(set_to_none=True)
         self._adam.zero_grad()
-        self._redo = True
-        if self.network.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.network.device)
         if self._parts > _MAX_PARTS:
+            if self._lists_part or not isinstance(self.network, PromptNetwork):
+                raise RunFailedError(
+                    "the device's memory is too small for even a small part of a batch.",
+                    where="training.batch_size",
+                    fix="Lower prompt.max_tokens, tune with LoRA, or use another device.",
+                )
             raise RunFailedError(
-                "the device's memory is too small for even a small part of a batch.",
-                where="training.batch_size",
-                fix="Lower prompt.max_tokens, tune with LoRA, or use another device.",
+                "the device's memory is too small for even a small part of a batch, and a list of candidates cannot be "
+                f"parted: {self._why_whole_lists()}.",
+                where="training.rank_candidates",
+                fix="Lower it or prompt.max_tokens, tune with LoRA, or use another device.",
             )
         self._log("warning", f"Out of memory: batches are now computed in {self._parts} parts (same result, slower).")
+
+    def _why_whole_lists(self) -> str:
+        if self.spec.adversarial_epsilon:
+            return "adversarial training pushes the words of a history and its candidates together"
+        return "its loss compares them with each other"
+
+    def _tell_anew(self) -> None:
+        """Nothing of the running step has been told yet."""
+        self._step_loss, self._step_losses, self._step_norms = 0.0, {}, {}
 
     def after_step(self) -> None:
         """Called when an optimizer step is whole: events, validation, checkpoint, stopping."""
         step, total = self.state.global_step, self.state.max_steps
-        self._step_lists.clear()
+        self._step_batches.clear()
         self.losses.append(self._step_loss)
-        self._step_loss = 0.0
         losses, norms = (
             {task: float(np.mean(values)) for task, values in found.items()}
             for found in (self._step_losses, self._step_norms)
         )
         self.balance.follow(losses, norms)
         self._last_losses |= losses
-        self._step_losses, self._step_norms = {}, {}
+        self._tell_anew()
         asked = self.ctx.should_stop()
         if asked == "cancel":
             raise RunCancelledError("the run was cancelled.")
@@ -445,14 +469,14 @@ class _Trainer(HuggingFaceTrainer):
         self.ctx.emit("log", level=level, message=message)
 
 
+def _of_whole_lists(known: Known) -> Known:
+    """Kept states belong to lists: where one is parted, frozen layers are computed again, which takes no graph."""
+    return lambda part: known(part) if part.whole else nothing_known(part)
+
+
 def _only(batches: list[Batch]) -> dict[str, Batch]:
     # transformers looks for keys in what it gets.
     return {"batch": batches[0]}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from training.training_cases import Events, fit, planted_run, planted_split, tes
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
+from llmrec_core.training.memory import out_of_memory
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
 SHORT = {"max_samples": 96, "validation_every": 2, "early_stopping_patience": 0}
@@ -262,6 +263,89 @@ def test_out_of_memory_gives_the_same_training_in_parts(models, split, monkeypat
     parted = fit(planted_run(models, **settings), split, models, events=events)
     assert "in 2 parts" in events.messages
     np.testing.assert_allclose(parted.outcome.losses, plain.outcome.losses, rtol=1e-4)
+
+
+def test_out_of_memory_in_a_later_batch_of_a_step_leaves_its_losses(models, split, monkeypatch):
+    """The batches before it are computed again, and count once."""
+    objectives = [{"task": "click"}, {"task": "rank", "weight": 0.5}]
+    settings = {**SHORT, "objectives": objectives, "rank_candidates": 2, "gradient_accumulation_steps": 3}
+    told = {}
+    calls = []
+    for name in ("plain", "parted"):
+        forward = trainer_module.PromptNetwork.forward
+
+        def second_fails(self, packed, forward=forward):
+            calls.append(len(packed.row))
+            if self.training and len(calls) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(self, packed)
+
+        events = Events()
+        with monkeypatch.context() as patch:
+            if name == "parted":
+                patch.setattr(trainer_module.PromptNetwork, "forward", second_fails)
+            fitted = fit(planted_run(models, **settings), split, models, events=events)
+        told[name] = (fitted.outcome.losses, [e["losses"] for e in events.of("train")], events.messages)
+    assert "in 2 parts" in told["parted"][2]
+    assert len(told["plain"][0]) == 2
+    np.testing.assert_allclose(told["parted"][0], told["plain"][0], rtol=1e-5)
+    for parted, plain in zip(told["parted"][1], told["plain"][1], strict=False):
+        assert parted == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("tuning", [{"freeze_embeddings": False}, {"method": "top-layers", "n_top_layers": 1}])
+def test_a_long_list_is_parted_where_its_losses_allow_it(models, split, monkeypatch, tuning):
+    """A batch of two lists that fits three prompts: parts of whole lists alone would never be small enough.
+
+    With frozen layers whose states are kept, parts of a list do without them.
+    """
+    objectives = [{"task": "click"}, {"task": "rating", "weight": 0.5}]
+    settings = {**SHORT, "epochs": 2, "objectives": objectives, "negatives_per_positive": 5, "batch_size": 12}
+    settings |= {"tuning": tuning}
+    plain = fit(planted_run(models, **settings), split, models)
+    forward = trainer_module.PromptNetwork.forward
+
+    def small_memory(self, packed):
+        if self.training and len(packed.row) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, packed)
+
+    monkeypatch.setattr(trainer_module.PromptNetwork, "forward", small_memory)
+    events = Events()
+    parted = fit(planted_run(models, **settings), split, models, events=events)
+    assert "in 4 parts" in events.messages
+    assert ("computed once for training" in events.messages) == ("method" in tuning)
+    np.testing.assert_allclose(parted.outcome.losses, plain.outcome.losses, rtol=1e-4)
+    ranks = {**settings, "objectives": [{"task": "rank"}], "negatives_per_positive": 0, "rank_candidates": 6}
+    with pytest.raises(RunFailedError, match=r"rank_candidates: .*compares them"):
+        fit(planted_run(models, **ranks), split, models)
+    with pytest.raises(RunFailedError, match="adversarial training"):
+        fit(planted_run(models, **settings, adversarial_epsilon=0.5), split, models)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("whatever it says"),
+        MemoryError(),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB, other allocations: 1 GB, max allowed: 9 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_faults(error):
+    assert out_of_memory(error)
+    assert not out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not out_of_memory(ValueError("CUDA error: out of memory"))
+
+
+def test_the_allocator_of_processors_is_understood():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert out_of_memory(found.value)
 
 
 def test_out_of_memory_for_ever_is_a_clear_failure(models, split, monkeypatch):
