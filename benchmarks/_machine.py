@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from typing import Any
 
 import torch
 
 from llmrec_core.models.device import device_facts
+from llmrec_core.runs.processes import memory_environment
 
 
 def machine(*, precision: bool = False, **versions: str) -> dict[str, Any]:
@@ -27,3 +30,10 @@ def machine(*, precision: bool = False, **versions: str) -> dict[str, Any]:
         **versions,
         "python": platform.python_version(),
     }
+
+
+def as_a_worker(module: str) -> None:
+    """Starts ``python -m module`` again as a run's worker is started: memory that is freed stays with the process."""
+    missing = memory_environment()
+    if missing:
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **missing})

@@ -4,9 +4,10 @@
 
 The run is finished (``llmrec train``), and so are its children (``llmrec compress RUN --method ...``). Quality is their
 own results: the same test users, protocol and floors, differences paired over users. Speed is measured here: parent in
-float32, parent in bfloat16 and every child that reads prompts score the same prompts, made before the clock starts, one
-after the other in alternating order, five times; medians of ratios. Seconds are of this process on the processor, so
-that others on the machine count less. Order and "alone" are as in ``llmrec_core.compression.measure``, measured anew.
+float32, parent in bfloat16 (whichever it was saved in) and every child that reads prompts score the same prompts, made
+before the clock starts, one after the other in alternating order, five times; medians of ratios. Seconds are of this
+process on the processor, so that others on the machine count less. Order and "alone" are as in
+``llmrec_core.compression.measure``, measured anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks._machine import machine
 from llmrec_core.compression.measure import rank_correlation
@@ -38,13 +40,13 @@ from llmrec_core.training.validation import main_task
 from llmrec_core.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "compression.json"
-#: The one that speeds are told against, and the parent as a card would run it.
-_PARENT, _BFLOAT16 = "parent, float32", "parent, bfloat16"
+#: The parent in both; a run keeps its weights in the one that its machine computes faster.
+_FLOAT32, _BFLOAT16 = "parent, float32", "parent, bfloat16"
 
 
-def in_bfloat16(network: PromptNetwork) -> PromptNetwork:
-    """The same network with weights in bfloat16; heads stay in float32."""
-    backbone = replace(network.backbone, model=copy.deepcopy(network.encoder).bfloat16())
+def in_precision(network: PromptNetwork, dtype: torch.dtype) -> PromptNetwork:
+    """The same network with weights in ``dtype``; heads stay in float32."""
+    backbone = replace(network.backbone, model=copy.deepcopy(network.encoder).to(dtype))
     heads = copy.deepcopy(network.heads)
     return PromptNetwork(
         backbone, heads, pooling=network.pooling, shared=network.shared, mask_id=network.mask_id
@@ -69,7 +71,10 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
     pairs = [(q, item) for q, row in zip(held_out.queries, items.tolist(), strict=True) for item in row]
     shared = network_of(parent).shared
     tokens = tokenise(network_of(parent).backbone, parent.renderer.render_many(pairs), shared=shared)
-    networks: dict[str, Any] = {_PARENT: network_of(parent), _BFLOAT16: in_bfloat16(network_of(parent))}
+    networks: dict[str, Any] = {
+        _FLOAT32: in_precision(network_of(parent), torch.float32),
+        _BFLOAT16: in_precision(network_of(parent), torch.bfloat16),
+    }
     for row in rows[1:]:
         part = ranker_of(loaded[row["run_id"]])
         if isinstance(part, CrossEncoderRecommender):
@@ -77,6 +82,11 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
     seconds = _alternating(networks, tokens, main_task(parent.tasks))
     validation = validation_of(loaded[run_id], split, ctx)
     right = parent.score(held_out.queries, items)
+
+    def model_bytes(run: str) -> int:
+        """Of the language model with its tokenizer, without the retriever and its like."""
+        models = (store.get(run).folder / "artifacts" / "recommender").rglob("model/*")
+        return sum(path.stat().st_size for path in models)
 
     def told(row: dict[str, Any]) -> dict[str, Any]:
         part = ranker_of(loaded[row["run_id"]])
@@ -87,9 +97,11 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
             "settings": row["settings"],
             "size_bytes": row["size_bytes"],
             "size_share": row["size_share"],
+            "model_bytes": model_bytes(row["run_id"]),
+            "model_share": model_bytes(row["run_id"]) / model_bytes(run_id),
             "memory_bytes": row["memory_bytes"],
             "prompts_per_s": None if own is None else len(tokens) / statistics.median(own),
-            "over_parent_float32": _ratio(seconds[_PARENT], own),
+            "over_parent_float32": _ratio(seconds[_FLOAT32], own),
             "over_parent_bfloat16": _ratio(seconds[_BFLOAT16], own),
             "whole_run_over_parent": row["speed_ratio"],
             "largest_difference_of_scores": float(np.abs(found - right).max()),
@@ -103,12 +115,14 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
         "machine": machine(),
         "prompts": len(tokens),
         "users": len(held_out.queries),
-        "prompts_per_s": {name: len(tokens) / statistics.median(seconds[name]) for name in (_PARENT, _BFLOAT16)},
+        "prompts_per_s": {name: len(tokens) / statistics.median(seconds[name]) for name in (_FLOAT32, _BFLOAT16)},
+        "parent_weights": str(network_of(parent).encoder.dtype).removeprefix("torch."),
         "spread_of_scores": float(right.std()),
         "metric": rows[0]["metric"],
         "metric_alone": validation.metric,
         "parent": {
             "size_bytes": rows[0]["size_bytes"],
+            "model_bytes": model_bytes(run_id),
             "memory_bytes": rows[0]["memory_bytes"],
             "value": rows[0]["value"],
             "alone": validation.measure_floor(parent).get(validation.metric),

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks._machine import machine
+from benchmarks._machine import as_a_worker, machine
 from llmrec_core.contracts import FitContext, RenderedPrompt
 from llmrec_core.data import Dataset, DatasetStore, make_split
 from llmrec_core.evaluation.metrics import auc
@@ -366,6 +366,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("speed", "quality"), help="measure this and keep the other's last result")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
+    as_a_worker("benchmarks.training_speed")
     workspace = Workspace.open(given.workspace)
     dataset = DatasetStore(workspace).load(given.dataset)
     prompts = Prompts.of(dataset, fetch_model(workspace, "minilm"), given.samples, given.held_out)

@@ -23,6 +23,7 @@ from llmrec_core.models.quantised import (
     padded_width,
     quantise_groups,
     quantise_rows,
+    share_rounding,
     unpack_groups,
 )
 from llmrec_core.models.tuning import layer_stack
@@ -211,7 +212,16 @@ def quantise(model: PreTrainedModel, note: Compact) -> None:
             packed, scale, low = quantise_groups(weight, note.group_size)
         activations = note.activations if note.linear_bits == 8 else "float"
         _put(model, name, QuantisedLinear(packed, scale, low, bias, weight.shape[1], activations))
+    _share_inputs(model)
     model.requires_grad_(False)
+
+
+def _share_inputs(model: nn.Module) -> None:
+    """Layers of one part of the model that are as wide may be given the same input; whether they are is seen then."""
+    for part in model.modules():
+        inside = [layer for layer in part.children() if isinstance(layer, QuantisedLinear)]
+        for width in {layer.in_features for layer in inside}:
+            share_rounding(layer for layer in inside if layer.in_features == width)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -283,6 +293,7 @@ def make_compact(model: PreTrainedModel, note: Compact, stored: Mapping[str, Ten
             n_in = _matrix(module).shape[1]
             activations = note.activations if note.linear_bits == 8 else "float"
             _put(model, name, QuantisedLinear(packed, scale, at["low"], at["bias"], n_in, activations))
+    _share_inputs(model)
 
 
 def _check_heads(skeleton: PreTrainedModel, note: Compact, where: str) -> None:

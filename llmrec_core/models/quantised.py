@@ -10,7 +10,9 @@ the batch. Where there is no VNNI the same rounding is followed by a float produ
 
 from __future__ import annotations
 
-from typing import Literal
+import weakref
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +102,39 @@ class QuantisedEmbedding(nn.Module):
         return (self.packed[ids].float() * self.scale[ids]).to(self._dtype)
 
 
+class Rounded:
+    """The last input of layers that read the same one (queries, keys and values), rounded once for all of them."""
+
+    def __init__(self) -> None:
+        self._last: tuple[weakref.ref[Tensor], list[tuple[Tensor, Tensor]]] | None = None
+
+    def blocks(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """:func:`_rounded` of [..., width] as rows, some hundred rows each."""
+        last = self._last
+        if last is not None and last[0]() is x:
+            return last[1]
+        found = [_rounded(part.float()) for part in x.reshape(-1, x.shape[-1]).split(_BLOCK_ROWS)]
+        # Without gradients nothing changes an input between two layers that read it; kept no longer than the input.
+        self._last = (weakref.ref(x, self._forget), found)
+        return found
+
+    def _forget(self, gone: weakref.ref[Tensor]) -> None:
+        if self._last is not None and self._last[0] is gone:
+            self._last = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rounded:
+        # Copied layers share what is new to them all, and nothing with those they were copied from.
+        memo[id(self)] = made = Rounded()
+        return made
+
+
+def share_rounding(layers: Iterable[QuantisedLinear]) -> None:
+    """Tells layers that read the same input."""
+    shared = Rounded()
+    for layer in layers:
+        layer.rounded = shared
+
+
 class QuantisedLinear(nn.Module):
     """A linear layer over whole numbers; see the module.
 
@@ -134,6 +169,11 @@ class QuantisedLinear(nn.Module):
         self.in_features, self.out_features = n_in, len(packed)
         self.activations = activations
         self._kernel: Tensor | None = None
+        self.rounded = Rounded()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The kernel's own form of the weights cannot be copied; a copy makes its own.
+        return {**self.__dict__, "_kernel": None}
 
     @property
     def weight(self) -> Tensor:
@@ -143,27 +183,22 @@ class QuantisedLinear(nn.Module):
         return unpack_groups(self.packed, self.scale, self.low, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
         if self.activations == "float":
-            found = functional.linear(
-                rows, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-            )
-        else:
-            found = self._whole_numbers(rows.float()).to(x.dtype)
-        return found.view(*x.shape[:-1], self.out_features)
+            return functional.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return self._whole_numbers(x).view(*x.shape[:-1], self.out_features)
 
-    def _whole_numbers(self, rows: Tensor) -> Tensor:
-        out = torch.empty(len(rows), self.out_features, device=rows.device)
-        weight = None if self._use_kernel(rows) else self.weight
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            part = rows[start : start + _BLOCK_ROWS]
-            numbers, scale = _rounded(part)
+    def _whole_numbers(self, x: Tensor) -> Tensor:
+        blocks = Rounded().blocks(x) if torch.is_grad_enabled() else self.rounded.blocks(x)
+        weight = None if self._use_kernel(x) else self.weight
+        out = x.new_empty(x.numel() // self.in_features, self.out_features)
+        for (numbers, scale), target in zip(blocks, out.split(_BLOCK_ROWS), strict=True):
             found = self._multiply(numbers) if weight is None else functional.linear(numbers.float() - 128.0, weight)
-            target = out[start : start + _BLOCK_ROWS]
             if self.bias is None:
-                torch.mul(found, scale, out=target)
-            else:
+                target.copy_(found.mul_(scale))
+            elif target.dtype == torch.float32:
                 torch.addcmul(self.bias, found, scale, out=target)
+            else:
+                target.copy_(torch.addcmul(self.bias, found, scale))
         return out
 
     def _use_kernel(self, rows: Tensor) -> bool:
@@ -182,9 +217,10 @@ class QuantisedLinear(nn.Module):
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Each row as uint8 around 128, and its scale float32 [n, 1]."""
-    top = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_min_(1e-20)
-    # All are positive, so cutting off after adding a half is rounding.
-    return torch.mul(rows, 127.0 / top).add_(128.5).to(torch.uint8), top / 127.0
+    top = rows.abs().amax(1, keepdim=True).clamp_min_(1e-20)
+    # By way of signed numbers, which processors convert to several times as fast; flipping the first bit adds 128.
+    numbers = torch.mul(rows, 127.0 / top).round_().to(torch.int8)
+    return numbers.view(torch.uint8).bitwise_xor_(128), top / 127.0
 
 
 def whole_number_kernel() -> bool:

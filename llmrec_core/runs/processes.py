@@ -7,6 +7,7 @@ process started, on a clock that nobody can set where the system offers one, so 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -116,6 +117,25 @@ def import_path() -> dict[str, str]:
         return {}
     known = os.environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else str(root)}
+
+
+def memory_environment() -> dict[str, str]:
+    """Environment under which a child of glibc keeps the memory it has freed, in pages of 2 MB; {} on other systems.
+
+    A training step frees all it has made, and by default glibc hands that back: the next step takes it from the kernel
+    anew, page by page, which costs bf16 training on processors a sixth of its time. What whoever started this process
+    has set stands.
+    """
+    if not platform.libc_ver()[0].startswith("glibc"):
+        return {}
+    wanted = {
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+        # The largest that glibc takes; larger pieces come from the kernel one by one.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def terminate(process: ProcessId) -> bool:

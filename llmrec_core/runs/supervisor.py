@@ -270,7 +270,8 @@ class Supervisor:
             transaction.end(row.run_id)
             return
         try:
-            child = processes.spawn(self._argv(folder.path), folder.log_path, processes.import_path())
+            environment = processes.import_path() | processes.memory_environment()
+            child = processes.spawn(self._argv(folder.path), folder.log_path, environment)
         except OSError as error:
             text = f"the worker could not be started: {error}."
             folder.write_status(run.status.ended("failed", text, error_kind=type(error).__name__, exit_code=1))

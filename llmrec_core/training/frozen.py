@@ -28,6 +28,7 @@ from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import HEAD, Packed, TokenisedPrompts
 from llmrec_core.training.steps import Known, nothing_known
+from llmrec_core.training.unpadded import end_to_end
 from llmrec_core.training.validation import Validation
 
 
@@ -69,10 +70,10 @@ class KeptStates:
         Args:
             prompts: numbers of the packed prompts, in the order of ``packed.row``.
         """
-        places = self._places(prompts, packed)
+        places = torch.from_numpy(self._places(prompts, packed))
         if self._network.unpadded:
-            places = places[packed.segment.cpu().numpy() >= HEAD][None]
-        return self._part.known(self._states[torch.from_numpy(places).to(self._states.device)])
+            places = end_to_end(packed, places, self._network.computes_in)[None]
+        return self._part.known(self._states[places.to(self._states.device)])
 
     @torch.no_grad()
     def _read(self, network: PromptNetwork, check: Callable[[], None]) -> Tensor:

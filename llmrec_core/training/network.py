@@ -73,6 +73,12 @@ class PromptNetwork(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def computes_in(self) -> torch.dtype:
+        """Of matrix products, and so of what attention adds to scores."""
+        found: torch.dtype = self.autocast or self.encoder.dtype
+        return found
+
     def pooling_weights(self, packed: Packed) -> Tensor:
         """How token states become one vector a prompt; see :func:`llmrec_core.training.packing.pooling_weights`."""
         return pooling_weights(packed, self.pooling, self.mask_id)
@@ -93,10 +99,8 @@ class PromptNetwork(nn.Module):
         return vectors[packed.row, packed.slot]
 
     def _hidden(self, packed: Packed) -> Tensor:
-        # The mask is made in the dtype of the embeddings, which is what attention adds it to.
-        dtype = self.autocast or self.encoder.dtype
         if self.shared:
-            mask = tree_mask_of(packed.segment, packed.position_ids, dtype, causal=self.causal)
+            mask = tree_mask_of(packed.segment, packed.position_ids, self.computes_in, causal=self.causal)
             return self.encoder(
                 input_ids=packed.input_ids, attention_mask=mask, position_ids=packed.position_ids
             ).last_hidden_state

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from llmrec_core.errors import SpecError
 from llmrec_core.models.tuning import decays, rate_factor
@@ -51,6 +52,10 @@ class MasterWeightAdamW(torch.optim.AdamW):
         super().__init__(copies, **options)
         #: What the next step divides gradients by; the name is that of ``torch.optim``, whose fused kernels read it.
         self.grad_scale: Tensor | None = None
+        self._owner = {id(master): parameter for parameter, master in self.pairs}
+        self._one_by_one = bool(self.defaults["fused"]) and any(
+            master is not parameter and master.device.type == "cpu" for parameter, master in self.pairs
+        )
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
@@ -67,6 +72,10 @@ class MasterWeightAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        if closure is None and self._one_by_one:
+            self._step_one_by_one()
+            self.grad_scale = None
+            return None
         for parameter, master in self.pairs:
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -74,6 +83,41 @@ class MasterWeightAdamW(torch.optim.AdamW):
         self.grad_scale = None
         self.round_back()
         return found
+
+    def _step_one_by_one(self) -> None:
+        """The same step, matrix by matrix: from its gradient in bf16 to its weights in bf16 it stays in the cache.
+
+        All together, gradients in float32 and rounded weights would go to memory and back in between.
+        """
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for master in group["params"]:
+                parameter = self._owner[id(master)]
+                if parameter.grad is None:
+                    continue
+                state = self.state[master]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+                adamw(
+                    [master],
+                    [parameter.grad.float()],
+                    [state["exp_avg"]],
+                    [state["exp_avg_sq"]],
+                    [],
+                    [state["step"]],
+                    fused=True,
+                    grad_scale=self.grad_scale,
+                    amsgrad=False,
+                    beta1=beta1,
+                    beta2=beta2,
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
+                if master is not parameter:
+                    parameter.copy_(master)
 
     @torch.no_grad()
     def round_back(self) -> None:
@@ -100,7 +144,6 @@ class LeanAdamW(MasterWeightAdamW):
     def __init__(self, groups: list[dict[str, Any]], *, stochastic: bool, eight_bit: bool, **options: Any) -> None:
         super().__init__(groups, masters=not stochastic, **options)
         self._eight_bit = eight_bit
-        self._owner = {id(master): parameter for parameter, master in self.pairs}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -153,7 +196,11 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         # A dot product reads memory at twice the speed of the norm of a single tensor.
         flat = (one.reshape(-1) for one in gradients)
         return torch.tensor(math.fsum(float(torch.dot(one, one)) for one in flat)).sqrt()
-    return nn.utils.get_total_norm([one.float() if one.device.type == "cpu" else one for one in gradients]).float()
+    if gradients and all(one.device.type == "cpu" for one in gradients):
+        # Summed in float32 without a copy in it.
+        norms = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in gradients]
+        return torch.linalg.vector_norm(torch.stack(norms))
+    return nn.utils.get_total_norm(list(gradients)).float()
 
 
 def round_stochastically(values: Tensor) -> Tensor:

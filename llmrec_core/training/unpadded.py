@@ -7,12 +7,16 @@ Scores, gradients and updates are those of the padded rows (see ``packing``), bu
 - above the last attention nothing reads a token that no prompt's vector is made of. In encoders' last layer, pooled
   tokens alone ask and are fed forward; of a history with its candidates they are a third or less.
 
+In bf16 some padding stays. oneDNN, which multiplies there, makes code for each new shape, and that takes about as long
+as the product; so rows end at multiples of 8 tokens and all of them together at one of 32: 4 % more tokens, and shapes
+that come again.
+
 For processors, where time goes with the operations. PyTorch's fused attention on cards takes padded rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from llmrec_core.training.network import PromptNetwork
 
 _ROWS = "llmrec-rows"
+#: What the tokens of a row, and of all rows together, are filled up to in bf16.
+_ROW_STEP, _TOTAL_STEP = 8, 32
 
 
 @contextmanager
@@ -75,7 +81,7 @@ def _possible(network: Any) -> bool:
 
 
 class Questions(NamedTuple):
-    """Tokens that ask, row by row, end to end.
+    """Tokens that ask, row by row, end to end. Behind the last row may be others, which read nothing.
 
     Attributes:
         n_asked, n_read: in each row, how many ask and how many are read.
@@ -87,6 +93,28 @@ class Questions(NamedTuple):
     masks: list[Tensor]
 
 
+def end_to_end(packed: Packed, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` [n_rows, width] of tokens as they stand in :class:`Rows`, [n_tokens]; 0 for those behind the rows."""
+    found = values[_kept(packed, dtype)]
+    return nn.functional.pad(found, (0, -len(found) % _steps(dtype)[1]))
+
+
+def _kept(packed: Packed, dtype: torch.dtype) -> Tensor:
+    """Which tokens of the rows stay, bool [n_rows, width]; a row's padding stands behind its tokens."""
+    lengths = _filled((packed.segment >= 0).sum(1), dtype)
+    return torch.arange(packed.segment.shape[1]) < lengths[:, None]
+
+
+def _filled(lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    # The width of packed rows is a multiple of this step too.
+    step = _steps(dtype)[0]
+    return -(-lengths // step) * step
+
+
+def _steps(dtype: torch.dtype) -> tuple[int, int]:
+    return (_ROW_STEP, _TOTAL_STEP) if dtype == torch.bfloat16 else (1, 1)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Tokens of packed rows end to end.
@@ -94,9 +122,9 @@ class Rows:
     Attributes:
         input_ids, position_ids: int64 [1, n_tokens].
         questions: all tokens ask.
-        pooled: int64 [n_pooled], tokens that vectors are made of.
+        pooled: int64 [n_pooled], tokens that vectors are made of, and some others.
         of_pooled: these ask.
-        weights: float32 [n_prompts, n_pooled], how they become vectors.
+        weights: float32 [n_prompts, n_pooled], how they become vectors; 0 for the others.
     """
 
     input_ids: Tensor
@@ -113,24 +141,27 @@ class Rows:
             weights: of :func:`llmrec_core.training.packing.pooling_weights`.
             dtype: in which attention is computed.
         """
-        # A row's padding stands behind its tokens.
-        real = packed.segment >= 0
+        kept = _kept(packed, dtype)
         mask = tree_mask(packed.segment, packed.position_ids, dtype, causal=causal)[:, 0]
-        pools = (weights > 0).any(1)
-        row, at = pools.nonzero(as_tuple=True)
-        lengths, n_pooled = real.sum(1), pools.sum(1)
+        asks = (weights > 0).any(1)
+        n_missing = _filled(asks.sum(1), dtype) - asks.sum(1)
+        others = kept & ~asks
+        asks |= others & (others.cumsum(1) <= n_missing[:, None])
+        row, at = asks.nonzero(as_tuple=True)
+        lengths = kept.sum(1)
         starts = lengths.cumsum(0) - lengths
-        n_read, n_asked = lengths.tolist(), n_pooled.tolist()
+        n_read, n_asked = lengths.tolist(), asks.sum(1).tolist()
         masks = [mask[number, :length, :length] for number, length in enumerate(n_read)]
         asked_masks = [seen[places] for seen, places in zip(masks, at.split(n_asked), strict=True)]
         of_prompt = weights[packed.row[:, None], packed.slot[:, None], at] * (packed.row[:, None] == row)
+        behind = (0, -len(row) % _steps(dtype)[1])
         return cls(
-            packed.input_ids[real][None],
-            packed.position_ids[real][None],
+            end_to_end(packed, packed.input_ids, dtype)[None],
+            end_to_end(packed, packed.position_ids, dtype)[None],
             Questions(n_read, n_read, masks),
-            starts[row] + at,
+            nn.functional.pad(starts[row] + at, behind),
             Questions(n_asked, n_read, asked_masks),
-            of_prompt,
+            nn.functional.pad(of_prompt, behind),
         )
 
 
@@ -140,7 +171,7 @@ class Rows:
 def vectors(network: PromptNetwork, packed: Packed) -> Tensor:
     """What the heads read of each prompt, float32 [n_prompts, hidden_size], as ``PromptNetwork.vectors``."""
     encoder: Any = network.encoder
-    rows = Rows.of(packed, network.pooling_weights(packed), network.autocast or encoder.dtype, causal=network.causal)
+    rows = Rows.of(packed, network.pooling_weights(packed), network.computes_in, causal=network.causal)
     last = layer_stack(encoder)[-1] if encoder.config.model_type in LAST_LAYERS else None
     more = {"use_cache": False} if network.causal else {}
     with (
@@ -205,17 +236,18 @@ class _RowAttention(torch.autograd.Function):
     ) -> Tensor:
         n_asked, n_read, masks = questions
         n_key_heads = key.shape[1]
-        found = query.new_empty(*query.shape[:2], value.shape[2])
+        found = _empty(query.shape[:2] + value.shape[2:], sum(n_asked), query)
         asked, out = (_rows(states, n_key_heads, n_asked) for states in (query, found))
-        keys = key.permute(1, 2, 0).split(n_read, 2)
-        values = value.transpose(0, 1).split(n_read, 1)
+        keys = key[: sum(n_read)].permute(1, 2, 0).split(n_read, 2)
+        values = value[: sum(n_read)].transpose(0, 1).split(n_read, 1)
         shares: list[Tensor] = []
         kept: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
             for i, mask in enumerate(masks):
                 n_sharing = asked[i].shape[1]
                 added = mask if n_sharing == 1 else mask.repeat(n_sharing, 1)
-                share = torch.baddbmm(added, asked[i].flatten(1, 2), keys[i], alpha=scaling).softmax(-1)
+                share = torch.baddbmm(added, asked[i].flatten(1, 2), keys[i], alpha=scaling)
+                share = _softmax(share)
                 shares.append(share)
                 if dropout:
                     kept.append(torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout))
@@ -231,10 +263,14 @@ class _RowAttention(torch.autograd.Function):
         query, key, value, *saved = ctx.saved_tensors
         shares, kept = saved[: len(masks)], saved[len(masks) :]
         n_key_heads = key.shape[1]
-        d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        n_tokens = sum(n_read)
+        d_query = _empty(query.shape, sum(n_asked), query)
+        d_key, d_value = (_empty(states.shape, n_tokens, states) for states in (key, value))
         asked, d_asked, out = (_rows(states, n_key_heads, n_asked) for states in (query, d_query, gradients[0]))
-        keys, d_keys, d_values = (states.transpose(0, 1).split(n_read, 1) for states in (key, d_key, d_value))
-        values = value.permute(1, 2, 0).split(n_read, 2)
+        keys, d_keys, d_values = (
+            states[:n_tokens].transpose(0, 1).split(n_read, 1) for states in (key, d_key, d_value)
+        )
+        values = value[:n_tokens].permute(1, 2, 0).split(n_read, 2)
         for i, share in enumerate(shares):
             d_out = out[i].flatten(1, 2)
             d_share = torch.bmm(d_out, values[i])
@@ -251,4 +287,18 @@ class _RowAttention(torch.autograd.Function):
 
 def _rows(states: Tensor, n_key_heads: int, sizes: list[int]) -> tuple[Tensor, ...]:
     """[n, n_heads, size] as [n_key_heads, heads that share a key, n_row, size] for each row."""
-    return states.unflatten(1, (n_key_heads, -1)).permute(1, 2, 0, 3).split(sizes, 2)
+    return states[: sum(sizes)].unflatten(1, (n_key_heads, -1)).permute(1, 2, 0, 3).split(sizes, 2)
+
+
+def _empty(shape: Sequence[int], n_rows: int, like: Tensor) -> Tensor:
+    """Room for what is computed of the first ``n_rows``; 0 behind them."""
+    found = like.new_empty(shape)
+    found[n_rows:] = 0
+    return found
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last size. PyTorch's own for bf16 takes twice the time on processors, and rounds in between."""
+    if scores.dtype != torch.bfloat16:
+        return scores.softmax(-1)
+    return scores.softmax(-1, dtype=torch.float32).to(torch.bfloat16)

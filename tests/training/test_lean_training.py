@@ -147,6 +147,30 @@ def test_clipping_with_the_step_is_clipping_before_it(weights: str, dtype: torch
         assert (mine - theirs).abs().mean() <= near * (theirs - start).abs().mean()
 
 
+def test_matrix_by_matrix_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(one_by_one: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 160), nn.LayerNorm(160), nn.Linear(160, 8)).bfloat16()
+        model[1].float()
+        made = make_optimizer(model, TrainingSpec(learning_rate=1e-2))
+        assert made._one_by_one
+        made._one_by_one = one_by_one
+        for step in range(4):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype)
+            # The last weight gets no gradient once.
+            model[2].bias.grad = None if step == 1 else model[2].bias.grad
+            made.clip(0.5)
+            made.step()
+            made.zero_grad()
+        states = [made.state[master][key] for _, master in made.pairs for key in ("exp_avg", "exp_avg_sq", "step")]
+        return [*(p.detach() for p in model.parameters()), *(master.detach() for _, master in made.pairs), *states]
+
+    for mine, theirs in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_bytes_that_each_way_needs() -> None:
     def network() -> nn.Linear:
         return nn.Linear(256, 64, bias=False, dtype=torch.bfloat16)
