@@ -29,7 +29,7 @@ from llmrec_core.models.text_vectors import read_rows
 from llmrec_core.specs import TwoTowerSpec
 from llmrec_core.training.rounds import Outcome, RoundLoop, pace
 from llmrec_core.training.sequence_network import Sequences
-from llmrec_core.training.sequences import Histories, inputs_and_targets, windows
+from llmrec_core.training.sequences import Histories, in_parts, inputs_and_targets, windows
 from llmrec_core.training.trainer import own_generators
 from llmrec_core.training.two_tower_network import TwoTowerNetwork
 
@@ -101,7 +101,26 @@ def train_two_towers(
     return outcome
 
 
-class _Loop(RoundLoop):
+@dataclass(frozen=True)
+class _Batch:
+    """One step, with all that is drawn for it.
+
+    Attributes:
+        inputs: what users are made of. targets: the item wanted at each place, [n, length], -1 where none is.
+        candidates: items that the softmax runs over, ascending.
+        used: texts that are needed, ascending. fresh: places in it that are read anew; None: none.
+    """
+
+    inputs: Sequences
+    targets: Tensor
+    candidates: Tensor
+    used: Tensor
+    fresh: Tensor | None
+
+
+class _Loop(RoundLoop[_Batch]):
+    when_memory_is_short = "Lower it, n_negatives or tuning_texts, or use another device."
+
     def __init__(
         self,
         network: TwoTowerNetwork,
@@ -167,7 +186,7 @@ class _Loop(RoundLoop):
         batches = itertools.islice(self._endless(number), min(_TUNED_ROUND, left)) if tuned else self._batches(number)
         for at, (inputs, targets) in enumerate(batches):
             self._set_rates(number, at)
-            stopped = self._take_step(self._loss(inputs, targets, tuned), number, len(targets))
+            stopped = self._take_step(self._drawn(inputs, targets, tuned), number, len(targets))
             if stopped:
                 break
         else:
@@ -220,35 +239,65 @@ class _Loop(RoundLoop):
             whole = self.examples.batch(low[part], high[part], self.device)
             yield inputs_and_targets(whole.reversed(turned[part]))
 
-    def _loss(self, inputs: Sequences, targets: Tensor, tuned: bool) -> Tensor:
-        wanted = targets[targets >= 0]
+    def _drawn(self, inputs: Sequences, targets: Tensor, tuned: bool) -> _Batch:
         drawn = torch.from_numpy(self.rng.choice(self.offered, self.spec.n_negatives)).to(self.device)
-        candidates = torch.unique(torch.cat([wanted, drawn]))
+        candidates = torch.unique(torch.cat([targets[targets >= 0], drawn]))
         used = torch.unique(torch.cat([candidates, inputs.items[inputs.mask]]))
-        whitened = self.network.whitened(self._pooled(used, tuned))
-        # Padding may point anywhere: its state is never looked at.
-        place = torch.searchsorted(used, inputs.items.contiguous()).clamp_max(len(used) - 1)
-        placed = Sequences(place, inputs.ratings, inputs.gaps, inputs.mask)
-        known = None if isinstance(self.examples, PromptExamples) else used
-        states = self.network.users(whitened, placed, known)[targets >= 0]
-        logits = states @ self.network.items(whitened[torch.searchsorted(used, candidates)], candidates).T
-        own = torch.searchsorted(candidates, wanted)
-        log_share = self._log_inclusion(candidates.cpu().numpy(), len(wanted)).to(logits)
-        lowered = logits - log_share
-        lowered = lowered.scatter(1, own[:, None], logits.gather(1, own[:, None]))
-        return nn.functional.cross_entropy(lowered, own)
+        fresh = None
+        if tuned:
+            chosen = np.sort(self.rng.choice(len(used), min(self.spec.tuning_texts, len(used)), replace=False))
+            fresh = torch.from_numpy(chosen).to(self.device)
+        return _Batch(inputs, targets, candidates, used, fresh)
 
-    def _pooled(self, used: Tensor, tuned: bool) -> Tensor:
-        """Pooled outputs of the texts used in a step; in tuning some of them are read anew."""
-        pooled = self.table.pooled[used]
-        if not tuned:
-            return pooled
-        n_fresh = min(self.spec.tuning_texts, len(used))
-        chosen = np.sort(self.rng.choice(len(used), n_fresh, replace=False))
-        where = torch.from_numpy(chosen).to(self.device)
-        fresh = self.table.read(used[where].tolist())
-        self.table.pooled[used[where]] = fresh.detach()
-        return pooled.index_copy(0, where, fresh)
+    def _backward(self, batch: _Batch, parts: int) -> float:
+        """Texts are read anew in parts too: once for their outputs, and again with a graph when gradients at these are
+        known (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", RepL4NLP 2021).
+        """
+        pooled = self.table.pooled[batch.used]
+        if batch.fresh is None:
+            return self._loss(batch, pooled, parts)
+        texts = [batch.used[places] for places in batch.fresh.tensor_split(parts) if len(places)]
+        with torch.set_grad_enabled(len(texts) == 1):
+            read = torch.cat([self._read(part, number, len(texts)) for number, part in enumerate(texts)])
+        self.table.pooled[torch.cat(texts)] = read.detach()
+        pooled = pooled.index_copy(0, batch.fresh, read.detach()).requires_grad_()
+        value = self._loss(batch, pooled, parts)
+        assert pooled.grad is not None
+        gradients = pooled.grad[batch.fresh].split([len(part) for part in texts])
+        for number, (part, gradient) in enumerate(zip(texts, gradients, strict=True)):
+            again = read if len(texts) == 1 else self._read(part, number, len(texts))
+            again.backward(gradient)
+        return value
+
+    def _read(self, texts: Tensor, number: int, of: int) -> Tensor:
+        """Outputs of some texts, with a graph where one is wanted; part ``number`` drops out the same each time."""
+        if of == 1:
+            return self.table.read(texts.tolist())
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((self.ctx.seed * 100_003 + self.step) * 101 + number)
+            return self.table.read(texts.tolist())
+
+    def _loss(self, batch: _Batch, pooled: Tensor, parts: int) -> float:
+        """Adds the gradients of a batch whose texts came to ``pooled``; its loss."""
+        whole, n_wanted = 0.0, int((batch.targets >= 0).sum())
+        log_share = self._log_inclusion(batch.candidates.cpu().numpy(), n_wanted)
+        known = None if isinstance(self.examples, PromptExamples) else batch.used
+        for inputs, targets, share in in_parts(batch.inputs, batch.targets, parts):
+            wanted = targets[targets >= 0]
+            whitened = self.network.whitened(pooled)
+            # Padding may point anywhere: its state is never looked at.
+            place = torch.searchsorted(batch.used, inputs.items.contiguous()).clamp_max(len(batch.used) - 1)
+            placed = Sequences(place, inputs.ratings, inputs.gaps, inputs.mask)
+            states = self.network.users(whitened, placed, known)[targets >= 0]
+            own_texts = whitened[torch.searchsorted(batch.used, batch.candidates)]
+            logits = states @ self.network.items(own_texts, batch.candidates).T
+            own = torch.searchsorted(batch.candidates, wanted)
+            lowered = logits - log_share.to(logits)
+            lowered = lowered.scatter(1, own[:, None], logits.gather(1, own[:, None]))
+            loss = nn.functional.cross_entropy(lowered, own) * share
+            loss.backward()
+            whole += float(loss.detach())
+        return whole
 
     def _log_inclusion(self, candidates: IntArray, n_targets: int) -> Tensor:
         """Log of the probability of each candidate to be in the batch: as one of the targets, or drawn."""

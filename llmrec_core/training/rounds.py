@@ -2,6 +2,8 @@
 
 What is drawn in a round may depend on (seed, number of the round) alone; then a training that was cut short and resumed
 ends with the very weights of one that was not.
+
+A batch that does not fit into memory is computed in parts that add up to it: same loss, same gradients, slower.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +22,17 @@ from torch import Tensor, nn
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.training import checkpoints
+from llmrec_core.training.memory import free_memory, out_of_memory
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
 _EVENT_INTERVAL_S = 0.3
+#: A batch that does not fit is cut in 2, 4 ... up to this many parts.
+_MAX_PARTS = 64
 _WARMUP = 0.05
+
+
+#: What a subclass makes of a batch before anything is computed.
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Outcome:
     stopped: str | None
 
 
-class RoundLoop(ABC):
+class RoundLoop(ABC, Generic[B]):
     """Runs :meth:`_round` again and again; a subclass makes batches and losses.
 
     Args:
@@ -74,9 +83,13 @@ class RoundLoop(ABC):
         self.without_gain = 0
         self.step = 0
         self._trained = {name: p for name, p in parts.named_parameters() if p.requires_grad}
+        self._parts = 1
         self.average = average
         #: Running mean of the weights; empty where the last ones are kept.
         self.mean = self._copy() if average else {}
+
+    #: What to do where even small parts do not fit.
+    when_memory_is_short: ClassVar[str] = "Lower it, or use another device."
 
     # -- what a subclass says ------------------------------------------------------------------------------------------
 
@@ -84,7 +97,14 @@ class RoundLoop(ABC):
     def _round(self, number: int) -> str | None:
         """Takes the steps of a round (from 0) through :meth:`_take_step`; returns why it was stopped, if it was."""
 
-    def _begin(self) -> None:  # noqa: B027 (most have nothing to do)
+    @abstractmethod
+    def _backward(self, batch: B, parts: int) -> float:
+        """Adds the gradients of a batch, computed in as many parts, or as there are; its loss.
+
+        It may be called again with more parts, for the same gradients: what is drawn belongs into the batch.
+        """
+
+    def _begin(self) -> None:
         """Called once before the first round of a training that begins."""
 
     def _run_dry(self, done: int) -> int | None:
@@ -98,7 +118,7 @@ class RoundLoop(ABC):
 
         Raises:
             RunCancelledError: ``ctx.should_stop()`` said "cancel".
-            RunFailedError: the loss is not finite, or a checkpoint cannot be written.
+            RunFailedError: the loss is not finite, memory is too small, or a checkpoint cannot be written.
             ModelError: ``ctx.resume_from`` holds checkpoints of another training.
         """
         number, stopped = self._resume(), None
@@ -138,16 +158,23 @@ class RoundLoop(ABC):
     def _copy(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.trained().items()}
 
-    def _take_step(self, loss: Tensor, number: int, n_rows: int) -> str | None:
-        """One step of the optimizer; returns "person" when somebody asked to stop."""
-        value = float(loss.detach())
+    def _take_step(self, batch: B, number: int, n_rows: int) -> str | None:
+        """One step of the optimizer on ``n_rows`` examples; returns "person" when somebody asked to stop."""
+        while True:
+            try:
+                value = self._backward(batch, self._parts)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            # Outside the handler: its traceback would keep the memory that is to be freed.
+            self._halve()
         if not math.isfinite(value):
             raise RunFailedError(
                 f"the loss is {value} in round {number + 1}: the training has diverged.",
                 where="recommender.learning_rate",
                 fix="Lower the learning rate.",
             )
-        loss.backward()
         nn.utils.clip_grad_norm_(list(self.trained().values()), 1.0)
         self.adam.step()
         self.adam.zero_grad()
@@ -158,6 +185,24 @@ class RoundLoop(ABC):
         if asked == "cancel":
             raise RunCancelledError("the run was cancelled.")
         return "person" if asked == "stop" else None
+
+    def _halve(self) -> None:
+        """Forgets what there is of a step, and asks for smaller parts.
+
+        Raises:
+            RunFailedError: they cannot be smaller.
+        """
+        self.adam.zero_grad()
+        free_memory(next(self.parts.parameters()).device)
+        self._parts *= 2
+        if self._parts > _MAX_PARTS:
+            raise RunFailedError(
+                "the device's memory is too small for even a small part of a batch.",
+                where="recommender.batch_size",
+                fix=self.when_memory_is_short,
+            )
+        message = f"Out of memory: batches are now computed in {self._parts} parts (same result, slower)."
+        self.ctx.emit("log", level="warning", message=message)
 
     def _tell(self, number: int, loss: float, n_rows: int) -> None:
         now = time.monotonic()
@@ -229,6 +274,7 @@ class RoundLoop(ABC):
             "best_round": self.best_round,
             "best_value": self.best_value,
             "without_gain": self.without_gain,
+            "parts": self._parts,
         }
         found = checkpoints.Checkpoint(tensors, state, {"global_step": self.step})
         checkpoints.write_checkpoint(self.ctx.checkpoint_dir, number, found)
@@ -260,6 +306,7 @@ class RoundLoop(ABC):
         self.step = int(state["step"])
         self.best_round, self.best_value = state["best_round"], state["best_value"]
         self.without_gain = int(state["without_gain"])
+        self._parts = int(state.get("parts", 1))
         log("info", f"Going on after round {state['round']}.")
         return int(state["round"])
 

@@ -41,6 +41,10 @@ class Sequences:
     gaps: Tensor
     mask: Tensor
 
+    def take(self, rows: Tensor) -> Sequences:
+        """Some of the histories, as wide as all."""
+        return Sequences(self.items[rows], self.ratings[rows], self.gaps[rows], self.mask[rows])
+
     def reversed(self, chosen: Tensor) -> Sequences:
         """Rows of ``chosen`` (bool [n]) read backwards, the others as they are; a gap stays between its two entries."""
         n, length = self.items.shape

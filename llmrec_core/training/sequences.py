@@ -174,8 +174,21 @@ def train_sequences(
         return _Loop(network, histories, spec, ctx, measure, metric, fingerprint, mix).run()
 
 
-class _Loop(RoundLoop):
+@dataclass(frozen=True)
+class _Batch:
+    """Inputs and the item wanted at each place, [n, length], -1 where none is; ``drawn``: negatives, None for all."""
+
+    inputs: Sequences
+    targets: Tensor
+    drawn: Tensor | None
+
+
+class _Loop(RoundLoop[_Batch]):
     """A round is an epoch."""
+
+    when_memory_is_short = (
+        "Lower it, or max_history; or n_negatives or full_softmax_items where the catalogue is large."
+    )
 
     def __init__(
         self,
@@ -219,7 +232,7 @@ class _Loop(RoundLoop):
         for inputs, targets in self._batches(number):
             for group in self.adam.param_groups:
                 group["lr"] = self.spec.learning_rate * pace(self.step / self.total_steps)
-            stopped = self._take_step(self._loss(inputs, targets), number, len(inputs.items))
+            stopped = self._take_step(_Batch(inputs, targets, self._drawn()), number, len(targets))
             if stopped:
                 return stopped
         return None
@@ -254,15 +267,27 @@ class _Loop(RoundLoop):
                 targets = targets.where(steps[:, 1:] > 0, -1)
             yield inputs, targets
 
-    def _loss(self, inputs: Sequences, targets: Tensor) -> Tensor:
+    def _drawn(self) -> Tensor | None:
+        if not self.sampled:
+            return None
+        return torch.multinomial(self.draw_share, self.spec.n_negatives, replacement=True)
+
+    def _backward(self, batch: _Batch, parts: int) -> float:
+        whole = 0.0
+        for inputs, targets, share in in_parts(batch.inputs, batch.targets, parts):
+            loss = self._loss(inputs, targets, batch.drawn) * share
+            loss.backward()
+            whole += float(loss.detach())
+        return whole
+
+    def _loss(self, inputs: Sequences, targets: Tensor, drawn: Tensor | None) -> Tensor:
         vectors = self.network.item_vectors()
         states = self.network.states(inputs, vectors)[targets >= 0]
         wanted = targets[targets >= 0]
-        if not self.sampled:
+        if drawn is None:
             return catalogue_loss(states, vectors, wanted, self.spec.label_smoothing)
         # The sum over all items is estimated from drawn ones, each weighing 1 / (n_negatives * share): so what is drawn
         # often does not count more for it (logQ correction; the target itself is known, not drawn, and needs none).
-        drawn = torch.multinomial(self.draw_share, self.spec.n_negatives, replacement=True)
         weight = (self.draw_share[drawn] * self.spec.n_negatives).log().float()
         own = (states * vectors[wanted]).sum(1, keepdim=True)
         others = (states @ vectors[drawn].T - weight).masked_fill(drawn[None, :] == wanted[:, None], -torch.inf)
@@ -299,6 +324,21 @@ def inputs_and_targets(whole: Sequences) -> tuple[Sequences, Tensor]:
     """
     inputs = Sequences(*(getattr(whole, name)[:, :-1] for name in ("items", "ratings", "gaps", "mask")))
     return inputs, torch.where(whole.mask[:, 1:], whole.items[:, 1:], -1)
+
+
+def in_parts(inputs: Sequences, targets: Tensor, parts: int) -> Iterator[tuple[Sequences, Tensor, float]]:
+    """The rows of a batch in at most so many parts, each with its share of all places where an item is wanted.
+
+    Mean losses of the parts, times their shares, add up to the mean loss of the whole.
+    """
+    if parts == 1:
+        yield inputs, targets, 1.0
+        return
+    n_wanted = (targets >= 0).sum(1)
+    for rows in torch.arange(len(targets), device=targets.device).tensor_split(parts):
+        share = float(n_wanted[rows].sum() / n_wanted.sum())
+        if share:
+            yield inputs.take(rows), targets[rows], share
 
 
 def last_item_scores(network: SequenceNetwork, batch: Sequences) -> FloatArray:

@@ -11,18 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import write_tiny_bert
-from training.training_cases import fit, planted_run, planted_split
+from training.training_cases import Events, fit, planted_run, planted_split
 
 from llmrec_core.contracts import FitContext, HistoryItem, Query
 from llmrec_core.data import Dataset, Split, make_split
-from llmrec_core.errors import InputError, ModelError, RunCancelledError
+from llmrec_core.errors import InputError, ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.text_vectors import Whitening, embed_texts
 from llmrec_core.recommenders._histories import training_histories
 from llmrec_core.recommenders._watch import watched
 from llmrec_core.recommenders.sequential import SequentialRecommender
 from llmrec_core.specs import SequentialSpec, SplitSpec
 from llmrec_core.training.sequence_network import Dropout, SequenceNetwork, Sequences, catalogue_loss
-from llmrec_core.training.sequences import Histories, _Loop, gap_bins, rating_bins
+from llmrec_core.training.sequences import Histories, _Batch, _Loop, gap_bins, rating_bins
 
 #: The rule of these rings goes one way, so histories are not read backwards.
 IDS_ONLY = {
@@ -103,14 +103,43 @@ def test_the_sampled_loss_is_near_the_full_one():
         spec = SequentialSpec(**{**IDS_ONLY, **fields})
         return _Loop(network, training_histories(split), spec, FitContext(), None, "ndcg@10", "")
 
-    full = loop()
-    inputs, targets = next(full._batches(0))
-    wanted = float(full._loss(inputs, targets).detach())
+    batch = next(loop()._batches(0))
+
+    def loss(made: _Loop) -> float:
+        return made._backward(_Batch(*batch, made._drawn()), 1)
+
+    wanted = loss(loop())
     torch.manual_seed(1)
-    found = float(loop(full_softmax_items=0, n_negatives=100_000)._loss(inputs, targets).detach())
-    assert found == pytest.approx(wanted, abs=0.02)
-    few = [float(loop(full_softmax_items=0, n_negatives=4)._loss(inputs, targets).detach()) for _ in range(20)]
+    assert loss(loop(full_softmax_items=0, n_negatives=100_000)) == pytest.approx(wanted, abs=0.02)
+    few = [loss(loop(full_softmax_items=0, n_negatives=4)) for _ in range(20)]
     assert np.std(few) > 0.02, "with few drawn it is an estimate"
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"full_softmax_items": 0, "n_negatives": 5}])
+def test_out_of_memory_leaves_the_training_as_it_is(settings, monkeypatch):
+    """More than five histories at once do not fit: parts of a batch share what is drawn for it."""
+    # Windows of few inputs cut histories into pieces of different length.
+    split, events = chain(n_users=13), Events()
+    fields = {"max_history": 5, "epochs": 3, "batch_size": 13, "id_bound": 1.0, **settings}
+    whole = fitted(split, **fields)
+    states = SequenceNetwork.states
+
+    def few(limit: int):
+        def checked(self, batch, vectors):
+            if self.training and len(batch.items) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return states(self, batch, vectors)
+
+        return checked
+
+    monkeypatch.setattr(SequenceNetwork, "states", few(5))
+    parted = fitted(split, FitContext(device="cpu", emit=events.emit), **fields)
+    assert "in 4 parts" in events.messages
+    np.testing.assert_allclose(parted.item_vectors(), whole.item_vectors(), atol=1e-4)
+    assert np.abs(whole.item_vectors() - fitted(split, **{**fields, "epochs": 2}).item_vectors()).max() > 1e-3
+    monkeypatch.setattr(SequenceNetwork, "states", few(0))
+    with pytest.raises(RunFailedError, match=r"recommender\.batch_size: .*max_history"):
+        fitted(split, **fields)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
