@@ -15,7 +15,7 @@ from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.listwise import ListwiseRecommender
 from llmrec_core.recommenders.pipeline import ranker_of
-from llmrec_core.recommenders.reworked import network_of, practice, reader_of, with_backbone, with_reader
+from llmrec_core.recommenders.reworked import network_of, practice, reader_of, weigh_text, with_backbone, with_reader
 from llmrec_core.specs.compression import (
     CompressionSpec,
     DistilSpec,
@@ -106,9 +106,8 @@ def _smaller(
     child = with_backbone(reader, small)
     if spec.epochs:
         pairs = [(place, _matched(kept, place, n_layers)) for place in range(len(kept))]
-        labels = reader.behaviour is None
-        student = network_of(child)
-        teach(student, teacher, pairs, plan, validation, weights, spec, ctx, labels=labels)
+        teach(network_of(child), teacher, pairs, plan, validation, weights, spec, ctx)
+    weigh_text(child, held_out, validation, ctx)
     return with_reader(parent, child, split, ctx)
 
 

@@ -69,8 +69,6 @@ def teach(
     weights: Mapping[str, float],
     spec: RecoveryFields,
     ctx: FitContext,
-    *,
-    labels: bool = True,
 ) -> None:
     """Trains ``student`` in place and leaves it frozen, with the weights of its best validation.
 
@@ -78,7 +76,6 @@ def teach(
         pairs: (layer of the student, layer of the teacher) whose states are to be alike.
         plan: batches of training prompts; both networks read them.
         weights: task -> weight of its loss.
-        labels: False: the labels say nothing (what stands beside the text is not known here).
 
     Raises:
         RunCancelledError: ``ctx.should_stop()`` said "cancel". RunFailedError: the loss is no number any more.
@@ -107,7 +104,7 @@ def teach(
                 asked = ctx.should_stop()
                 if asked == "cancel":
                     raise RunCancelledError("the run was cancelled.")
-                loss = _loss(student, teacher, ours, theirs, plan[step - 1], weights, spec, labels)
+                loss = _loss(student, teacher, ours, theirs, plan[step - 1], weights, spec)
                 if not math.isfinite(float(loss.detach())):
                     raise RunFailedError(
                         f"the loss is {float(loss.detach())} at step {step}.",
@@ -141,13 +138,12 @@ def _loss(
     batch: Batch,
     weights: Mapping[str, float],
     spec: RecoveryFields,
-    labels: bool,
 ) -> Tensor:
     with torch.no_grad():
         right = teacher(batch.packed)
     said = student(batch.packed)
     loss = torch.zeros((), device=student.device)
-    if labels and spec.label_weight:
+    if spec.label_weight:
         loss = loss + spec.label_weight * weighted_loss(said, batch.labels.to(student.device), weights)
     for task in weights:
         spread = right[task].var(unbiased=False).clamp_min(1e-4)

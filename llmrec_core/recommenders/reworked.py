@@ -17,6 +17,8 @@ from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender, ranker_of
 from llmrec_core.specs import TuningSpec
 from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.behaviour import Behaviour
+from llmrec_core.training.features import BehaviourFeatures
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.samples import SampleLists, like_threshold, scale_ratings, training_lists, validation_lists
 from llmrec_core.training.validation import Validation
@@ -55,7 +57,8 @@ def with_backbone(reader: CrossEncoderRecommender, backbone: Backbone) -> CrossE
         update={"tuning": TuningSpec(method="full"), "share_history": network.shared and reader.spec.share_history}
     )
     child._tuned = frozenset()
-    child._network = PromptNetwork(
+    # Of its own kind: networks of lists give letters where others give one number a prompt.
+    child._network = type(network)(
         backbone,
         copy.deepcopy(network.heads),
         pooling=network.pooling,
@@ -93,21 +96,24 @@ def practice(
 ) -> tuple[BatchPlan, Validation, SampleLists]:
     """The parent's training prompts in batches, its validation, and the validation samples.
 
-    Drawn as its own training drew them, with the same seed; behaviour's offsets are left out, so that labels are to be
-    left aside where there is behaviour.
+    Drawn as its own training drew them, with the same seed; what behaviour says of them stands beside them as it did
+    there.
     """
     reader = reader_of(recommender)
     network, _, _ = reader._fitted()
     pool = recommender.hard_negatives(split) if isinstance(recommender, PipelineRecommender) else None
     lists = training_lists(split, reader.run, ctx.seed, pool)
+    if reader.behaviour is not None:
+        lists = replace(lists, offsets=_out_of_fold(reader.behaviour, reader, split, ctx).of_training(lists))
     tokens = reader._tokenise(lists, ctx=ctx)
     training = reader.run.training.model_copy(update={"epochs": max(epochs, 1e-6)})
     plan = BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id)
-    return plan, validation_of(recommender, split, ctx), validation_lists(split, reader.run, ctx.seed)
+    held_out = _held_out(reader, split, ctx)
+    return plan, _validation(reader, held_out, ctx), held_out
 
 
 def validation_of(recommender: Recommender, split: Split, ctx: FitContext) -> Validation:
-    """What the parent's training watched, without behaviour's offsets.
+    """What the parent's training watched.
 
     Raises:
         SpecError: the watched metric needs a head that it has not.
@@ -116,13 +122,40 @@ def validation_of(recommender: Recommender, split: Split, ctx: FitContext) -> Va
     if isinstance(part, GenerativeRecommender):
         return part.validation(split, ctx)
     reader = reader_of(recommender)
-    _, _, dataset = reader._fitted()
+    return _validation(reader, _held_out(reader, split, ctx), ctx)
+
+
+def weigh_text(child: CrossEncoderRecommender, held_out: SampleLists, validation: Validation, ctx: FitContext) -> None:
+    """Chooses the weight of a child's text beside behaviour on validation, as a fit does; the parent's stays."""
+    if child.behaviour is None:
+        return
+    behaviour = copy.copy(child.behaviour)
+    behaviour.text_weight = dict(behaviour.text_weight)
+    child.behaviour = behaviour
+    child._join(behaviour, held_out, validation, ctx)
+
+
+def _held_out(reader: CrossEncoderRecommender, split: Split, ctx: FitContext) -> SampleLists:
+    """Validation samples, with what behaviour says of them."""
     lists = validation_lists(split, reader.run, ctx.seed)
+    return lists if reader.behaviour is None else replace(lists, offsets=reader.behaviour.of_lists(lists))
+
+
+def _out_of_fold(behaviour: Behaviour, reader: CrossEncoderRecommender, split: Split, ctx: FitContext) -> Behaviour:
+    """The same weights over tables that are learned again: a fit forgets those that leave the asked users out."""
+    threshold = like_threshold(split.dataset, reader.run)
+    found = copy.copy(behaviour)
+    found.features = BehaviourFeatures.learn(split, behaviour.spec, threshold, ctx)
+    return found
+
+
+def _validation(reader: CrossEncoderRecommender, lists: SampleLists, ctx: FitContext) -> Validation:
+    _, _, dataset = reader._fitted()
     low, high = dataset.rating_scale or (0.0, 1.0)
     threshold = like_threshold(dataset, reader.run)
     return Validation(
         reader.run.training.validation_metric,
-        replace(lists, offsets={}),
+        lists,
         reader._tokenise(lists, ctx=ctx, what="validation"),
         cast(dict[str, float], {o.task: o.weight for o in reader.run.objectives}),
         rating_scale=(low, high),
