@@ -9,11 +9,12 @@ its own, so every architecture that takes one runs with the code it came with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,13 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from llmrec_core.contracts import IntArray
+from llmrec_core.errors import RunFailedError
 from llmrec_core.models.device import BATCH_TOKENS
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_frozen import called_instead
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
+from llmrec_core.training.memory import free_memory, out_of_memory
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ LAST_LAYERS = frozenset({"bert", "electra"})
 #: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
 _BLOCK_CELLS = {"cpu": 250_000, "cuda": 200_000_000, "mps": 20_000_000}
 _BLOCKS = "llmrec-blocks"
+#: How often batches of a network were halved because memory ran out, and how often they may be.
+_halved: WeakKeyDictionary[PromptNetwork, int] = WeakKeyDictionary()
+_MAX_HALVED = 6
 
 
 def reads_trees(backbone: Backbone) -> bool:
@@ -50,18 +56,64 @@ def reads_trees(backbone: Backbone) -> bool:
 def predict(network: PromptNetwork, tokens: TokenisedPrompts, tasks: tuple[str, ...]) -> Predictions:
     """Raw outputs of the named heads, float32 [n_prompts] (or wider), batch by batch in bounded memory.
 
-    The network must be in evaluation mode. Scores do not depend on which prompts share a batch, but for rounding.
+    The network must be in evaluation mode. Scores do not depend on which prompts share a batch, but for rounding: where
+    memory runs out, the network's batches are smaller from then on, and the rest is read in such.
+
+    Raises:
+        RunFailedError: memory is too small even for small batches.
     """
     out: Predictions = {}
+    left, rest = np.arange(len(tokens), dtype=np.int64), tokens
+    while True:
+        done = np.zeros(len(left), bool)
+        try:
+            for members, scores in _score(network, rest, tasks):
+                for task, found in scores.items():
+                    if task not in out:
+                        out[task] = np.empty((len(tokens), *found.shape[1:]), np.float32)
+                    out[task][left[members]] = found
+                done[members] = True
+            return {task: out.get(task, np.empty(0, np.float32)) for task in tasks}
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Outside the handler: its traceback would keep the memory that is to be freed.
+        _halve_budget(network)
+        left = left[~done]
+        rest = TokenisedPrompts(tokens.heads, tokens.tails, tokens.head_of[left], tokens.tail_of[left])
+
+
+def _score(
+    network: PromptNetwork, tokens: TokenisedPrompts, tasks: tuple[str, ...]
+) -> Iterator[tuple[IntArray, Predictions]]:
+    """Prompts of a batch and their outputs."""
     read = _read_batches if reads_trees(network.backbone) else _padded_batches
-    for members, vectors in read(network, tokens):
-        scores = network.heads(vectors)
-        for task in tasks:
-            found = scores[task].float().cpu().numpy()
-            if task not in out:
-                out[task] = np.empty((len(tokens), *found.shape[1:]), np.float32)
-            out[task][members] = found
-    return {task: out.get(task, np.empty(0, np.float32)) for task in tasks}
+    # Closed whatever happens: attention is put back with it.
+    with closing(read(network, tokens)) as batches:
+        for members, vectors in batches:
+            scores = network.heads(vectors)
+            yield members, {task: scores[task].float().cpu().numpy() for task in tasks}
+
+
+def batch_tokens(network: PromptNetwork) -> int:
+    """Tokens that are read at once (or one prompt, if that is longer)."""
+    whole = BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
+    return max(1, whole >> _halved.get(network, 0))
+
+
+def _halve_budget(network: PromptNetwork) -> None:
+    _halved[network] = _halved.get(network, 0) + 1
+    # Kept states belong to the batches that were; without them there is more memory too.
+    network.kept = None
+    free_memory(network.device)
+    if _halved[network] > _MAX_HALVED:
+        # Where other memory is free again, batches may be as large as ever.
+        del _halved[network]
+        raise RunFailedError(
+            "the device's memory is too small to score even a small batch of prompts.",
+            where="prompt.max_tokens",
+            fix="Lower it, free memory of the device, or use another one.",
+        )
 
 
 # ---- one row without padding -----------------------------------------------------------------------------------------
@@ -283,19 +335,15 @@ def _attending_by_blocks(encoder: Any) -> Iterator[None]:
 def n_flat_tokens(network: PromptNetwork, tokens: TokenisedPrompts) -> int:
     """Tokens in all batches of :func:`flat_batches`."""
     heads = tokens.heads.lengths
-    batches = plan_batches(tokens, _budget(network))
+    batches = plan_batches(tokens, batch_tokens(network))
     n_heads = sum(int(heads[tokens.head_of[group[0]]]) for groups in batches for group in groups)
     return n_heads + int(tokens.tails.lengths[tokens.tail_of].sum())
 
 
-def _budget(network: PromptNetwork) -> int:
-    return BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
-
-
-def flat_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[FlatBatch]:
+def flat_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Generator[FlatBatch]:
     """All prompts, always in the same batches; until the last one is taken, attention goes by blocks."""
     with _attending_by_blocks(network.encoder):
-        for groups in plan_batches(tokens, _budget(network)):
+        for groups in plan_batches(tokens, batch_tokens(network)):
             yield lay_out(tokens, groups, network)
 
 
@@ -307,13 +355,14 @@ def read_flat(network: PromptNetwork, batch: FlatBatch) -> Tensor:
         ).last_hidden_state[0]
 
 
-def _read_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
+def _read_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Generator[tuple[IntArray, Tensor]]:
     """Prompts of a batch and what the heads read of each, float32 [n, hidden_size]."""
     kept = network.kept if network.kept is not None and network.kept.tokens is tokens else None
-    for number, batch in enumerate(flat_batches(network, tokens)):
-        with nullcontext() if kept is None else kept.batch(number), _tails_alone(network, batch) as read:
-            hidden = read_flat(network, batch)
-        yield batch.members, pooled(read, hidden, network.pooling, network.mask_id)
+    with closing(flat_batches(network, tokens)) as batches:
+        for number, batch in enumerate(batches):
+            with nullcontext() if kept is None else kept.batch(number), _tails_alone(network, batch) as read:
+                hidden = read_flat(network, batch)
+            yield batch.members, pooled(read, hidden, network.pooling, network.mask_id)
 
 
 @contextmanager
@@ -371,11 +420,11 @@ def pooled(batch: FlatBatch, hidden: Tensor, how: str, mask_id: int = -1) -> Ten
 # ---- models that take no such attention ------------------------------------------------------------------------------
 
 
-def _padded_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Iterator[tuple[IntArray, Tensor]]:
+def _padded_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Generator[tuple[IntArray, Tensor]]:
     """As :func:`_read_batches`, each prompt in a row of its own, rows of similar length side by side."""
     prompts = np.arange(len(tokens), dtype=np.int64)
     rows = plan_rows(tokens, prompts, 1)
-    for chosen in _batches(row_lengths(tokens, prompts, rows), _budget(network)):
+    for chosen in _batches(row_lengths(tokens, prompts, rows), batch_tokens(network)):
         batch_rows = [rows[i] for i in chosen]
         members = np.concatenate(batch_rows)
         yield members, network.vectors(_pack_members(tokens, members, batch_rows, network.backbone.pad_id))

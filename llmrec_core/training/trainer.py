@@ -38,6 +38,7 @@ from llmrec_core.training.memory import free_memory, out_of_memory
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import LIST_TASKS
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
+from llmrec_core.training.scoring import batch_tokens
 from llmrec_core.training.steps import BatchStep, Known, nothing_known
 from llmrec_core.training.unpadded import without_padding
 from llmrec_core.training.validation import Validation
@@ -333,7 +334,13 @@ class _Trainer(HuggingFaceTrainer):
 
     def _validate(self, step: int) -> None:
         assert self.validation is not None
+        before = self._scored_at_once()
         metrics = self.validation.measure(self.network)
+        after = self._scored_at_once()
+        if after != before:
+            self._log(
+                "warning", f"Out of memory: prompts are now scored {after:,} tokens at once (same result, slower)."
+            )
         self.ctx.emit("validation", step=step, metrics=metrics)
         value = metrics.get(self.validation.metric)
         if value is None:
@@ -344,6 +351,9 @@ class _Trainer(HuggingFaceTrainer):
             self._best = self._weights()
         else:
             self._without_gain += 1
+
+    def _scored_at_once(self) -> int | None:
+        return batch_tokens(self.network) if isinstance(self.network, PromptNetwork) else None
 
     def _weights(self) -> dict[str, Tensor]:
         """Name -> CPU copy of every trained weight, in float32 where there is a master."""

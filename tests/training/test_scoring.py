@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
+from llmrec_core.errors import RunFailedError
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning_soft import add_soft_states
@@ -111,6 +112,75 @@ def test_neither_the_budget_nor_the_blocks_change_scores(budget, monkeypatch):
     monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": budget})
     monkeypatch.setattr(scoring, "_BLOCK_CELLS", {"cpu": budget})
     np.testing.assert_allclose(network.predict(TOKENS, ("click",))["click"], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_out_of_memory_halves_the_batches_and_goes_on(trees, monkeypatch):
+    """What was scored before is kept, attention is put back, and kept states of the larger batches are let go."""
+    network = _network("llama")
+    whole = network.predict(TOKENS, ("click", "rank"))
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": 48})
+    monkeypatch.setattr(scoring, "reads_trees", lambda _: trees)
+    read, widths = network.encoder.forward, []
+
+    def small_memory(input_ids, **options):
+        widths.append(input_ids.numel())
+        if widths[-1] > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(network.encoder, "forward", small_memory)
+    network.kept = SimpleNamespace(tokens=None)
+    found = network.predict(TOKENS, ("click", "rank"))
+    for task, scores in whole.items():
+        np.testing.assert_allclose(found[task], scores, atol=1e-6)
+    assert network.kept is None
+    assert scoring.batch_tokens(network) == 24
+    assert network.encoder.config._attn_implementation == "eager"
+    failed = [width for width in widths if width > 25]
+    assert len(failed) == 1, "the next scoring begins with what fits"
+    network.predict(TOKENS, ("click",))
+    assert max(widths[widths.index(failed[0]) + 1 :]) <= 25
+
+
+def test_prompts_that_were_scored_before_memory_ran_out_are_not_read_again(monkeypatch):
+    network = _network("llama")
+    whole = network.predict(TOKENS, ("click",))["click"]
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": 24})
+    lay_out, asked = scoring.lay_out, []
+
+    def third_fails(tokens, groups, network):
+        asked.append(sum(len(group) for group in groups))
+        if len(asked) == 3:
+            raise MemoryError
+        return lay_out(tokens, groups, network)
+
+    monkeypatch.setattr(scoring, "lay_out", third_fails)
+    np.testing.assert_allclose(network.predict(TOKENS, ("click",))["click"], whole, atol=1e-6)
+    assert sum(asked[:2]) + sum(asked[3:]) == len(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        (RuntimeError("MPS backend out of memory"), RunFailedError, r"prompt\.max_tokens: .*memory"),
+        (RuntimeError("another fault"), RuntimeError, "^another fault$"),
+    ],
+)
+def test_scoring_that_cannot_go_on_leaves_the_model_as_it_was(fault, kind, said, monkeypatch):
+    network = _network("bert")
+    tries = []
+
+    def fails(*_, **__):
+        tries.append(1)
+        raise fault
+
+    monkeypatch.setattr(network.encoder, "forward", fails)
+    with pytest.raises(kind, match=said):
+        network.predict(TOKENS, ("click",))
+    assert len(tries) == (7 if kind is RunFailedError else 1)
+    assert scoring.batch_tokens(network) == 4096
+    assert network.encoder.config._attn_implementation == "eager"
 
 
 def test_the_mask_token_is_pooled():

@@ -14,6 +14,7 @@ import torch
 from training.training_cases import Events, fit, planted_run, planted_split, test_auc
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
+from llmrec_core.training import scoring
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
 from llmrec_core.training.memory import out_of_memory
@@ -321,6 +322,23 @@ def test_a_long_list_is_parted_where_its_losses_allow_it(models, split, monkeypa
         fit(planted_run(models, **ranks), split, models)
     with pytest.raises(RunFailedError, match="adversarial training"):
         fit(planted_run(models, **settings, adversarial_epsilon=0.5), split, models)
+
+
+def test_out_of_memory_in_a_validation_is_told_and_changes_nothing(models, split, monkeypatch):
+    plain = fit(planted_run(models, **SHORT), split, models)
+    read_flat = scoring.read_flat
+
+    def small_memory(network, batch):
+        if batch.input_ids.numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read_flat(network, batch)
+
+    monkeypatch.setattr(scoring, "read_flat", small_memory)
+    events = Events()
+    halved = fit(planted_run(models, **SHORT), split, models, events=events)
+    assert "prompts are now scored 256 tokens at once" in events.messages
+    assert halved.outcome.losses == plain.outcome.losses
+    assert halved.outcome.best_value == pytest.approx(plain.outcome.best_value, abs=1e-6)
 
 
 @pytest.mark.parametrize(
