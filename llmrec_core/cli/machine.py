@@ -34,8 +34,8 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     from importlib.metadata import PackageNotFoundError, version
 
     from llmrec_core.models.catalogue import list_models
-    from llmrec_core.models.device import device_facts, matmul_peaks
-    from llmrec_core.models.machine import allowed, choices
+    from llmrec_core.models.device import device_facts
+    from llmrec_core.models.machine import allowed, choices, measured_peaks
     from llmrec_core.training.token_cache import MAX_BYTES, kept_bytes
 
     place = workspace_of(workspace)
@@ -45,7 +45,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
-    peaks = matmul_peaks()
+    peaks = measured_peaks()
     bounds = allowed(peaks)
     report: dict[str, Any] = {
         "llmrec": __version__,

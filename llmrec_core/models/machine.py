@@ -11,9 +11,11 @@ from llmrec_core.models.device import (
     BATCH_TOKENS,
     MatmulPeaks,
     keepable_memory,
+    matmul_peaks,
     resolve_device,
     resolve_precision,
 )
+from llmrec_core.specs import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,24 @@ class EncoderSize:
 MINILM = EncoderSize("MiniLM", 6, 384, 1536)
 #: Tokens of a prompt in the bound: a history of some five films and a candidate.
 TOKENS = 96
+#: Sizes of the square products whose best speed is the peak. Small ones are over on a card before it is busy; on
+#: processors caches and threads decide, and which of two is faster differs.
+_PRODUCTS = {"cpu": (1024, 2048), "cuda": (8192,), "mps": (4096,)}
+#: A further size is left out where its products would take longer than this, as in bf16 that is emulated.
+_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What "auto" comes to on a device; ``precision`` of products, ``batch_tokens`` scored at once, what becomes of the
-    ``frozen_layers`` where only top layers are trained."""
+    """What "auto" comes to on a device; ``precision`` of products, ``batch_size`` of training where a spec says nothing
+    else, ``batch_tokens`` scored at once, what becomes of the ``frozen_layers`` where only top layers are trained."""
 
     device: str
     attention: str
     precision: str
     weights: str
     padding: str
+    batch_size: str
     batch_tokens: int
     frozen_layers: str
 
@@ -106,9 +114,35 @@ def choices(name: str = "auto") -> Choices:
         precision=str(precision.dtype).removeprefix("torch."),
         weights=weights,
         padding=f"{padding}; scoring: none",
+        batch_size=f"{TrainingSpec().batch_size} prompts a step, in parts that add up to it where memory is short",
         batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),
         frozen_layers=f"read once where prompts come again, {keepable_memory(device) / 1e6:,.0f} MB kept at most",
     )
+
+
+def measured_peaks(name: str = "auto", seconds: float = 1.0) -> MatmulPeaks:
+    """The best speed of products in fp32 and bf16 on the device that ``name`` resolves to, over sizes that fill it.
+
+    Args:
+        seconds: for each size, about.
+
+    Raises:
+        SpecError: as :func:`llmrec_core.models.device.resolve_device`.
+    """
+    device = resolve_device(name)
+    best: MatmulPeaks | None = None
+    for size in _PRODUCTS.get(device.type, _PRODUCTS["cpu"]):
+        if best is not None and 2.0 * size**3 / 1e9 / min(best.fp32_gflops, best.bf16_gflops) > _PATIENCE_S:
+            continue
+        found = matmul_peaks(seconds, device, size)
+        if best is not None:
+            found = MatmulPeaks(
+                max(found.fp32_gflops, best.fp32_gflops),
+                max(found.bf16_gflops, best.bf16_gflops),
+            )
+        best = found
+    assert best is not None
+    return best
 
 
 def allowed(peaks: MatmulPeaks) -> tuple[Allowed, Allowed]:

@@ -96,6 +96,7 @@ def train(
         recomputed,
         without_padding(network, whole_rows=bool(spec.adversarial_epsilon) or spec.gradient_checkpointing),
     ):
+        ctx.emit("log", level="info", message=_how(network, spec))
         trainer = _Trainer(network, plan, validation, weights, spec, ctx, known)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
@@ -477,6 +478,20 @@ class _Trainer(HuggingFaceTrainer):
 
     def _log(self, level: str, message: str) -> None:
         self.ctx.emit("log", level=level, message=message)
+
+
+def _how(network: PromptNetwork, spec: TrainingSpec) -> str:
+    """What was chosen for the device, as it is now: attention, padding, batch sizes."""
+    unpadded = getattr(network, "unpadded", False)
+    attention = "row by row" if unpadded else network.backbone.attention
+    padding = "no padding" if unpadded else "rows padded to the longest of a batch"
+    if spec.bucket_by_length and not unpadded:
+        padding += ", those of like length together"
+    step = f"{spec.batch_size:,} prompts a batch"
+    if spec.gradient_accumulation_steps > 1:
+        step += f" and {spec.gradient_accumulation_steps:,} batches a step"
+    scored = f"; scoring takes {batch_tokens(network):,} tokens at once" if isinstance(network, PromptNetwork) else ""
+    return f"Training with attention {attention}, {padding}, {step}{scored}."
 
 
 def _of_whole_lists(known: Known) -> Known:

@@ -57,11 +57,11 @@ def test_data_list_and_show(llmrec):
 
 
 def test_doctor_tells_what_a_run_chooses_and_what_the_machine_allows(llmrec, monkeypatch):
-    from llmrec_core.models import device
+    from llmrec_core.models import machine
 
-    monkeypatch.setattr(device, "matmul_peaks", lambda: device.MatmulPeaks(186.0, 620.0))
+    monkeypatch.setattr(machine, "measured_peaks", lambda: machine.MatmulPeaks(186.0, 620.0))
     report = llmrec("doctor", "--json").json
-    assert {"device", "attention", "precision", "padding", "batch_tokens"} <= set(report["choices"])
+    assert {"device", "attention", "precision", "padding", "batch_size", "batch_tokens"} <= set(report["choices"])
     assert report["matmul"] == {"fp32_gflops": 186.0, "bf16_gflops": 620.0}
     assert report["allows"]["bf16"]["training_samples_per_s"] > 3 * report["allows"]["fp32"]["training_samples_per_s"]
     assert report["kept tokens"]["size_bytes"] <= report["kept tokens"]["at_most_bytes"] == 1 << 30

@@ -7,9 +7,11 @@ import torch
 from tiny_models import write_tiny_bert
 
 from llmrec_core.models import device as device_module
+from llmrec_core.models import machine
 from llmrec_core.models.device import MatmulPeaks, device_facts
 from llmrec_core.models.loading import load_backbone
-from llmrec_core.models.machine import MINILM, EncoderSize, allowed, choices
+from llmrec_core.models.machine import MINILM, EncoderSize, allowed, choices, measured_peaks
+from llmrec_core.specs import TrainingSpec
 
 
 def test_operations_by_hand():
@@ -46,3 +48,27 @@ def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
     assert found["weights"].startswith(weights)
     assert found["precision"] == device_facts("cpu").precision
     assert found["batch_tokens"] == 4096
+    assert found["batch_size"].startswith(f"{TrainingSpec().batch_size} prompts a step, in parts")
+
+
+@pytest.mark.parametrize(
+    ("kind", "speeds", "asked", "found"),
+    [
+        # The best of each precision, whichever size it was measured at.
+        ("cpu", {1024: (90.0, 300.0), 2048: (120.0, 280.0)}, [1024, 2048], (120.0, 300.0)),
+        # Emulated bf16 at 2 GFLOP/s would take nine seconds a product.
+        ("cpu", {1024: (90.0, 2.0)}, [1024], (90.0, 2.0)),
+        ("cuda", {8192: (50_000.0, 700_000.0)}, [8192], (50_000.0, 700_000.0)),
+    ],
+)
+def test_peaks_are_measured_at_sizes_that_fill_the_device(monkeypatch, kind, speeds, asked, found):
+    sizes = []
+
+    def peaks(seconds, device, size):
+        sizes.append(size)
+        return MatmulPeaks(*speeds[size])
+
+    monkeypatch.setattr(machine, "resolve_device", lambda _: torch.device(kind))
+    monkeypatch.setattr(machine, "matmul_peaks", peaks)
+    assert measured_peaks() == MatmulPeaks(*found)
+    assert sizes == asked

@@ -60,6 +60,24 @@ def test_events_tell_the_whole_story(models, split):
     json.dumps(list(events), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "attention row by row, no padding, 16 prompts a batch; scoring takes 4,096 tokens at once."),
+        # Adversarial pushes go by rows, which are padded then.
+        (
+            {"adversarial_epsilon": 0.1, "gradient_accumulation_steps": 2},
+            "attention eager, rows padded to the longest of a batch, those of like length together, 16 prompts a batch "
+            "and 2 batches a step; scoring",
+        ),
+    ],
+)
+def test_the_log_says_what_was_chosen_for_the_device(models, split, settings, said):
+    events = Events()
+    fit(planted_run(models, **SHORT, **settings), split, models, events=events)
+    assert f"Training with {said}" in events.messages
+
+
 def test_nothing_is_printed_and_global_generators_stay_as_they_were(models, split, capfd):
     torch.manual_seed(1)
     before = (torch.get_rng_state().clone(), np.random.get_state()[1].copy(), random.getstate())
