@@ -14,6 +14,9 @@ from llmrec_core.saved import FIX, FORMAT, HEAD_FILE, catalogue_sha256, read_hea
 from llmrec_core.specs import RunSpec
 from llmrec_core.workspace import write_json_atomic
 
+#: Where a saved pipeline keeps what reads the candidates.
+RANKER_FOLDER = "ranker"
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from llmrec_core.contracts import ITEM, TITLE, Query
+from llmrec_core.contracts import ITEM, TITLE, FitContext, Query
 from llmrec_core.data.companions import Companions
 from llmrec_core.errors import InputError, TemplateError
 from llmrec_core.models.generation import write_text
@@ -28,6 +28,7 @@ from llmrec_core.recommenders._titles import TitlePrompts
 from llmrec_core.recommenders.grounding import HISTORY, Claim, Grounding, names
 from llmrec_core.specs import GenerativeSpec
 from llmrec_core.training.generative import WritingNetwork
+from llmrec_core.training.samples import new_and_replayed
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset, Split
@@ -247,16 +248,18 @@ def plain_sentence(sources: Mapping[str, Sequence[str]]) -> str:
 
 
 def texts_to_learn(
-    split: Split, writer: TextWriter, n_most: int, spec: GenerativeSpec, seed: int
+    split: Split, writer: TextWriter, n_most: int, spec: GenerativeSpec, ctx: FitContext
 ) -> Iterator[tuple[list[int], list[int]]]:
     """(request, text) as tokens: descriptions of items seen in training, or what users wrote in training rows.
+
+    Of what goes on with newer data, users' texts are new ones, mixed with those it may have learned before.
 
     Raises:
         InputError: there is no such column.
     """
     dataset, name = split.dataset, str(spec.text_field)
     table = dataset.interactions
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([ctx.seed, 4])
     cases: list[tuple[Query, int, str]] = []
     if name in dataset.items.columns:
         for item in rng.permutation(np.flatnonzero(split.train_item_counts > 0)).tolist():
@@ -264,7 +267,11 @@ def texts_to_learn(
     elif name in table.columns:
         items = table["item_idx"].to_numpy(np.int64)
         users, texts = table["user_id"], table[name]
-        for row in rng.permutation(split.train)[: 4 * n_most].tolist():
+        if ctx.continued is None:
+            rows = rng.permutation(split.train)[: 4 * n_most]
+        else:
+            rows = new_and_replayed(split.train, ctx.continued, 4 * n_most, rng)
+        for row in rows.tolist():
             text = texts.iat[row]
             query = Query(str(users.iat[row]), split.history_before(row))
             cases.append((query, int(items[row]), text if isinstance(text, str) else ""))

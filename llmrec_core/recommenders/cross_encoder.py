@@ -41,7 +41,7 @@ from llmrec_core.models.tuning import (
 )
 from llmrec_core.prompts import PromptRenderer, TokenCounter, paraphrase_source, template_source
 from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
-from llmrec_core.recommenders._storage import check_head, read_run, write_head
+from llmrec_core.recommenders._storage import RANKER_FOLDER, check_head, read_run, write_head
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.augmentation import Wordings, augmented, n_rounds
@@ -67,8 +67,6 @@ if TYPE_CHECKING:
 
 #: Prompts rendered and scored at once: bounds memory however many are asked for.
 _BLOCK = 4096
-#: Where a saved pipeline keeps its cross-encoder.
-RANKER_FOLDER = "ranker"
 #: Files of a saved cross-encoder.
 _MODEL, _HEADS, _ADAPTER, _BEHAVIOUR = "model", "heads.safetensors", "adapter.safetensors", "behaviour"
 

@@ -51,7 +51,7 @@ from llmrec_core.models.tuning import (
 )
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.recommenders._language_models import base_folder, fingerprint, precision_of
-from llmrec_core.recommenders._storage import check_head, read_run, write_head
+from llmrec_core.recommenders._storage import RANKER_FOLDER, check_head, read_run, write_head
 from llmrec_core.recommenders._texts import TextWriter, WrittenText, chat_template, texts_to_learn
 from llmrec_core.recommenders._titles import TitlePrompts, check_room
 from llmrec_core.saved import FIX, catalogue_sha256
@@ -129,6 +129,9 @@ class GenerativeRecommender(Recommender):
         parts = self._parts = self._assemble(split.dataset, backbone, folder, counts=split.train_item_counts)
         if self.spec.prior == "popularity":
             self._calibrate(parts, split, ctx)
+        if ctx.start_from is not None:
+            # Behind the calibration: what was trained was trained beside that of the model as it came.
+            self._start_from(ctx.start_from, split.dataset if ctx.continued is None else ctx.continued.dataset, ctx)
         plan = self._plan(split, ctx, parts)
         validation = self.validation(split, ctx)
         for name, floor in ctx.floors.items():
@@ -158,11 +161,35 @@ class GenerativeRecommender(Recommender):
         weight = np.asarray(split.train_item_counts, np.float64) + 1.0
         parts.decoder.calibrate(parts.network.read(parts.prompts.heads([Query("")])[0]), weight)
 
+    def _start_from(self, folder: Path, dataset: Dataset, ctx: FitContext) -> None:
+        """Takes over the language model's trained weights of a finished run; titles and their shares are today's.
+
+        Args:
+            dataset: what that run was fitted on.
+
+        Raises:
+            ModelError: it holds no model that writes titles, or one of another kind or tuning than this one.
+        """
+        inner = folder / RANKER_FOLDER
+        found = type(self).load(inner if inner.is_dir() else folder, dataset, ctx)
+        if (found.spec.model, found.spec.tuning) != (self.spec.model, self.spec.tuning):
+            raise ModelError(
+                "the run to go on from has another model or way of tuning.",
+                where="continue_from",
+                fix="Use its recommender.model and tuning here too.",
+            )
+        self._fitted().backbone.model.load_state_dict(found.backbone.model.state_dict())
+        message = "The training goes on from the weights of a finished run."
+        ctx.emit("log", level="info", message=message)
+
     def _plan(self, split: Split, ctx: FitContext, parts: _Parts) -> WritingPlan:
-        """Training rows as histories with the title that came next, and texts to learn from."""
+        """Training rows as histories with the title that came next, and texts to learn from.
+
+        What goes on with newer data learns new rows, mixed with those it learned before.
+        """
         once = self.run.training.model_copy(update={"negatives_per_positive": 0})
         click = self.run.model_copy(update={"objectives": (ObjectiveSpec(task="click"),), "training": once})
-        lists = training_lists(split, click, ctx.seed)
+        lists = training_lists(split, click, ctx.seed, continued=ctx.continued)
         heads = parts.prompts.heads(lists.queries)
         # Items that do not exist yet while training are no continuations there: nothing is learned against them.
         offered = split.offered("train")
@@ -184,7 +211,7 @@ class GenerativeRecommender(Recommender):
         n_titles = len(tails)
         if self.spec.text_field is not None:
             writer = TextWriter(parts.dataset, parts.prompts, parts.backbone, parts.chat, self.spec)
-            for head, tail in texts_to_learn(split, writer, n_titles, self.spec, ctx.seed):
+            for head, tail in texts_to_learn(split, writer, n_titles, self.spec, ctx):
                 heads.append(head)
                 tails.append(tail)
                 leaves.append(-1)

@@ -36,7 +36,7 @@ from llmrec_core.contracts import (
 )
 from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.evaluation.validation import ndcg_of_scores
-from llmrec_core.recommenders._storage import check_head, read_run, write_head
+from llmrec_core.recommenders._storage import RANKER_FOLDER, check_head, read_run, write_head
 from llmrec_core.recommenders.blend import make_retriever, part_context
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
@@ -55,8 +55,8 @@ Ranker = CrossEncoderRecommender | GenerativeRecommender
 
 #: Weights of the model that are tried.
 GRID = tuple(round(0.05 * step, 2) for step in range(21))
-#: Folders of the parts of a saved pipeline.
-_RETRIEVER, _RANKER = "retriever", "ranker"
+#: Where a saved pipeline keeps its retriever.
+_RETRIEVER = "retriever"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ class PipelineRecommender(Recommender):
         self.retriever.fit(split, part_context(ctx, self.retriever, _RETRIEVER))
         if isinstance(self.ranker, CrossEncoderRecommender):
             self.ranker.negative_pool = self.hard_negatives(split)
-        self.ranker.fit(split, ctx)
+        # What trains nothing takes nothing over: it is the retriever that goes on.
+        still = ctx.start_from is not None and self.spec.ranker.tuning.method == "none"
+        self.ranker.fit(split, replace(ctx, start_from=None, continued=None) if still else ctx)
         ctx.emit("stage", stage="fusion")
         self._choose_weight(split, ctx)
 
@@ -265,7 +267,7 @@ class PipelineRecommender(Recommender):
 
     def save(self, folder: Path) -> None:
         fusion = self._fitted()
-        for name, part in ((_RETRIEVER, self.retriever), (_RANKER, self.ranker)):
+        for name, part in ((_RETRIEVER, self.retriever), (RANKER_FOLDER, self.ranker)):
             (folder / name).mkdir()
             part.save(folder / name)
         write_head(
@@ -293,9 +295,9 @@ class PipelineRecommender(Recommender):
         loaded = cls(run, run.recommender)
         loaded.retriever = type(loaded.retriever).load(folder / _RETRIEVER, dataset, ctx)
         # A compressed one may be scored by another runtime than the one it was trained with.
-        onnx = read_head(folder / _RANKER)["family"] == OnnxCrossEncoder.family
+        onnx = read_head(folder / RANKER_FOLDER)["family"] == OnnxCrossEncoder.family
         family = OnnxCrossEncoder if onnx else type(loaded.ranker)
-        loaded.ranker = loaded._connected(family.load(folder / _RANKER, dataset, ctx))
+        loaded.ranker = loaded._connected(family.load(folder / RANKER_FOLDER, dataset, ctx))
         loaded.fusion, loaded.fusion_grid = fusion, grid
         return loaded
 

@@ -246,7 +246,7 @@ class RunStore:
         )
 
     def _check_second_stage(self, spec: RunSpec, first: Run) -> None:
-        """Raises: InputError: the run is not finished, or of other data or another split: it may know the test."""
+        """Raises: InputError: the run is not finished, of another shape, or of other data or another split."""
         if first.status.state != "done":
             raise InputError(
                 f"run {first.run_id} is {first.status.state}, only a finished run has weights to go on from.",
@@ -259,21 +259,27 @@ class RunStore:
                 where="continue_from",
                 fix=f"Go on from the run that it was made from, {first.spec.parent_run}.",
             )
+        if first.spec.kind == "evaluate":
+            raise InputError(
+                f"run {first.run_id} only measured another run again; it has no weights of its own.",
+                where="continue_from",
+                fix=f"Go on from the run that it measured, {first.spec.parent_run}.",
+            )
         dataset = self._resolve(self.workspace, spec.dataset)
+        if spec.continual is not None and first.spec.dataset == dataset:
+            raise InputError(
+                f"run {first.run_id} was trained on version {dataset.version} of {dataset.name} already.",
+                where="continual",
+                fix="Import the data with what came since, or start a second stage without continual.",
+            )
+        fault = changed_shape(first.spec.recommender, spec.recommender)
+        if fault is not None:
+            raise InputError(
+                f"run {first.run_id} cannot be gone on from: {fault}.",
+                where="continue_from",
+                fix="Keep the recommender of that run (other fields may change), or train this one anew.",
+            )
         if spec.continual is not None:
-            if first.spec.dataset == dataset:
-                raise InputError(
-                    f"run {first.run_id} was trained on version {dataset.version} of {dataset.name} already.",
-                    where="continual",
-                    fix="Import the data with what came since, or start a second stage without continual.",
-                )
-            fault = changed_shape(first.spec.recommender, spec.recommender)
-            if fault is not None:
-                raise InputError(
-                    f"run {first.run_id} cannot be gone on from: {fault}.",
-                    where="continue_from",
-                    fix="Keep the recommender of that run (other fields may change), or train this one anew.",
-                )
             return
         if first.spec.continual is not None:
             raise InputError(

@@ -94,7 +94,7 @@ def training_lists(
     if continued is None:
         rows = later[rng.permutation(len(later))[:n_lists]]
     else:
-        rows = _new_and_replayed(later, continued, n_lists, rng)
+        rows = new_and_replayed(later, continued, n_lists, rng)
     return _lists(split, "train", rows, tasks, spec, n_negatives, rng, pool)
 
 
@@ -130,7 +130,7 @@ def _ratings_in_blocks(split: Split, rows: IntArray, spec: RunSpec, rng: np.rand
     )
 
 
-def _new_and_replayed(rows: IntArray, continued: Continued, n_lists: int, rng: np.random.Generator) -> IntArray:
+def new_and_replayed(rows: IntArray, continued: Continued, n_lists: int, rng: np.random.Generator) -> IntArray:
     """At most ``n_lists`` rows in random order, a share ``continued.replay`` of them from the first training."""
     is_new = continued.new_among(rows)
     new, old = rng.permutation(rows[is_new]), rng.permutation(rows[~is_new])

@@ -11,7 +11,7 @@ from llmrec_core.errors import LLMRecError
 from llmrec_core.models.catalogue import list_models
 from llmrec_core.runs import Run
 from llmrec_core.specs import DatasetRef, RunSpec, ranker_of
-from llmrec_core.specs.continuing import SEQUENTIAL_SHAPE, has_second_stage
+from llmrec_core.specs.continuing import kept_fields
 from pages._studio.base import plain, workspace
 from pages._studio.live import run_title
 from pages._studio.pickers import load_dataset
@@ -81,8 +81,7 @@ def _name(run: Run, what: str) -> str:
 def kept_shape(spec: RunSpec, fields: dict[str, FormField]) -> None:
     """Takes out of ``fields`` what the weights that are taken over depend on, and says what they are of."""
     path, part = ranker_path(spec), ranker_of(spec.recommender)
-    names = ("model", "tuning", "head", "label_words") if has_second_stage(spec.recommender) else SEQUENTIAL_SHAPE
-    for name in names:
+    for name in kept_fields(spec.recommender):
         for found in [p for p in fields if p == f"{path}.{name}" or p.startswith(f"{path}.{name}.")]:
             del fields[found]
     model = getattr(part, "model", None)

@@ -14,11 +14,11 @@ from conformance.test_protocols import tiny
 from tiny_models import VOCABULARY, WORDS, write_tiny_bert, write_tiny_llama
 from training.training_cases import Events
 
-from llmrec_core.contracts import FitContext, HistoryItem, Query, rank_rows
+from llmrec_core.contracts import Continued, FitContext, HistoryItem, Query, rank_rows
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import InputError, ModelError, RunCancelledError, SpecError
 from llmrec_core.models.label_words import language_head
-from llmrec_core.recommenders import registry
+from llmrec_core.recommenders import _texts, registry
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.specs import RunSpec, SplitSpec
 from llmrec_core.training.objectives import weighted_loss
@@ -363,6 +363,30 @@ def test_texts_are_learned_from_descriptions_and_reviews(models, field):
     assert "a good story" not in found.prompt
     with pytest.raises(InputError, match="no column 'plot'"):
         fitted(split, models, text_field="plot")
+
+
+def test_of_newer_data_new_reviews_are_learned(models, tmp_path):
+    """Old ones only as far as the share of old interactions goes."""
+    split = tiny_split()
+    table = split.dataset.interactions[["user_id", "item_id", "rating", "timestamp"]].astype(
+        {"user_id": str, "item_id": str}
+    )
+    table["review"] = ["a good story of the night ." if row % 7 < 3 else "a red one ." for row in range(len(table))]
+    split = make_split(Dataset.from_frames("told", table, split.dataset.items), SplitSpec())
+    first = fitted(split, models, text_field="review")
+    first.save(tmp_path)
+    older = split.train[split.dataset.interactions["review"].to_numpy()[split.train] == "a red one ."]
+    events = Events()
+    ctx = {"emit": events.emit, "start_from": tmp_path, "continued": Continued(split.dataset, older, 0.0)}
+    model = fitted(split, models, {"max_samples": 200}, ctx, text_field="review")
+    parts = model._fitted()
+    writer = _texts.TextWriter(parts.dataset, parts.prompts, parts.backbone, parts.chat, model.spec)
+    context = FitContext(continued=ctx["continued"])  # type: ignore[arg-type]
+    texts = [tail for _, tail in _texts.texts_to_learn(split, writer, 200, model.spec, context)]
+    assert len(texts) == len(split.train) - len(older)
+    assert {tuple(tail) for tail in texts} == {tuple(writer.tokens_of("a good story of the night ."))}
+    context.continued = None
+    assert len(list(_texts.texts_to_learn(split, writer, 200, model.spec, context))) == len(split.train)
 
 
 def test_adapters_that_learned_titles_write_no_texts(models):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from runs.runs_lab import Lab
-from tiny_models import write_tiny_bert
+from tiny_models import write_lettered_llama, write_tiny_bert, write_tiny_llama
 from training.training_cases import WORDS, Events
 
 from llmrec_core.contracts import Query
@@ -18,8 +18,10 @@ from llmrec_core.data import Dataset, DatasetStore, continue_split, make_split
 from llmrec_core.errors import DataError, InputError, NotFoundError, SpecError
 from llmrec_core.evaluation.continual import CarriedRecommender
 from llmrec_core.recommenders import registry
+from llmrec_core.recommenders.pipeline import ranker_of
 from llmrec_core.runs import continual, jobs
 from llmrec_core.specs import DatasetRef, RunSpec, SplitSpec, parse_run_spec
+from llmrec_core.training import samples
 from llmrec_core.workspace import Workspace
 
 TEMPORAL = {"protocol": "temporal", "valid_fraction": 0.1, "test_fraction": 0.15}
@@ -278,6 +280,76 @@ def test_a_run_over_histories_goes_on_and_tells_old_from_new(shop):
     assert "30% of what is learned from are of these" in messages
 
 
+def _decoder(shop: _Workshop, family: str, method: str) -> dict[str, Any]:
+    """A run of a decoder: it chooses from a list that the most popular items are in, or writes the next title."""
+    folder = shop.workspace.root / family
+    if not folder.exists():
+        (write_lettered_llama if family == "listwise" else write_tiny_llama)(folder)
+    tuning = {"method": method, "lora_rank": 2}
+    part: dict[str, Any] = {"family": family, "model": str(folder), "tuning": tuning}
+    if family == "generative":
+        return {"recommender": {**part, "prior": "popularity"}, "objectives": [{"task": "rank"}]}
+    pipeline = {"family": "pipeline", "retriever": {"family": "popularity"}, "n_candidates": 3, "fusion_users": 10}
+    return {
+        "recommender": {**pipeline, "ranker": {**part, "window": 3}},
+        "prompt": {"template": "choice", "max_tokens": 96, "max_history": 1},
+        "objectives": [{"task": "rank"}],
+    }
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["listwise", "generative"])
+def test_decoders_go_on_from_their_weights_and_learn_new_rows_with_old_ones(shop, monkeypatch, family, method):
+    evaluation = {"ks": [3], "primary_metric": "ndcg@3", "n_bootstrap": 100, "click_negatives": 0, "max_users": 8}
+    raw = {**_decoder(shop, family, method), "evaluation": evaluation}
+    training = {
+        "max_samples": 60, "batch_size": 12, "rank_candidates": 3, "validation_every": 50, "validation_samples": 16,
+        "precision": "fp32", "epochs": 1, "learning_rate": 3e-3,
+    }  # fmt: skip
+    name = f"{family}-{method}"
+    first = shop.run(name, shop.spec(1, **raw, training=training))
+    shares: list[float] = []
+    drawn = samples.new_and_replayed
+
+    def spied(rows: Any, continued: Any, *rest: Any) -> Any:
+        found = drawn(rows, continued, *rest)
+        shares.append(float(continued.new_among(found).mean()))
+        return found
+
+    monkeypatch.setattr(samples, "new_and_replayed", spied)
+    # Steps too small to see: what it knows afterwards is what it started from.
+    still = {**training, "learning_rate": 1e-12, "head_learning_rate": 1e-12}
+    spec = shop.spec(2, **raw, training=still, continue_from=name, continual={"replay": 0.25})
+    found = shop.run(f"{name}-later", spec)["continual"]
+    assert (found["first_run"], found["replay"]) == (name, 0.25)
+    old = found["parts"]["old"]["metrics"]["ndcg@3"]
+    assert old["before"]["mean"] == pytest.approx(first["metrics"]["ndcg@3"]["mean"])
+    assert found["parts"]["new"]["metrics"]["ndcg@3"]["before"]["mean"] == 0, "it has never heard of these items"
+    assert shares == [0.75]
+    assert "goes on from the weights of a finished run" in shop.done[f"{name}-later"].events.messages
+    weights = []
+    for run_id, version in ((name, 1), (f"{name}-later", 2)):
+        dataset = DatasetStore(shop.workspace).load("films", version)
+        loaded = registry.load(shop.done[run_id].folder / "artifacts" / "recommender", dataset, _context(shop))
+        part: Any = ranker_of(loaded)
+        backbone = part.backbone if family == "generative" else part._network.backbone
+        weights.append(backbone.model.state_dict())
+    anew = shop.run(f"{name}-anew", shop.spec(2, **raw, training=still))
+    assert "continual" not in anew
+    loaded = registry.load(shop.done[f"{name}-anew"].folder / "artifacts" / "recommender", dataset, _context(shop))
+    part = ranker_of(loaded)
+    fresh = (part.backbone if family == "generative" else part._network.backbone).model.state_dict()
+    changed = [key for key in fresh if not np.allclose(fresh[key], weights[0][key], atol=1e-5)]
+    assert changed, "the first training moved something"
+    for key in fresh:
+        np.testing.assert_allclose(weights[1][key], weights[0][key], atol=1e-6, err_msg=key)
+
+
+def _finished(recommender: dict[str, Any], **fields: Any) -> Any:
+    raw = {"dataset": {"name": "films", "version": 1}, "recommender": recommender, **fields}
+    return SimpleNamespace(run_id="first", status=SimpleNamespace(state="done"), spec=parse_run_spec(raw))
+
+
 def test_what_has_no_weights_to_go_on_from_is_refused_when_it_is_submitted(lab: Lab, shop):
     base = {"dataset": {"name": "films", "version": 2}, "continue_from": "first"}
 
@@ -291,15 +363,14 @@ def test_what_has_no_weights_to_go_on_from_is_refused_when_it_is_submitted(lab: 
         spec({"family": "ease"}, continual={})
     with pytest.raises(SpecError, match="a blend recommender has no weights to go on from"):
         spec({"family": "blend"}, continual={})
-    lists = {"family": "pipeline", "retriever": sequential, "ranker": {"family": "listwise", "model": "x"}}
-    with pytest.raises(SpecError, match="a listwise recommender has no weights to go on from"):
+    with pytest.raises(SpecError, match=r"learns the vectors of all items anew.*use a sequential recommender"):
+        spec({"family": "two-tower"}, continual={})
+    still = {"family": "listwise", "model": "x", "tuning": {"method": "none"}}
+    lists = {"family": "pipeline", "retriever": {"family": "ease"}, "ranker": still}
+    with pytest.raises(SpecError, match=r"this listwise recommender trains no weights \(tuning\.method: none\)"):
         spec(lists, continual={}, objectives=[{"task": "rank"}])
     later = spec(sequential, continual={})
-
-    def first(recommender: dict[str, Any]) -> Any:
-        raw = {"dataset": {"name": "films", "version": 1}, "recommender": recommender}
-        return SimpleNamespace(run_id="first", status=SimpleNamespace(state="done"), spec=parse_run_spec(raw))
-
+    first = _finished
     lab.store._check_second_stage(later, first({**sequential, "dropout": 0.1}))
     with pytest.raises(InputError, match="its recommender has another width, n_heads"):
         lab.store._check_second_stage(later, first({"family": "sequential", "width": 32, "n_heads": 4}))
@@ -310,3 +381,64 @@ def test_what_has_no_weights_to_go_on_from_is_refused_when_it_is_submitted(lab: 
     lab.store._check_second_stage(spec(blend, continual={}), first(blend))
     with pytest.raises(InputError, match="no sequential member stands in the same place"):
         lab.store._check_second_stage(spec(blend, continual={}), first(turned))
+
+
+LISTWISE = {"family": "pipeline", "ranker": {"family": "listwise", "model": "x"}}
+WORDS_HEAD = {"family": "cross-encoder", "head": "label-words"}
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "fault"),
+    [
+        ({"family": "ease"}, {"family": "cross-encoder"}, "it trained is a ease recommender, this is a cross-encoder"),
+        ({"family": "pipeline"}, LISTWISE, "it trained is a cross-encoder recommender, this is a listwise one"),
+        (LISTWISE, {"family": "generative", "model": "x"}, "a listwise recommender, this is a generative one"),
+        ({"family": "cross-encoder"}, {"family": "pipeline"}, None),
+        ({"family": "cross-encoder"}, {"family": "cross-encoder", "model": "x"}, "another model"),
+        (
+            {"family": "cross-encoder"},
+            {"family": "cross-encoder", "tuning": {"method": "lora", "lora_rank": 3}},
+            r"another tuning\.method, tuning\.lora_rank",
+        ),
+        ({"family": "generative"}, {"family": "generative", "tuning": {"method": "ia3"}}, r"another tuning\.method"),
+        ({"family": "cross-encoder"}, WORDS_HEAD, "another head"),
+        (WORDS_HEAD, {**WORDS_HEAD, "label_words": ["Good", "Bad"]}, "another label_words"),
+        (WORDS_HEAD, {**WORDS_HEAD, "share_history": False}, None),
+    ],
+)
+def test_another_model_family_or_tuning_is_refused_before_anything_is_queued(lab: Lab, first, later, fault):
+    """Also for a second stage on the same data: nothing of it waits for a worker."""
+    lists = {"objectives": [{"task": "rank"}]}
+    parent = _finished(first, **lists)
+    base = {"dataset": {"name": "films", "version": 2}, "continue_from": "first", "recommender": later, **lists}
+    asked = [parse_run_spec({**base, "continual": {}})]
+    if later["family"] in ("cross-encoder",):
+        asked.append(parse_run_spec({**base, "dataset": {"name": "films", "version": 1}}))
+    for spec in asked:
+        if fault is None:
+            lab.store._check_second_stage(spec, parent)
+            continue
+        with pytest.raises(InputError, match=fault):
+            lab.store._check_second_stage(spec, parent)
+
+
+def test_beside_a_zero_shot_ranker_the_retriever_goes_on(lab: Lab):
+    sequential = {"family": "sequential", "width": 16, "n_heads": 2}
+    still = {"family": "listwise", "model": "x", "tuning": {"method": "none"}}
+    lists = {"objectives": [{"task": "rank"}]}
+
+    def pipeline(**retriever: Any) -> dict[str, Any]:
+        return {"family": "pipeline", "retriever": {**sequential, **retriever}, "ranker": still}
+
+    raw = {"dataset": {"name": "films", "version": 2}, "continue_from": "first", "continual": {}, **lists}
+    later = parse_run_spec({**raw, "recommender": pipeline()})
+    lab.store._check_second_stage(later, _finished(pipeline(epochs=3), **lists))
+    with pytest.raises(InputError, match="of its retriever, its recommender has another width"):
+        lab.store._check_second_stage(later, _finished(pipeline(width=32), **lists))
+
+
+def test_a_run_that_only_measured_has_no_weights_to_go_on_from(lab: Lab):
+    raw = {"dataset": {"name": "films", "version": 2}, "continue_from": "first", "continual": {}}
+    measured = _finished({"family": "pipeline"}, kind="evaluate", parent_run="trained")
+    with pytest.raises(InputError, match=r"only measured another run again.*that it measured, trained"):
+        lab.store._check_second_stage(parse_run_spec(raw), measured)
