@@ -84,7 +84,8 @@ def exported(reader: CrossEncoderRecommender, spec: OnnxSpec) -> OnnxCrossEncode
             fix=f"Use int8, or a model of one of the kinds {', '.join(sorted(READY_MASK_TYPES))}.",
         )
     plain = network_of(with_backbone(reader, whole_model(network.backbone)))
-    plain.float()
+    # A copy already, moved to where the example below lies; the runtime works on processors anyhow.
+    plain.cpu().float()
     n_bytes = sum(4 * weight.numel() for weight in plain.parameters())
     if n_bytes > _MAX_BYTES:
         raise InputError(

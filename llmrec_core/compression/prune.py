@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from llmrec_core.compression._wishes import asked_to_stop
 from llmrec_core.compression.quantise import noted
 from llmrec_core.contracts import FitContext
-from llmrec_core.errors import InputError, RunCancelledError
+from llmrec_core.errors import InputError
 from llmrec_core.models.compact import head_layout, projections, prune_heads, read_note
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning import layer_stack
@@ -43,25 +44,32 @@ def heads_of(backbone: Backbone) -> dict[int, tuple[int, ...]]:
 def head_importance(
     network: PromptNetwork, batches: list[Batch], weights: Mapping[str, float], how: str, ctx: FitContext
 ) -> list[npt.NDArray[np.float64]]:
-    """For each layer the importance of each head that it has, larger is more."""
+    """For each layer the importance of each head that it has, larger is more.
+
+    Raises:
+        RunCancelledError: ``ctx.should_stop()`` said "cancel". At "stop" gradients of the batches so far say it, the
+            first at least; losses without a head are worked out for all heads.
+    """
     backbone = network.backbone
     _, shared, width = head_layout(backbone.model)
     sizes = [len(heads) for heads in heads_of(backbone).values()]
-    gates = [torch.ones(size, requires_grad=how == "gradient") for size in sizes]
+    gates = [torch.ones(size, device=network.device, requires_grad=how == "gradient") for size in sizes]
     with _gated(backbone, gates, shared * width):
         if how == "gradient":
             sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
             for batch in batches:
-                loss = weighted_loss(network(batch.packed), batch.labels, weights)
+                loss = _loss(network, batch, weights)
                 for total, gradient in zip(sums, torch.autograd.grad(loss, gates), strict=True):
-                    total += gradient.double().abs()
+                    total += gradient.cpu().double().abs()
+                if asked_to_stop(ctx):
+                    break
             return [total.numpy() for total in sums]
         base = _mean_loss(network, batches, weights)
         found_all = []
         for layer, size in enumerate(sizes):
             found = np.empty(size)
             for head in range(size):
-                _check_cancel(ctx)
+                asked_to_stop(ctx)
                 gates[layer][head] = 0.0
                 found[head] = _mean_loss(network, batches, weights) - base
                 gates[layer][head] = 1.0
@@ -161,7 +169,7 @@ def least_missed_layers(
         losses = {}
         for layer in range(len(stack)):
             if layer not in gone:
-                _check_cancel(ctx)
+                asked_to_stop(ctx)
                 with _skipped(stack, [*gone, layer]):
                     losses[layer] = _mean_loss(network, batches, weights)
         gone.append(min(losses, key=lambda layer: losses[layer]))
@@ -183,11 +191,10 @@ def _skipped(stack: nn.ModuleList, layers: list[int]) -> Iterator[None]:
             hook.remove()
 
 
+def _loss(network: PromptNetwork, batch: Batch, weights: Mapping[str, float]) -> Tensor:
+    return weighted_loss(network(batch.packed), batch.labels.to(network.device), weights)
+
+
 @torch.no_grad()
 def _mean_loss(network: PromptNetwork, batches: list[Batch], weights: Mapping[str, float]) -> float:
-    return float(np.mean([float(weighted_loss(network(b.packed), b.labels, weights)) for b in batches]))
-
-
-def _check_cancel(ctx: FitContext) -> None:
-    if ctx.should_stop() == "cancel":
-        raise RunCancelledError("the run was cancelled.")
+    return float(np.mean([float(_loss(network, batch, weights)) for batch in batches]))

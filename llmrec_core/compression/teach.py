@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from llmrec_core.compression._wishes import asked_to_stop
 from llmrec_core.contracts import FitContext
-from llmrec_core.errors import RunCancelledError, RunFailedError
+from llmrec_core.errors import RunFailedError
 from llmrec_core.evaluation.validation import is_better
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.specs import TrainingSpec
@@ -101,9 +102,7 @@ def teach(
         with own_generators(ctx.seed, student.device):
             student.train()
             for step in range(1, total + 1):
-                asked = ctx.should_stop()
-                if asked == "cancel":
-                    raise RunCancelledError("the run was cancelled.")
+                stopped = asked_to_stop(ctx)
                 loss = _loss(student, teacher, ours, theirs, plan[step - 1], weights, spec)
                 if not math.isfinite(float(loss.detach())):
                     raise RunFailedError(
@@ -118,9 +117,9 @@ def teach(
                 schedule.step()
                 if step == 1 or step % max(1, total // 100) == 0 or step == total:
                     ctx.emit("train", step=step, total=total, loss=float(loss.detach()), eta_s=None)
-                if step % every == 0 or step == total or asked == "stop":
+                if step % every == 0 or step == total or stopped:
                     watched.look(step)
-                if asked == "stop":
+                if stopped:
                     break
     finally:
         ours.close()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llmrec_core.compression._wishes import asked_to_stop
 from llmrec_core.contracts import FitContext, FloatArray, IntArray, Query, Recommender
-from llmrec_core.errors import InputError, RunCancelledError
+from llmrec_core.errors import InputError
 from llmrec_core.recommenders._histories import query_histories
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.reworked import reader_of
@@ -34,6 +35,8 @@ _BLOCK = 50
 
 def distilled_towers(parent: Recommender, spec: DistilTwoTowerSpec, split: Split, ctx: FitContext) -> Recommender:
     """Fitted towers that learned the parent's scores.
+
+    When ``ctx.should_stop()`` says "stop", they learn what the teacher has judged by then for the rest of an epoch.
 
     Raises:
         InputError: the parent reads no prompts, or the student reads prompts itself. RunCancelledError.
@@ -53,7 +56,8 @@ def distilled_towers(parent: Recommender, spec: DistilTwoTowerSpec, split: Split
         raise InputError("no training row has a history before it.", where="compression.n_histories")
     items = _lists(student, queries, chosen, split, spec.n_candidates, rng)
     targets = _soft_targets(parent, queries, items, spec.temperature, ctx)
-    _learn(student, queries, items, targets, split, spec, ctx)
+    judged = slice(len(targets))
+    _learn(student, queries[judged], items[judged], targets, split, spec, ctx)
     return student
 
 
@@ -100,15 +104,20 @@ def _lists(
 def _soft_targets(
     teacher: Recommender, queries: list[Query], items: IntArray, temperature: float, ctx: FitContext
 ) -> FloatArray:
-    """Softmax of the teacher's scores over each list, standardised within it: float32 [n, n_candidates]."""
+    """Softmax of the teacher's scores over each list, standardised within it: float32 [n_judged, n_candidates].
+
+    All are judged, unless somebody asks to stop: then the first ones, a block at least.
+    """
     scores = np.empty(items.shape, np.float64)
     ctx.emit("stage", stage="fusion")
     for start in range(0, len(queries), _BLOCK):
-        if ctx.should_stop() == "cancel":
-            raise RunCancelledError("the run was cancelled.")
         part = slice(start, start + _BLOCK)
         scores[part] = teacher.score(queries[part], items[part])
-        ctx.emit("progress", stage="fusion", step=min(start + _BLOCK, len(queries)), total=len(queries), eta_s=None)
+        done = min(start + _BLOCK, len(queries))
+        ctx.emit("progress", stage="fusion", step=done, total=len(queries), eta_s=None)
+        if asked_to_stop(ctx):
+            scores = scores[:done]
+            break
     scores -= scores.mean(1, keepdims=True)
     scores /= np.maximum(scores.std(1, keepdims=True), 1e-9) * temperature
     scores -= scores.max(1, keepdims=True)
@@ -160,8 +169,8 @@ def _learn(
             if now is None or now > best_value:
                 best_value = best_value if now is None else now
                 best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-            if ctx.should_stop() == "cancel":
-                raise RunCancelledError("the run was cancelled.")
+            if asked_to_stop(ctx):
+                break
     network.load_state_dict(best)
     if value is not None and best_value == untaught:
         ctx.emit(

@@ -10,6 +10,7 @@ import torch
 from compression.compression_cases import saved, scores
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_bert, write_tiny_llama
+from training.training_cases import Events
 
 from llmrec_core.compression import prune, towers
 from llmrec_core.compression.children import compress, every_kth
@@ -17,7 +18,7 @@ from llmrec_core.compression.measure import held_bytes, measure_pair, rank_corre
 from llmrec_core.compression.prune import head_importance, heads_of, with_layers, without_heads
 from llmrec_core.compression.quantise import whole_model
 from llmrec_core.compression.teach import teach
-from llmrec_core.errors import InputError, ModelError
+from llmrec_core.errors import InputError, ModelError, RunCancelledError
 from llmrec_core.models import compact, quantised
 from llmrec_core.models.loading import load_backbone, save_backbone
 from llmrec_core.recommenders import registry
@@ -142,6 +143,53 @@ def test_the_head_that_matters_stays(tiny_parent):
                           PruneHeadsSpec(share=0.25))  # fmt: skip
     assert heads_of(small)[1] == (0, 3)
     assert heads_of(small)[0] == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("how", ["gradient", "leave-one-out"])
+def test_what_judges_heads_lies_where_the_network_is(tiny_parent, monkeypatch, how):
+    """Gates and labels; no device but the processor is there, so that nothing is computed on the other."""
+    recommender, split, ctx = tiny_parent
+    judged = network_of(with_backbone(recommender, whole_model(network_of(recommender).backbone)))
+    plan, _, _ = practice(recommender, split, 1, ctx)
+    weights = {o.task: o.weight for o in recommender.run.objectives}
+    places = []
+
+    @contextmanager
+    def gated(backbone, gates, size):
+        places.extend(gate.device.type for gate in gates)
+        yield
+
+    def loss(outputs, labels, weights):
+        places.extend(tensor.device.type for tensor in (labels.list_of, *labels.values.values()))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(judged), "device", torch.device("meta"))
+    monkeypatch.setattr(type(judged), "forward", lambda self, packed: {})
+    monkeypatch.setattr(prune, "_gated", gated)
+    monkeypatch.setattr(prune, "weighted_loss", loss)
+    with pytest.raises(ZeroDivisionError):
+        head_importance(judged, [plan[0]], weights, how, ctx)
+    assert len(places) == 2 + 1 + 3
+    assert set(places) == {"meta"}
+
+
+def test_judging_heads_ends_when_it_is_asked_to(tiny_parent):
+    recommender, split, ctx = tiny_parent
+    judged = network_of(with_backbone(recommender, whole_model(network_of(recommender).backbone)))
+    plan, _, _ = practice(recommender, split, 1, ctx)
+    weights = {o.task: o.weight for o in recommender.run.objectives}
+    batches = [plan[0], plan[1], plan[2]]
+
+    def found(batches, asked):
+        wish = iter(asked)
+        return head_importance(judged, batches, weights, "gradient", replace(ctx, should_stop=lambda: next(wish)))
+
+    for asked, n_heard in (([None, None, None], 3), ([None, "stop"], 2), (["stop"], 1)):
+        np.testing.assert_allclose(found(batches, asked), found(batches[:n_heard], [None] * n_heard), rtol=1e-6)
+    with pytest.raises(RunCancelledError):
+        found(batches, [None, "cancel"])
+    with pytest.raises(RunCancelledError):
+        head_importance(judged, batches, weights, "leave-one-out", replace(ctx, should_stop=lambda: "cancel"))
 
 
 @pytest.mark.parametrize("idle", [0, 1, 2])
@@ -389,6 +437,38 @@ def test_towers_learn_a_teachers_order(tiny_parent):
         towers._learn(child, queries, items, targets, split, spec.model_copy(update={"epochs": 2}), told)
     assert np.array_equal(scores(child, split), before)
     assert any("taught these towers nothing" in message for message in said)
+
+
+def test_towers_keep_what_they_learned_when_they_are_asked_to_stop(tiny_parent, monkeypatch):
+    """A teacher that is interrupted has judged some histories; the towers go over those once."""
+    recommender, split, ctx = tiny_parent
+    tower = TwoTowerSpec(model=recommender.spec.model, n_text=6, width=16, epochs=1, tuning_steps=0, max_history=4)
+    spec = DistilTwoTowerSpec(student=tower, n_histories=12, n_candidates=4, epochs=9)
+    events, wish, learned = Events(), [], []
+    monkeypatch.setattr(towers, "_BLOCK", 4)
+    learn = towers._learn
+
+    def noted(student, queries, items, targets, *rest):
+        assert len(queries) == len(items) == len(targets)
+        learned.append((len(queries), scores(student, split)))
+        learn(student, queries, items, targets, *rest)
+
+    def should_stop():
+        judged = [e["step"] for e in events.of("progress") if e["stage"] == "fusion"]
+        return wish[0] if judged and judged[-1] >= 8 else None
+
+    monkeypatch.setattr(towers, "_learn", noted)
+    monkeypatch.setattr(towers, "watched", lambda *_: None)
+    told = replace(ctx, emit=events.emit, should_stop=should_stop)
+    wish.append("stop")
+    child = compress(recommender, spec, split, told)
+    assert learned[0][0] == 8
+    assert [e["step"] for e in events.of("train") if e["total"] == 9] == [1]
+    assert not np.array_equal(scores(child, split), learned[0][1])
+    wish[0] = "cancel"
+    events.clear()
+    with pytest.raises(RunCancelledError):
+        compress(recommender, spec, split, told)
 
 
 def _cross_entropy(recommender, queries, items, targets):
