@@ -33,6 +33,7 @@ from llmrec_core.models.device import resolve_device
 from llmrec_core.models.text_vectors import Vectors, Whitening, embed_texts
 from llmrec_core.recommenders._histories import query_histories, training_histories, training_rows
 from llmrec_core.recommenders._language_models import load_base
+from llmrec_core.recommenders._remembered import Remembered
 from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
@@ -69,6 +70,7 @@ class SequentialRecommender(Recommender):
         #: How vectors of texts ("text") and those that came with the data ("given") were whitened: who goes on from
         #: here does the same, so that old and new vectors mean the same.
         self._whitening: dict[str, Whitening] = {}
+        self._vectors: Remembered[torch.Tensor] = Remembered()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -90,6 +92,7 @@ class SequentialRecommender(Recommender):
         """
         dataset = split.dataset
         device = resolve_device(ctx.device)
+        self._vectors.forget()
         first = None if ctx.start_from is None else _First.load(ctx, self.spec)
         self._know(dataset, np.asarray(split.train_item_counts), dataset.rating_scale)
         ctx.emit("stage", stage="tokenizing")
@@ -169,11 +172,13 @@ class SequentialRecommender(Recommender):
         popularity = (self._counts / max(1, self._counts.max(initial=0)) * 1e-6).astype(np.float32)
         was_training = network.training
         network.eval()
+        vectors = self._item_vectors()
         for start in range(0, len(queries), block):
             part = slice(start, start + block)
             histories = query_histories(queries[part], self._item_index, self.spec.max_history, self._scale)
-            batch = histories.batch(histories.starts[:-1], histories.starts[1:], network.delta.device)
-            found = last_item_scores(network, batch)
+            first, which = histories.distinct()
+            batch = histories.batch(histories.starts[first], histories.starts[first + 1], network.delta.device)
+            found = last_item_scores(network, batch, vectors)[which]
             # The state after an empty history is zero, and so is every score: popularity orders.
             found += popularity * (np.diff(histories.starts) == 0)[:, None]
             scores[part] = pick_scores(found, items[part])
@@ -182,8 +187,18 @@ class SequentialRecommender(Recommender):
 
     def item_vectors(self) -> FloatArray:
         """What items are compared by, float32 [n_items, width]."""
-        with torch.inference_mode():
-            return np.asarray(self._fitted().item_vectors().float().cpu().numpy(), np.float32)
+        # A copy: what is remembered is nobody's to write into.
+        return np.array(self._item_vectors().cpu().numpy(), np.float32)
+
+    def _item_vectors(self) -> torch.Tensor:
+        """Vectors of all items on the network's device, computed once for weights as they are."""
+        network = self._fitted()
+
+        def make() -> torch.Tensor:
+            with torch.no_grad():
+                return network.item_vectors().float()
+
+        return self._vectors.of([*network.parameters(), *network.buffers()], make)
 
     def _know(self, dataset: Dataset, counts: IntArray, scale: tuple[float, float] | None) -> None:
         self._counts, self._scale = counts, scale

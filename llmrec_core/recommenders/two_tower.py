@@ -42,6 +42,7 @@ from llmrec_core.recommenders._language_models import (
     save_model,
     trained_names,
 )
+from llmrec_core.recommenders._remembered import Remembered
 from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
@@ -93,6 +94,7 @@ class TwoTowerRecommender(Recommender):
         self._has_text = np.empty(0, bool)
         self._asked: FloatArray = np.empty((0, 0), np.float32)
         self._index: VectorIndex | None = None
+        self._remembered: Remembered[tuple[torch.Tensor, FloatArray]] = Remembered()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -205,12 +207,12 @@ class TwoTowerRecommender(Recommender):
             return scores
         was_training = network.training
         network.eval()
-        vectors = self._vectors()
+        items_there, vectors = self._item_vectors()
         block = max(1, min(1024, _BLOCK_CELLS // max(1, len(vectors))))
         popularity = (self._counts / max(1, self._counts.max(initial=0)) * 1e-6).astype(np.float32)
         for start in range(0, len(queries), block):
             part = slice(start, start + block)
-            users = self._users(queries[part])
+            users = self._users(queries[part], items_there)
             # The vector of nobody is zero, and so is every score: popularity orders.
             found = users @ vectors.T + popularity * (np.abs(users).max(axis=1, keepdims=True) == 0)
             scores[part] = pick_scores(found, items[part])
@@ -248,30 +250,46 @@ class TwoTowerRecommender(Recommender):
             return np.asarray(network.items(network.whitened(pooled)).cpu().numpy(), np.float32)
 
     def _vectors(self) -> FloatArray:
+        """Vectors of all items, float32 [n_items, width]; read only."""
+        return self._item_vectors()[1]
+
+    def _item_vectors(self) -> tuple[torch.Tensor, FloatArray]:
+        """The same on the network's device and here, computed once for weights and texts as they are."""
         _, network = self._fitted()
-        with torch.no_grad():
-            found = network.items(network.whitened(self._pooled), self._all())
-            return np.asarray(found.cpu().numpy(), np.float32)
+
+        def make() -> tuple[torch.Tensor, FloatArray]:
+            with torch.no_grad():
+                found = network.items(network.whitened(self._pooled), self._all())
+            here = np.asarray(found.cpu().numpy(), np.float32)
+            here.flags.writeable = False
+            return found, here
+
+        return self._remembered.of([*network.parameters(), *network.buffers(), self._pooled], make)
 
     def _all(self) -> torch.Tensor:
         return torch.arange(len(self._counts), device=self._pooled.device)
 
     @torch.no_grad()
-    def _users(self, queries: Sequence[Query]) -> FloatArray:
-        """User vectors, float32 [n_queries, width]; zeros where nothing is known."""
+    def _users(self, queries: Sequence[Query], items: torch.Tensor | None = None) -> FloatArray:
+        """User vectors, float32 [n_queries, width]; zeros where nothing is known.
+
+        Args:
+            items: vectors of all items, where they are at hand.
+        """
         backbone, network = self._fitted()
         if not len(queries):
             return np.empty((0, self.spec.width), np.float32)
         if self.spec.user == "prompt":
-            texts = network.whitened(self._read(self._prompts(queries)))
+            # Equal prompts are read once by what embeds them.
+            vectors = network.items(network.whitened(self._read(self._prompts(queries))))
             rows = torch.arange(len(queries), device=backbone.device)[:, None]
             batch = Sequences(rows, torch.zeros_like(rows), torch.zeros_like(rows), rows >= 0)
-        else:
-            texts = network.whitened(self._pooled)
-            histories = query_histories(queries, self._item_index, self.spec.max_history, self._scale)
-            batch = histories.batch(histories.starts[:-1], histories.starts[1:], backbone.device)
-        which = None if self.spec.user == "prompt" else self._all()
-        return np.asarray(network.last(texts, batch, which).cpu().numpy(), np.float32)
+            return np.asarray(network.last_of(vectors, batch).cpu().numpy(), np.float32)
+        histories = query_histories(queries, self._item_index, self.spec.max_history, self._scale)
+        first, which = histories.distinct()
+        batch = histories.batch(histories.starts[first], histories.starts[first + 1], backbone.device)
+        items = self._item_vectors()[0] if items is None else items
+        return np.asarray(network.last_of(items, batch).cpu().numpy(), np.float32)[which]
 
     def _read(self, prompts: Sequence[str]) -> torch.Tensor:
         backbone, _ = self._fitted()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,18 @@ class Histories:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def distinct(self) -> tuple[IntArray, IntArray]:
+        """Histories that differ, by the first place of each, and which of them each history is, [n_histories]."""
+        places: dict[bytes, int] = {}
+        first: list[int] = []
+        which = np.empty(len(self), np.int64)
+        whole = np.stack([self.items, self.ratings, self.gaps], axis=1)
+        for number, (low, high) in enumerate(pairwise(self.starts.tolist())):
+            which[number] = places.setdefault(whole[low:high].tobytes(), len(first))
+            if which[number] == len(first):
+                first.append(number)
+        return np.array(first, np.int64), which
 
     def batch(self, low: IntArray, high: IntArray, device: torch.device) -> Sequences:
         """Rows low[i] to high[i] as one padded batch."""
@@ -341,8 +354,11 @@ def in_parts(inputs: Sequences, targets: Tensor, parts: int) -> Iterator[tuple[S
             yield inputs.take(rows), targets[rows], share
 
 
-def last_item_scores(network: SequenceNetwork, batch: Sequences) -> FloatArray:
-    """Scores of every item after each history, float32 [n, n_items]."""
+def last_item_scores(network: SequenceNetwork, batch: Sequences, vectors: Tensor) -> FloatArray:
+    """Scores of every item after each history, float32 [n, n_items].
+
+    Args:
+        vectors: of all items, as the network makes them.
+    """
     with torch.inference_mode():
-        vectors = network.item_vectors()
         return np.asarray((network.last_states(batch, vectors) @ vectors.T).float().cpu().numpy(), np.float32)

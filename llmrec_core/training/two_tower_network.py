@@ -81,9 +81,13 @@ class TwoTowerNetwork(nn.Module):
             batch: ``items`` are rows of ``whitened``; of prompts there is one a row.
             which: the item of each text, [n_texts]; None: prompts.
         """
+        return self.users_of(self.items(whitened, None if self.spec.user == "prompt" else which), batch)
+
+    def users_of(self, vectors: Tensor, batch: Sequences) -> Tensor:
+        """As :meth:`users`; ``vectors``: what :meth:`items` makes of the texts, [n_texts, width]."""
         if self.spec.user == "prompt":
-            return self._logit_scale() * nn.functional.normalize(self.items(whitened), dim=-1)[batch.items]
-        states = self.items(whitened, which)[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
+            return self._logit_scale() * nn.functional.normalize(vectors, dim=-1)[batch.items]
+        states = vectors[batch.items] + self.rating[batch.ratings] + self.gap[batch.gaps]
         states = self.drop(self.norm_in(states), self.training)
         length = batch.items.shape[1]
         place = torch.arange(length, device=states.device)
@@ -96,10 +100,17 @@ class TwoTowerNetwork(nn.Module):
 
     def last(self, whitened: Tensor, batch: Sequences, which: Tensor | None = None) -> Tensor:
         """:meth:`users` after each whole row, [n, width]; zeros after an empty one."""
-        lengths = batch.mask.sum(dim=1)
-        found = self.users(whitened, batch, which)
-        rows = torch.arange(len(found), device=found.device)
-        return found[rows, (lengths - 1).clamp_min(0)] * (lengths > 0)[:, None]
+        return _last(self.users(whitened, batch, which), batch)
+
+    def last_of(self, vectors: Tensor, batch: Sequences) -> Tensor:
+        """:meth:`users_of` after each whole row, [n, width]; zeros after an empty one."""
+        return _last(self.users_of(vectors, batch), batch)
 
     def _logit_scale(self) -> Tensor:
         return self.sharpness.exp() / self.spec.temperature
+
+
+def _last(found: Tensor, batch: Sequences) -> Tensor:
+    lengths = batch.mask.sum(dim=1)
+    rows = torch.arange(len(found), device=found.device)
+    return found[rows, (lengths - 1).clamp_min(0)] * (lengths > 0)[:, None]

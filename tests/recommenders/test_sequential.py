@@ -115,6 +115,46 @@ def test_the_sampled_loss_is_near_the_full_one():
     assert np.std(few) > 0.02, "with few drawn it is an estimate"
 
 
+def test_items_are_computed_once_for_many_queries_and_a_user_once_in_a_call(tmp_path, monkeypatch):
+    split = chain()
+    model = fitted(split, epochs=2)
+    before = model.item_vectors()
+    model.save(tmp_path)
+    again = SequentialRecommender.load(tmp_path, split.dataset, FitContext(device="cpu"))
+    vectors, states, n_vectors, n_users = SequenceNetwork.item_vectors, SequenceNetwork.states, [], []
+
+    def counted_vectors(self):
+        n_vectors.append(1)
+        return vectors(self)
+
+    def counted_states(self, batch, vectors):
+        n_users.append(len(batch.items))
+        return states(self, batch, vectors)
+
+    monkeypatch.setattr(SequenceNetwork, "item_vectors", counted_vectors)
+    monkeypatch.setattr(SequenceNetwork, "states", counted_states)
+    monkeypatch.setattr("llmrec_core.recommenders.sequential._BLOCK_CELLS", 5 * (N_ITEMS + 1))
+    queries, everything = split.queries("test").queries, np.arange(N_ITEMS + 1)
+    scores = again.score(queries, everything)
+    again.top_k(queries, 3)
+    np.testing.assert_array_equal(again.item_vectors(), before)
+    assert n_vectors == [1]
+    np.testing.assert_allclose(scores, model.score(queries, everything), atol=1e-5)
+    n_users.clear()
+    past = tuple(HistoryItem(f"i{n:02d}", 3.0, 3600.0 * n) for n in range(4))
+    rated = (*past[:3], HistoryItem("i03", 1.0, 3 * 3600.0))
+    asked = [Query("a", past), Query("b", past[:2]), Query("c", past), Query("d"), Query("e", rated)]
+    found = again.score(asked, everything)
+    assert n_users == [4]
+    for row, query in enumerate(asked):
+        np.testing.assert_allclose(found[row], again.score([query], everything)[0], atol=1e-5)
+    # Another fit of the same recommender, whose first vectors were asked for.
+    other = chain(shuffled=True)
+    again.fit(other, FitContext(device="cpu"))
+    np.testing.assert_array_equal(again.item_vectors(), vectors(again._network).numpy())
+    assert np.abs(again.item_vectors() - before).max() > 1e-3
+
+
 @pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"full_softmax_items": 0, "n_negatives": 5}])
 def test_out_of_memory_leaves_the_training_as_it_is(settings, monkeypatch):
     """More than five histories at once do not fit: parts of a batch share what is drawn for it."""

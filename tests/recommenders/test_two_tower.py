@@ -18,6 +18,7 @@ from llmrec_core.models.device import resolve_precision
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.text_vectors import Whitening, token_rows
 from llmrec_core.recommenders._histories import training_histories
+from llmrec_core.recommenders._remembered import Remembered
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.recommenders.vector_search import similar_items
@@ -161,6 +162,81 @@ def test_only_what_the_history_says_counts(models):
     np.testing.assert_allclose(model.score([Query("a", strange)], everything)[0], same[0], atol=1e-5)
     order = model.top_k([Query("new")], N)[0].items
     assert (np.diff(chain().train_item_counts[order]) <= 0).all(), "without history popularity orders"
+
+
+def test_items_are_computed_once_for_many_queries_and_a_user_once_in_a_call(models, tmp_path, monkeypatch):
+    split = chain()
+    model = fitted(split, models, id_bound=0.5)
+    whole = model.score(split.queries("test").queries, np.arange(N + 1))
+    model.save(tmp_path)
+    again = TwoTowerRecommender.load(tmp_path, split.dataset, FitContext(device="cpu", workspace_models=models))
+    items, users, n_items, n_users = TwoTowerNetwork.items, TwoTowerNetwork.users_of, [], []
+
+    def counted_items(self, whitened, which=None):
+        n_items.append(len(whitened))
+        return items(self, whitened, which)
+
+    def counted_users(self, vectors, batch):
+        n_users.append(len(batch.items))
+        return users(self, vectors, batch)
+
+    monkeypatch.setattr(TwoTowerNetwork, "items", counted_items)
+    monkeypatch.setattr(TwoTowerNetwork, "users_of", counted_users)
+    monkeypatch.setattr("llmrec_core.recommenders.two_tower._BLOCK_CELLS", 5 * (N + 1))
+    queries = split.queries("test").queries
+    scores = again.score(queries, np.arange(N + 1))
+    again.top_k(queries, 3)
+    again.item_vectors()
+    assert n_items == [N + 1]
+    # Blocks of another size round their sums another way; scores go up to 6.
+    np.testing.assert_allclose(scores, whole, atol=1e-5)
+    n_users.clear()
+    past = tuple(HistoryItem(f"i{n:02d}", 3.0, 3600.0 * n) for n in range(4))
+    asked = [Query("a", past), Query("b", past[:2]), Query("c", past), Query("d"), Query("a", past)]
+    found = again.score(asked, np.arange(N + 1))
+    assert n_users == [3]
+    for row, query in enumerate(asked):
+        np.testing.assert_allclose(found[row], again.score([query], np.arange(N + 1))[0], atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_items_are_computed_again_when_weights_or_texts_change(models):
+    model = fitted(chain(), models)
+    before = model.item_vectors()
+    other = chain(shuffled=True)
+    model.top_k([Query("new")], 3)
+    model.fit(other, FitContext(device="cpu", workspace_models=models))
+    np.testing.assert_array_equal(model.item_vectors(), fitted(other, models).item_vectors())
+    assert np.abs(model.item_vectors() - before).max() > 1e-3
+    before = model.item_vectors()
+    with torch.no_grad():
+        model._pooled[0] += torch.arange(32)
+    assert (np.abs(model.item_vectors() - before).max(axis=1) > 1e-3).tolist() == [True, *[False] * N]
+    before[:] = 0.0
+    assert np.abs(model.item_vectors()).max() > 0, "what is handed out is a copy"
+
+
+@pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}])
+def test_steps_of_optimizers_are_seen(how):
+    """Fused ones write without counting: what is trained is not remembered at all."""
+    weight = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    remembered: Remembered[list[float]] = Remembered()
+    made = lambda: remembered.of([weight], weight.tolist)  # noqa: E731
+    assert made() is made()
+    weight.requires_grad_(True)
+    assert made() is not made()
+    optimizer = torch.optim.AdamW([weight], lr=0.5, **how)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert made() == weight.tolist() != [1.0] * 3
+    weight.requires_grad_(False)
+    assert made() == weight.tolist()
+    weight.mul_(2.0)
+    assert made() == weight.tolist()
+    weight.data = torch.zeros(3)
+    assert made() == [0.0] * 3
+    remembered.forget()
+    assert made() == [0.0] * 3
 
 
 def loop(split: Split, models: Path, **fields: object) -> _Loop:
