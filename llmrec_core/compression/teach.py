@@ -7,13 +7,15 @@ The loss of a batch is
 
 with s, t the scores of student and teacher over all heads, and h their states of real tokens after matching layers
 (Hinton et al., "Distilling the knowledge in a neural network", 2015; Sun et al., "Patient knowledge distillation",
-EMNLP 2019). The teacher reads the same packed rows of the parent's training prompts, and nothing else.
+EMNLP 2019). The teacher reads the same packed rows of the parent's training prompts, and nothing else. Where a training
+leaves padding out, both do too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,32 +31,54 @@ from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import weighted_loss
 from llmrec_core.training.optimizer import make_optimizer
+from llmrec_core.training.packing import Packed
 from llmrec_core.training.trainer import own_generators
+from llmrec_core.training.unpadded import Rows, end_to_end, without_padding
 from llmrec_core.training.validation import Validation
 
 #: Validations of one training.
 _CHECKS = 8
 
 
-class _States:
-    """Collects what chosen layers give while a network reads."""
+class _Reader:
+    """A network, and what chosen layers of it make of the tokens that it reads."""
 
     def __init__(self, network: PromptNetwork, layers: Sequence[int]) -> None:
-        self.found: dict[int, Tensor] = {}
+        self._network, self._order = network, list(layers)
+        self._found: dict[int, Tensor] = {}
         stack = layer_stack(network.encoder)
         self._hooks = [stack[layer].register_forward_hook(self._keeper(layer)) for layer in layers]
-        self._order = list(layers)
 
     def _keeper(self, layer: int):  # type: ignore[no-untyped-def]
         def keep(module: nn.Module, inputs: object, output: object) -> None:
             states = output[0] if isinstance(output, tuple) else output
             assert isinstance(states, Tensor)
-            self.found[layer] = states
+            self._found[layer] = states
 
         return keep
 
-    def taken(self) -> list[Tensor]:
-        return [self.found.pop(layer) for layer in self._order]
+    def read(self, packed: Packed) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Scores of a batch, and states of its tokens after each of the layers, [n_tokens, size]; no padding."""
+        network = self._network
+        real = packed.segment >= 0
+        if self._order and network.unpadded:
+            scores = self._end_to_end(packed)
+            real = end_to_end(packed, real, network.computes_in)[None]
+        else:
+            scores = network(packed)
+        real = real.to(network.device)
+        return scores, [self._found.pop(layer)[real] for layer in self._order]
+
+    def _end_to_end(self, packed: Packed) -> dict[str, Tensor]:
+        """As the network does without padding; but its last layer, too, is asked for the states of all tokens."""
+        network = self._network
+        encoder: Any = network.encoder
+        rows = Rows.of(packed, network.pooling_weights(packed), network.computes_in, causal=network.causal)
+        more = {"use_cache": False} if network.causal else {}
+        with torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None):
+            found = encoder(input_ids=rows.input_ids, position_ids=rows.position_ids, rows=rows, **more)
+        scores: dict[str, Tensor] = network.heads(rows.weights @ found.last_hidden_state[0, rows.pooled].float())
+        return scores
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -96,14 +120,18 @@ def teach(
         optimizer, lambda step: min((step + 1) / warmup, 1 - step / (total + 1))
     )
     watched = _Watched(student, validation, ctx)
-    ours = _States(student, [own for own, _ in pairs] if spec.hidden_weight else [])
-    theirs = _States(teacher, [other for _, other in pairs] if spec.hidden_weight else [])
+    ours = _Reader(student, [own for own, _ in pairs] if spec.hidden_weight else [])
+    theirs = _Reader(teacher, [other for _, other in pairs] if spec.hidden_weight else [])
     try:
-        with own_generators(ctx.seed, student.device):
+        with (
+            own_generators(ctx.seed, student.device),
+            without_padding(student, whole_rows=False),
+            without_padding(teacher, whole_rows=False),
+        ):
             student.train()
             for step in range(1, total + 1):
                 stopped = asked_to_stop(ctx)
-                loss = _loss(student, teacher, ours, theirs, plan[step - 1], weights, spec)
+                loss = _loss(ours, theirs, plan[step - 1], weights, spec)
                 if not math.isfinite(float(loss.detach())):
                     raise RunFailedError(
                         f"the loss is {float(loss.detach())} at step {step}.",
@@ -129,29 +157,21 @@ def teach(
     student.eval()
 
 
-def _loss(
-    student: PromptNetwork,
-    teacher: PromptNetwork,
-    ours: _States,
-    theirs: _States,
-    batch: Batch,
-    weights: Mapping[str, float],
-    spec: RecoveryFields,
-) -> Tensor:
+def _loss(ours: _Reader, theirs: _Reader, batch: Batch, weights: Mapping[str, float], spec: RecoveryFields) -> Tensor:
     with torch.no_grad():
-        right = teacher(batch.packed)
-    said = student(batch.packed)
-    loss = torch.zeros((), device=student.device)
+        right, marks = theirs.read(batch.packed)
+    said, states = ours.read(batch.packed)
+    device = said[next(iter(weights))].device
+    loss = torch.zeros((), device=device)
     if spec.label_weight:
-        loss = loss + spec.label_weight * weighted_loss(said, batch.labels.to(student.device), weights)
+        loss = loss + spec.label_weight * weighted_loss(said, batch.labels.to(device), weights)
     for task in weights:
         spread = right[task].var(unbiased=False).clamp_min(1e-4)
         loss = loss + spec.score_weight * ((said[task] - right[task]) ** 2).mean() / spread / len(weights)
     if spec.hidden_weight:
-        real = (batch.packed.segment >= 0).to(student.device)
         distances = [
-            ((own - other)[real].float() ** 2).mean() / (other[real].float() ** 2).mean().clamp_min(1e-12)
-            for own, other in zip(ours.taken(), theirs.taken(), strict=True)
+            ((own - other).float() ** 2).mean() / (other.float() ** 2).mean().clamp_min(1e-12)
+            for own, other in zip(states, marks, strict=True)
         ]
         loss = loss + spec.hidden_weight * torch.stack(distances).mean()
     return loss

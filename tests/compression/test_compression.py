@@ -252,6 +252,43 @@ def test_a_student_learns_its_teacher(tiny_parent, tmp_path, monkeypatch):
         compress(recommender, DistilSpec(n_layers=2), split, ctx)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("hidden_weight", [0.5, 0.0])
+@pytest.mark.parametrize("write", [write_tiny_bert, write_tiny_llama])
+def test_a_student_is_taught_without_padding_as_with_it(
+    tiny_parent, tmp_path, monkeypatch, write, hidden_weight, precision
+):
+    recommender, split, ctx = tiny_parent
+    plan, validation, _ = practice(recommender, split, 2, ctx)
+    weights = {o.task: o.weight for o in recommender.run.objectives}
+    spec = DistilSpec(n_layers=1, learning_rate=1e-3, hidden_weight=hidden_weight)
+    folders = [write(tmp_path / str(seed), seed=seed) for seed in (7, 8)]
+    assert any((plan[at].packed.segment < 0).any() for at in range(len(plan))), "nothing to leave out"
+
+    def taught():
+        teacher, student = (
+            network_of(with_backbone(recommender, load_backbone(folder, trainable=False))) for folder in folders
+        )
+        for network in (teacher, student):
+            network.autocast = torch.bfloat16 if precision == "bf16" else None
+        unpadded: list[bool] = []
+        events = Events()
+        looked = lambda: unpadded.extend((student.unpadded, teacher.unpadded))  # noqa: E731
+        told = replace(ctx, emit=events.emit, should_stop=looked)
+        teach(student, teacher, [(0, 0), (1, 1)], plan, validation, weights, spec, told)
+        assert not student.unpadded
+        assert not teacher.unpadded
+        return set(unpadded), [event["loss"] for event in events.of("train")]
+
+    without, losses = taught()
+    assert without == {True}
+    monkeypatch.setattr("llmrec_core.training.unpadded._possible", lambda _: False)
+    rows, expected = taught()
+    assert rows == {False}
+    assert len(expected) > 3
+    np.testing.assert_allclose(losses, expected, rtol=1e-4 if precision == "fp32" else 0.01)
+
+
 def test_layers_of_a_decoder_are_numbered_anew(tmp_path):
     backbone = load_backbone(write_tiny_llama(tmp_path / "llama", n_layers=3), trainable=False)
     small = with_layers(backbone, [0, 2])
