@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from llmrec_core.errors import ModelError
 from llmrec_core.saved import FIX, FORMAT, HEAD_FILE, catalogue_sha256, read_head
 from llmrec_core.specs import RunSpec
+from llmrec_core.specs.unread import STORED
 from llmrec_core.workspace import write_json_atomic
 
 #: Where a saved pipeline keeps what reads the candidates.
@@ -67,6 +68,6 @@ def read_run(head: Mapping[str, Any], folder: Path) -> RunSpec:
         ModelError: there is none, or it cannot be read.
     """
     try:
-        return RunSpec.model_validate(head.get("run"))
+        return RunSpec.model_validate(head.get("run"), context=STORED)
     except ValidationError:
         raise ModelError("its spec cannot be read.", where=str(folder), fix=FIX) from None

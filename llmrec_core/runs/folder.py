@@ -244,7 +244,7 @@ class RunFolder:
 @lru_cache(maxsize=2048)
 def _parsed_spec(path: Path, version: tuple[int, int, int] | None) -> RunSpec:
     """The spec in that version of the file. Pages list all runs every other second, and specs are written once."""
-    return parse_run_spec(_read_json(path), where=str(path))
+    return parse_run_spec(_read_json(path), where=str(path), stored=True)
 
 
 def _read_json(path: Path) -> Any:

@@ -324,6 +324,8 @@ class TwoTowerSpec(Spec):
     def _heads_fit(self) -> TwoTowerSpec:
         if self.width % self.n_heads:
             raise ValueError(f"n_heads: {self.n_heads} heads do not divide a width of {self.width}")
+        if self.tuning.method == "adalora":
+            raise ValueError("tuning.method: two towers give no ranks to adapters while they are trained; choose lora")
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from llmrec_core.errors import SpecError
 from llmrec_core.specs.base import Spec, canonical_json, check_metric
@@ -15,19 +15,15 @@ from llmrec_core.specs.policies import POLICIES, PolicySpec, check_policies
 from llmrec_core.specs.recommenders import (
     FAMILIES,
     BaselineSpec,
-    CrossEncoderSpec,
-    GenerativeSpec,
     ItemKNNSpec,
     ListwiseSpec,
     PipelineSpec,
     PopularitySpec,
     RecommenderSpec,
-    SequentialSpec,
-    ranker_of,
 )
 from llmrec_core.specs.split import SplitSpec
 from llmrec_core.specs.training import ObjectiveSpec, PromptSpec, TrainingSpec
-from llmrec_core.specs.tricks import AUGMENTING, TRICKS
+from llmrec_core.specs.unread import STORED, check_effects
 
 #: Names of policies and methods, which stand in the paths of their faults.
 _TAGS = frozenset(POLICIES) | frozenset(COMPRESSIONS)
@@ -108,7 +104,7 @@ class RunSpec(Spec):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> RunSpec:
+    def _consistent(self, info: ValidationInfo) -> RunSpec:
         tasks: list[str] = [o.task for o in self.objectives]
         if len(set(tasks)) != len(tasks):
             raise ValueError("objectives: each task may stand there once")
@@ -116,7 +112,8 @@ class RunSpec(Spec):
         check_metric(self.training.validation_metric, None)
         if isinstance(self.recommender, PipelineSpec) and isinstance(self.recommender.ranker, ListwiseSpec):
             _check_listwise(self.recommender.ranker, tasks, self.training)
-        _check_tricks(self.recommender, self.training)
+        if self.kind == "train" and info.context != STORED:
+            check_effects(self.recommender, tasks, self.training)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
         if self.kind == "compress" and (self.compression is None or not self.parent_run):
@@ -136,36 +133,6 @@ class RunSpec(Spec):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
 
-def _check_tricks(recommender: RecommenderSpec, training: TrainingSpec) -> None:
-    ranker = ranker_of(recommender)
-    if not isinstance(ranker, CrossEncoderSpec | ListwiseSpec | GenerativeSpec):
-        for name in TRICKS:
-            if getattr(training, name):
-                raise ValueError(f"training.{name}: {_without_prompts(ranker)}")
-        return
-    tuning = ranker.tuning
-    drops = training.dropout > 0 or (tuning.method in ("lora", "adalora") and tuning.lora_dropout > 0)
-    if training.r_drop and tuning.method != "none" and not drops:
-        raise ValueError(
-            "training.r_drop: without dropout both passes are the same; set training.dropout, for example .1"
-        )
-    if isinstance(ranker, GenerativeSpec):
-        for name in (*AUGMENTING, "label_smoothing"):
-            if getattr(training, name):
-                raise ValueError(f"training.{name}: a generative recommender has none; leave it out")
-
-
-def _without_prompts(recommender: RecommenderSpec) -> str:
-    """Why what makes training prompts harder means nothing to a family that reads none, and what does so there."""
-    reason = f"it changes training prompts, and a {recommender.family} recommender reads none"
-    if not isinstance(recommender, SequentialSpec):
-        return f"{reason}; leave it out"
-    return (
-        f"{reason}; its histories are varied by recommender.reverse and recommender.dropout, its labels softened by "
-        "recommender.label_smoothing"
-    )
-
-
 def _check_listwise(ranker: ListwiseSpec, tasks: list[str], training: TrainingSpec) -> None:
     if tasks != ["rank"]:
         raise ValueError("objectives: a listwise ranker chooses one of a list; it learns to rank and nothing else")
@@ -175,8 +142,11 @@ def _check_listwise(ranker: ListwiseSpec, tasks: list[str], training: TrainingSp
         )
 
 
-def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
+def parse_run_spec(raw: Any, *, where: str = "spec", stored: bool = False) -> RunSpec:
     """A checked :class:`RunSpec` from plain data (a YAML or JSON document, a form).
+
+    Args:
+        stored: it is that of a run which was submitted already; fields without effect stay as they are.
 
     Raises:
         SpecError: names every field that is wrong, and what was wrong with it.
@@ -184,7 +154,7 @@ def parse_run_spec(raw: Any, *, where: str = "spec") -> RunSpec:
     if not isinstance(raw, dict):
         raise SpecError("a run spec must be a mapping of fields", where=where, fix="See `llmrec train --help`.")
     try:
-        return RunSpec.model_validate(raw)
+        return RunSpec.model_validate(raw, context=STORED if stored else None)
     except ValidationError as error:
         raise SpecError(
             "; ".join(": ".join(filter(None, fault)) for fault in spec_errors(error)) + ".",

@@ -126,7 +126,7 @@ def _sequential(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     model = _tiny_run(ctx.workspace_models).recommender.model  # type: ignore[union-attr]
     spec = {"family": "sequential", "model": model, "n_text": 6, "width": 16, "max_history": 4, "epochs": 3}
-    run = _tiny_run(ctx.workspace_models, recommender=spec)
+    run = _tiny_run(ctx.workspace_models, recommender=spec, training={})
     recommender = build(run, run.recommender)
     recommender.fit(split, ctx)
     return recommender
@@ -171,7 +171,7 @@ def _two_tower(split: Split, ctx: FitContext) -> Recommender:
 def _blend(split: Split, ctx: FitContext) -> Recommender:
     assert ctx.workspace_models is not None
     members = [{"family": "item-knn"}, {"family": "ease"}, {"family": "sequential", "model": None, "epochs": 2}]
-    run = _tiny_run(ctx.workspace_models, recommender={"family": "blend", "members": members})
+    run = _tiny_run(ctx.workspace_models, recommender={"family": "blend", "members": members}, training={})
     recommender = build(run, run.recommender)
     recommender.fit(split, ctx)
     return recommender

@@ -258,6 +258,7 @@ def _histories(shop: _Workshop, version: int, **fields: Any) -> RunSpec:
     tiny = {"model": None, "width": 16, "n_heads": 2, "max_history": 8, "epochs": 3}
     raw = {
         "recommender": {"family": "sequential", **tiny},
+        "training": {},
         "evaluation": {"ks": [5], "primary_metric": "ndcg@5", "n_bootstrap": 100, "click_negatives": 0},
     }
     return shop.spec(version, **{**raw, **fields})
