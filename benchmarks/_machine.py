@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llmrec_core.models.device import device_facts
-from llmrec_core.runs.processes import memory_environment
+from llmrec_core.runs.processes import computing_environment
 
 
 def machine(*, precision: bool = False, **versions: str) -> dict[str, Any]:
@@ -34,6 +34,6 @@ def machine(*, precision: bool = False, **versions: str) -> dict[str, Any]:
 
 def as_a_worker(module: str) -> None:
     """Starts ``python -m module`` again as a run's worker is started: memory that is freed stays with the process."""
-    missing = memory_environment()
+    missing = computing_environment()
     if missing:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **missing})

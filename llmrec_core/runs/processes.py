@@ -119,15 +119,13 @@ def import_path() -> dict[str, str]:
     return {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else str(root)}
 
 
-def memory_environment() -> dict[str, str]:
-    """Environment under which a child of glibc keeps the memory it has freed, in pages of 2 MB; {} on other systems.
+def computing_environment() -> dict[str, str]:
+    """Environment for a process that computes: :func:`sharing_environment`, and freed memory stays with the process.
 
     A training step frees all it has made, and by default glibc hands that back: the next step takes it from the kernel
-    anew, page by page, which costs bf16 training on processors a sixth of its time. What whoever started this process
-    has set stands.
+    anew, page by page, which costs bf16 training on processors a sixth of its time. Pages of 2 MB make that rarer
+    still. What whoever started this process has set stands.
     """
-    if not platform.libc_ver()[0].startswith("glibc"):
-        return {}
     wanted = {
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         "MALLOC_TOP_PAD_": str(64 << 20),
@@ -135,7 +133,22 @@ def memory_environment() -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    if not platform.libc_ver()[0].startswith("glibc"):
+        wanted = {}
+    return sharing_environment() | {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def sharing_environment() -> dict[str, str]:
+    """Environment under which a process that computes leaves processors to others while it waits.
+
+    GNU OpenMP, which PyTorch's threads come from on Linux, waits for the slowest thread of each small operation by
+    turning in circles, for milliseconds. Where a browser or another run wants a processor too, that thread is the one
+    that it keeps from running, and training crawls. A short wait and then sleep costs nothing that can be measured on
+    idle processors. Others than GNU OpenMP do not read this.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return {}
+    return {"GOMP_SPINCOUNT": "2000"}
 
 
 def terminate(process: ProcessId) -> bool:

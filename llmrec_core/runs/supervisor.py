@@ -270,7 +270,7 @@ class Supervisor:
             transaction.end(row.run_id)
             return
         try:
-            environment = processes.import_path() | processes.memory_environment()
+            environment = processes.import_path() | processes.computing_environment()
             child = processes.spawn(self._argv(folder.path), folder.log_path, environment)
         except OSError as error:
             text = f"the worker could not be started: {error}."

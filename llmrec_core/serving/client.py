@@ -14,6 +14,7 @@ from typing import Any
 
 from llmrec_core import errors
 from llmrec_core.errors import LLMRecError, RunFailedError
+from llmrec_core.runs.processes import sharing_environment
 from llmrec_core.workspace import Workspace
 
 
@@ -90,7 +91,8 @@ class ServingClient:
             return self._process
         self._stop()
         self._answers = queue.Queue()
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, **sharing_environment(), **offline}
         with open(self._log_path, "w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "llmrec_core.serving.server", str(self.workspace.root)],

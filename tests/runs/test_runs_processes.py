@@ -63,7 +63,9 @@ def test_a_zombie_is_dead_but_still_known(sleeper: subprocess.Popen[bytes]) -> N
     assert not processes.terminate(before)
 
 
-@pytest.mark.skipif(not processes.memory_environment(), reason="another memory allocator, or told what to do already")
+@pytest.mark.skipif(
+    "GLIBC_TUNABLES" not in processes.computing_environment(), reason="another allocator, or told what to do already"
+)
 def test_a_worker_keeps_the_memory_that_it_freed(tmp_path: Path) -> None:
     """What a step of training does: make some arrays, free them all, and again; page faults after the first steps."""
     code = (
@@ -81,19 +83,49 @@ def test_a_worker_keeps_the_memory_that_it_freed(tmp_path: Path) -> None:
         assert processes.spawn([sys.executable, "-c", code], log, environment).wait(30) == 0
         return int(log.read_text())
 
-    plain, kept = faults({}), faults(processes.memory_environment())
+    plain, kept = faults({}), faults(processes.computing_environment())
     # Two hundred times 3 MB are 146,000 pages of 4 KB.
     assert plain > 50_000
     assert kept < 1_000
 
 
-def test_what_somebody_has_set_for_memory_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_somebody_has_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(processes.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setenv("MALLOC_TOP_PAD_", "0")
-    assert "MALLOC_TOP_PAD_" not in processes.memory_environment()
-    assert "MALLOC_TRIM_THRESHOLD_" in processes.memory_environment()
+    assert "MALLOC_TOP_PAD_" not in processes.computing_environment()
+    assert {"MALLOC_TRIM_THRESHOLD_", "GOMP_SPINCOUNT"} <= processes.computing_environment().keys()
     monkeypatch.setattr(processes.platform, "libc_ver", lambda: ("", ""))
-    assert processes.memory_environment() == {}
+    assert processes.computing_environment() == processes.sharing_environment() == {"GOMP_SPINCOUNT": "2000"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert processes.computing_environment() == {}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU OpenMP")
+def test_threads_that_wait_leave_the_processor_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of both threads while one of them works alone: what the other burns is nobody's."""
+    code = (
+        "import os, time, torch\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.ones(400_000)\n"
+        "x.add_(1)\n"
+        "began, wall = time.process_time(), time.perf_counter()\n"
+        "for _ in range(150):\n"
+        "    x.add_(1)\n"
+        "    time.sleep(0.002)\n"
+        "print((time.process_time() - began) / (time.perf_counter() - wall))\n"
+    )
+
+    def busy(turns: str) -> float:
+        log = tmp_path / f"log-{turns}"
+        assert processes.spawn([sys.executable, "-c", code], log, {"GOMP_SPINCOUNT": turns}).wait(60) == 0
+        return float(log.read_text())
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    # Ten million turns: waiting until the next operation comes, as by default where that is soon.
+    assert busy("10000000") > 2 * busy(processes.sharing_environment()["GOMP_SPINCOUNT"])
 
 
 @posix
