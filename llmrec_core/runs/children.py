@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from llmrec_core.errors import SpecError
+from llmrec_core.errors import InputError, SpecError
 from llmrec_core.runs.folder import Run
 from llmrec_core.runs.store import RunStore
 from llmrec_core.specs import (
@@ -19,8 +22,19 @@ from llmrec_core.specs import (
     parse_run_spec,
     ranker_of,
 )
-from llmrec_core.specs.compression import COMPRESSION_WORDS, COMPRESSIONS, CompressionSpec, RecoveryFields
+from llmrec_core.specs.compression import (
+    COMPRESSION_WORDS,
+    COMPRESSIONS,
+    CompressionSpec,
+    DistilSpec,
+    DistilTwoTowerSpec,
+    OnnxSpec,
+    PruneHeadsSpec,
+    PruneLayersSpec,
+    RecoveryFields,
+)
 from llmrec_core.specs.titles import field_title
+from llmrec_core.workspace import check_name
 
 #: Below this rank correlation with its parent a child is said to order candidates otherwise.
 _SAME_ORDER = 0.9
@@ -41,17 +55,34 @@ _SMALLER_BY_TRAINING = {
     "two-tower": "two towers rank by a product of vectors made beforehand; train them with a smaller width or n_text "
     "(recommender.width=64)",
 }
+#: Ways of tuning that leave the weights as they came -> what they learn instead.
+_BESIDE_WEIGHTS = {
+    "prefix": "states before the text",
+    "prompt": "states before the text",
+    "bottleneck": "small networks inside the layers",
+}
+#: Kinds of models whose heads can be taken out, and that have an ONNX form. ``models.compact`` and
+#: ``models.tuning_soft`` decide; that loads PyTorch, so it is said here once more (a test compares them).
+PRUNABLE = frozenset(
+    {"bert", "camembert", "electra", "llama", "mistral", "qwen2", "qwen3", "roberta", "smollm3", "xlm-roberta"}
+)
+GRAPHS = frozenset({"bert", "electra", "gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
+#: Packages of the extra "onnx" that an export takes.
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def methods_for(spec: RunSpec) -> list[str]:
-    """Names of what can be done to the model of such a run; see :func:`why_not` where that is nothing."""
+    """Names of what can be done to the model of such a run; see :func:`why_not` for what is not among them."""
     how = spec.compression
     if spec.kind == "evaluate" or (how is not None and how.method in ("int8", "int4", "onnx")):
         return []
     part = ranker_of(spec.recommender)
     if isinstance(part, ListwiseSpec | GenerativeSpec):
-        return ["int8", "int4"]
-    return list(COMPRESSION_WORDS) if isinstance(part, CrossEncoderSpec) else []
+        return [] if part.tuning.method in _BESIDE_WEIGHTS else ["int8", "int4"]
+    if not isinstance(part, CrossEncoderSpec):
+        return []
+    # Towers ask their teacher for scores alone; all else begins with one set of weights.
+    return ["distil-two-tower"] if part.tuning.method in _BESIDE_WEIGHTS else list(COMPRESSION_WORDS)
 
 
 def why_not(run: Run, method: str | None = None) -> tuple[str, str]:
@@ -65,13 +96,21 @@ def why_not(run: Run, method: str | None = None) -> tuple[str, str]:
         fix = f"Compress the run that it was made from: {spec.parent_run}"
         fix += ", with the field int8 switched on for an ONNX file in 8 bits." if method == "onnx" else "."
         return f"run {run.run_id} is compressed to its end already ({COMPRESSION_WORDS[how.method][0]}).", fix
-    known = methods_for(spec)
+    known, part = methods_for(spec), ranker_of(spec.recommender)
+    if isinstance(part, CrossEncoderSpec | ListwiseSpec | GenerativeSpec) and part.tuning.method in _BESIDE_WEIGHTS:
+        place = "recommender.tuning" if part is spec.recommender else "recommender.ranker.tuning"
+        return (
+            f"tuning by {part.tuning.method} learns {_BESIDE_WEIGHTS[part.tuning.method]}, which cannot be merged into "
+            f"the weights, and {method or 'compression'} needs them merged.",
+            f"Train it with lora, adalora or ia3 ({place}.method=lora) and compress that run"
+            + (f", or use {' or '.join(known)}, which needs the model's scores alone." if known else "."),
+        )
     if known:
-        does = "writes titles" if isinstance(ranker_of(spec.recommender), GenerativeSpec) else "orders lists"
+        does = "writes titles" if isinstance(part, GenerativeSpec) else "orders lists"
         return f"{method} is for models that read one candidate a prompt; this run {does}.", (
             f"Use {' or '.join(known)}."
         )
-    family = ranker_of(spec.recommender).family
+    family = part.family
     readers = "choose a run whose model reads prompts (a cross-encoder, or two stages with one)."
     instead = _SMALLER_BY_TRAINING.get(family)
     return (
@@ -87,7 +126,8 @@ def compression_run(parent: Run, method: str, fields: Mapping[str, Any]) -> RunS
         fields: dotted path in the method's spec -> value.
 
     Raises:
-        SpecError: an unknown method or one that does not fit this run, or a field that it does not have or refuses.
+        SpecError: an unknown method, one that does not fit this run or the model in it, or a field that it does not
+            have or refuses.
     """
     if method not in COMPRESSIONS:
         raise SpecError(
@@ -117,7 +157,98 @@ def compression_run(parent: Run, method: str, fields: Mapping[str, Any]) -> RunS
     if raw.get("continual") is None:
         # A continual run's split depends on the run it went on from; other runs need no memory of theirs.
         again["continue_from"] = None
-    return parse_run_spec(raw | again | {"name": name[:120]})
+    child = parse_run_spec(raw | again | {"name": name[:120]})
+    assert child.compression is not None
+    refused = _refused(parent, child.compression)
+    if refused is not None:
+        raise refused
+    return child
+
+
+def _refused(parent: Run, how: CompressionSpec) -> SpecError | None:
+    """What the worker would say late, as far as files of a few kilobytes tell; None where they tell nothing."""
+    method = "compression.method"
+    if isinstance(how, DistilTwoTowerSpec) and how.student.user != "history":
+        return SpecError(
+            "a student reads the history's items, not prompts.",
+            where="compression.student.user",
+            fix="Leave it on history.",
+        )
+    if isinstance(how, OnnxSpec):
+        missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
+        if missing:
+            return SpecError(
+                f"ONNX needs packages that are not installed: {', '.join(missing)}.",
+                where=method,
+                fix="Install the extra: pip install 'llmrec-studio[onnx]'.",
+            )
+    config = _model_config(parent)
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    if isinstance(how, OnnxSpec) and (kind not in GRAPHS or config.get("sliding_window") is not None):
+        return SpecError(
+            f"models of the kind {kind} have no ONNX form here: they take no mask from outside.",
+            where=method,
+            fix=f"Use int8, or a model of one of the kinds {', '.join(sorted(GRAPHS))}.",
+        )
+    if isinstance(how, RecoveryFields) and kind == "albert":
+        return SpecError(
+            "albert models share one layer at all depths: no layer or head can be taken out.",
+            where=method,
+            fix="Use int8 or int4.",
+        )
+    if isinstance(how, PruneHeadsSpec) and kind not in PRUNABLE:
+        return SpecError(
+            f"heads of {kind} models cannot be taken out.",
+            where=method,
+            fix=f"It works for {', '.join(sorted(PRUNABLE))}; prune layers instead, or use int8.",
+        )
+    n_layers = next((n for n in map(config.get, ("num_hidden_layers", "n_layer", "n_layers")) if isinstance(n, int)), 0)
+    if isinstance(how, PruneLayersSpec | DistilSpec) and 0 < n_layers <= how.n_layers:
+        cannot = "be taken out of" if isinstance(how, PruneLayersSpec) else "be a smaller student of a model of"
+        return SpecError(
+            f"{how.n_layers} layers cannot {cannot} {n_layers}.",
+            where="compression.n_layers",
+            fix=f"Give at most {n_layers - 1}." if n_layers > 1 else "Use int8 or int4.",
+        )
+    if isinstance(ranker_of(parent.spec.recommender), GenerativeSpec) and config.get("tie_word_embeddings") is False:
+        return SpecError(
+            "this model writes with a table of words of its own, which compression leaves behind.",
+            where="RUN",
+            fix="Train on a model that writes with the words it reads with, such as smollm2-135m.",
+        )
+    return None
+
+
+def _model_config(run: Run) -> dict[str, Any]:
+    """config.json of the model in a run; {} where it is not found, or no mapping.
+
+    Runs that keep what they trained alone have it with the model below, which is looked for under its own name.
+    """
+    model = getattr(ranker_of(run.spec.recommender), "model", None)
+    saved = run.folder / "artifacts" / "recommender"
+    places = [saved / "ranker" / "model", saved / "model"]
+    if isinstance(model, str) and Path(model).is_absolute() and not model.startswith(("//", "\\\\")):
+        places.append(Path(model))
+    elif isinstance(model, str) and _is_plain(model):
+        # <workspace>/runs/<run>, <workspace>/models/<name>.
+        places.append(run.folder.parent.parent / "models" / model)
+    for place in places:
+        try:
+            found = json.loads((place / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _is_plain(name: str) -> bool:
+    try:
+        check_name(name, "model")
+    except InputError:
+        return False
+    return True
 
 
 def compressed_children(store: RunStore, run_id: str) -> list[Run]:

@@ -1,11 +1,14 @@
 """What may be compressed, what is said where it may not, and what is advised where a child lost quality."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from llmrec_core.errors import SpecError
-from llmrec_core.runs.children import advice, compression_run, methods_for, settings_in_words
+from llmrec_core.runs import children
+from llmrec_core.runs.children import advice, compression_run, methods_for, settings_in_words, why_not
 from llmrec_core.specs import parse_run_spec
 from llmrec_core.specs.compression import (
     COMPRESSION_WORDS,
@@ -16,10 +19,23 @@ from llmrec_core.specs.compression import (
     PruneLayersSpec,
 )
 
+RUN = "20260101-000000-aaaaa"
 
-def run(recommender, **fields):
+
+@pytest.fixture(autouse=True)
+def all_packages(monkeypatch):
+    """Whatever is installed here."""
+    monkeypatch.setattr(children, "find_spec", lambda name: name)
+
+
+def run(recommender, workspace=Path("nowhere"), **fields):
     spec = parse_run_spec({"dataset": {"name": "d"}, "recommender": recommender, **fields})
-    return SimpleNamespace(run_id="20260101-000000-aaaaa", spec=spec)
+    return SimpleNamespace(run_id=RUN, spec=spec, folder=workspace / "runs" / RUN)
+
+
+def config(folder, **fields):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(fields))
 
 
 def test_each_family_is_told_what_can_be_done():
@@ -44,6 +60,91 @@ def test_each_family_is_told_what_can_be_done():
     again = run(reader, kind="evaluate", parent_run="20250101-000000-bbbbb")
     with pytest.raises(SpecError, match="Compress run 20250101-000000-bbbbb"):
         compression_run(again, "int8", {})
+
+
+@pytest.mark.parametrize("tuning", ["prefix", "prompt", "bottleneck"])
+def test_what_stands_beside_the_weights_is_refused_before_it_is_queued(tuning):
+    reader = {"family": "cross-encoder", "tuning": {"method": tuning}}
+    alone, staged = run(reader), run({"family": "pipeline", "ranker": reader})
+    for method in COMPRESSION_WORDS:
+        if method == "distil-two-tower":
+            assert compression_run(alone, method, {}).parent_run == RUN
+            continue
+        told = rf"tuning by {tuning} learns .* {method} needs them merged.*recommender\.tuning\.method=lora.*two-tower"
+        with pytest.raises(SpecError, match=told):
+            compression_run(alone, method, {})
+    assert methods_for(staged.spec) == ["distil-two-tower"]
+    assert "recommender.ranker.tuning.method=lora" in why_not(staged, "int8")[1]
+    for family, more in (("listwise", {"objectives": [{"task": "rank"}]}), ("generative", {})):
+        ranker = {"family": family, "tuning": {"method": tuning}}
+        other = run({"family": "pipeline", "ranker": ranker}, **more)
+        assert methods_for(other.spec) == []
+        what, fix = why_not(other)
+        assert "compression needs them merged" in what
+        assert fix.endswith("and compress that run.")
+    merged = run({"family": "cross-encoder", "tuning": {"method": "ia3"}})
+    assert methods_for(merged.spec) == list(COMPRESSION_WORDS)
+
+
+READER = {"family": "cross-encoder"}
+LATE = [
+    ({"model_type": "distilbert", "n_layers": 6}, READER, "onnx", {}, "distilbert have no ONNX form.*Use int8"),
+    ({"model_type": "mistral", "sliding_window": 9}, READER, "onnx", {}, "mistral have no ONNX form"),
+    ({"model_type": "gpt2", "n_layer": 6}, READER, "prune-heads", {}, "heads of gpt2 models.*prune layers instead"),
+    ({"model_type": "albert", "num_hidden_layers": 6}, READER, "distil", {}, "albert models share one layer"),
+    ({"model_type": "gpt2", "n_layer": 2}, READER, "prune-layers", {}, "2 layers cannot be taken out of 2.*at most 1"),
+    ({"model_type": "bert", "num_hidden_layers": 3}, READER, "distil", {}, "model of 3.*at most 2"),
+    ({"model_type": "bert", "num_hidden_layers": 1}, READER, "distil", {"n_layers": 1}, "Use int8 or int4"),
+    ({"model_type": "llama", "tie_word_embeddings": False}, {"family": "generative"}, "int8", {}, "words of its own"),
+]
+
+
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize(("found", "part", "method", "fields", "told"), LATE, ids=lambda v: str(v)[:30])
+def test_what_the_model_in_a_run_cannot_is_said_before_it_is_queued(
+    tmp_path, found, part, method, fields, told, staged
+):
+    recommender = {"family": "pipeline", "ranker": part} if staged else part
+    parent = run(recommender, tmp_path)
+    saved = parent.folder / "artifacts" / "recommender"
+    config(saved / "ranker" / "model" if staged else saved / "model", **found)
+    with pytest.raises(SpecError, match=told):
+        compression_run(parent, method, fields)
+
+
+def test_a_model_that_can_is_let_through_and_one_below_the_run_is_found(tmp_path):
+    config(tmp_path / "runs" / RUN / "artifacts" / "recommender" / "model", model_type="bert", num_hidden_layers=4)
+    parent = run(READER, tmp_path)
+    for method in COMPRESSION_WORDS:
+        assert compression_run(parent, method, {}).parent_run == RUN
+    adapters = {"family": "cross-encoder", "tuning": {"method": "lora"}}
+    config(tmp_path / "below", model_type="gpt2", n_layer=6)
+    config(tmp_path / "models" / "minilm", model_type="gpt2", n_layer=6)
+    for model in (str(tmp_path / "below"), "minilm"):
+        parent = run(adapters | {"model": model}, tmp_path)
+        parent.folder = tmp_path / "runs" / "other"
+        with pytest.raises(SpecError, match="heads of gpt2"):
+            compression_run(parent, "prune-heads", {})
+    # What cannot be read says nothing: the worker will.
+    (tmp_path / "below" / "config.json").write_text("[" * 100_000)
+    for model in (str(tmp_path / "below"), "../below", "hub:owner/name"):
+        assert compression_run(run(adapters | {"model": model}, tmp_path / "x"), "prune-heads", {}).parent_run == RUN
+
+
+def test_packages_and_students_that_are_missing_are_told_before(monkeypatch):
+    with pytest.raises(SpecError, match="not prompts"):
+        compression_run(run(READER), "distil-two-tower", {"student.user": "prompt"})
+    monkeypatch.setattr(children, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(SpecError, match=r"not installed: onnxscript\..*llmrec-studio\[onnx\]"):
+        compression_run(run(READER), "onnx", {})
+    assert compression_run(run(READER), "int8", {}).parent_run == RUN
+
+
+def test_kinds_of_models_are_those_of_the_rooms_that_decide():
+    from llmrec_core.models import compact, tuning_soft
+
+    assert children.PRUNABLE == compact._PRUNABLE
+    assert children.GRAPHS == tuning_soft.READY_MASK_TYPES
 
 
 @pytest.mark.parametrize("method", ["int8", "int4", "onnx", "distil", "prune-layers"])
