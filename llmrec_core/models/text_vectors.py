@@ -13,6 +13,8 @@ from torch import Tensor
 from llmrec_core.models.loading import Backbone
 
 Vectors = npt.NDArray[np.float32]
+#: Texts in one call of the tokenizer, which goes through them on all processors.
+_TOKENISED_AT_ONCE = 8192
 
 
 def embed_texts(backbone: Backbone, texts: Sequence[str], *, max_tokens: int = 64, batch_size: int = 64) -> Vectors:
@@ -28,9 +30,13 @@ def embed_texts(backbone: Backbone, texts: Sequence[str], *, max_tokens: int = 6
 def token_rows(backbone: Backbone, texts: Sequence[str], max_tokens: int = 64) -> list[list[int]]:
     """Token ids of each text, at least one, at most ``max_tokens`` or what the model can read."""
     limit = min(max_tokens, backbone.max_tokens)
-    rows = [backbone.tokenizer.encode(text or " ").ids for text in texts]
-    # The last token of a BERT text closes it; a cut text keeps it.
-    rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), _TOKENISED_AT_ONCE):
+        some = [text or " " for text in texts[start : start + _TOKENISED_AT_ONCE]]
+        for encoding in backbone.tokenizer.encode_batch_fast(some):
+            row = encoding.ids
+            # The last token of a BERT text closes it; a cut text keeps it.
+            rows.append(row if len(row) <= limit else [*row[: limit - 1], row[-1]])
     return [row or [backbone.pad_id] for row in rows]
 
 

@@ -90,16 +90,53 @@ class VectorIndex:
         if self._index is None or 4 * (k + longest) > len(self._vectors):
             return self._exact(queries, k, exclude)
         found = self._index.search(queries, k + longest)[1]
-        rankings = []
-        for row, items in enumerate(found):
-            kept = np.sort(items[items >= 0])
-            if exclude is not None:
-                kept = np.setdiff1d(kept, exclude[row], assume_unique=True)
-            if len(kept) < k:
-                seen = None if exclude is None else [exclude[row]]
-                rankings += self._exact(queries[row : row + 1], k, seen)
-            else:
-                rankings.append(_best(kept, self._vectors[kept] @ queries[row], k))
+        n_items, width = self._vectors.shape
+        size = max(1, min(len(queries), _BLOCK_CELLS // max(1, found.shape[1] * width), 4 * _BLOCK_CELLS // n_items))
+        hidden = np.zeros((size, n_items), bool)
+        rankings: list[Ranking] = []
+        for start in range(0, len(queries), size):
+            part = slice(start, start + size)
+            seen = None if exclude is None else exclude[part]
+            rankings += self._true_scores(found[part], queries[part], k, seen, hidden)
+        return rankings
+
+    def _true_scores(
+        self,
+        items: IntArray,
+        queries: FloatArray,
+        k: int,
+        exclude: Sequence[IntArray] | None,
+        hidden: npt.NDArray[np.bool_],
+    ) -> list[Ranking]:
+        """Rankings of what FAISS found of each query, [n_queries, n_found], -1 for nothing; too few are made up for.
+
+        Args:
+            hidden: all False before and after, at least [n_queries, n_items].
+        """
+        row = np.arange(len(items))
+        dropped = items < 0
+        if exclude is not None:
+            line = np.repeat(row, [len(seen) for seen in exclude])
+            column = np.concatenate([*exclude, np.empty(0, np.int64)]).astype(np.int64)
+            hidden[line, column] = True
+            dropped |= hidden[row[:, None], items]
+            hidden[line, column] = False
+        scores = np.matmul(self._vectors[items], queries[:, :, None])[:, :, 0]
+        scores[dropped] = -np.inf
+        least = items.shape[1] - max(1, k)
+        border = np.partition(scores, least, axis=1)[:, least]
+        of, place = np.nonzero((scores >= border[:, None]) & ~dropped)
+        item, score = items[of, place].astype(np.int64), scores[of, place]
+        order = np.lexsort((item, -score, of))
+        item, score = item[order], score[order]
+        ends = np.cumsum(np.bincount(of, minlength=len(items)))
+        starts = np.concatenate([[0], ends[:-1]])
+        stops = np.minimum(ends, starts + k)
+        rankings = [Ranking(item[a:b].copy(), score[a:b].copy()) for a, b in zip(starts, stops, strict=True)]
+        few = np.flatnonzero((~dropped).sum(axis=1) < k).tolist()
+        again = self._exact(queries[few], k, None if exclude is None else [exclude[number] for number in few])
+        for number, ranking in zip(few, again, strict=True):
+            rankings[number] = ranking
         return rankings
 
     def _exact(self, queries: FloatArray, k: int, exclude: Sequence[IntArray] | None) -> list[Ranking]:

@@ -67,6 +67,36 @@ def test_faiss_finds_the_stated_share_with_the_true_scores():
     assert len(everything.items) == 6000, "what asks for much is answered exactly"
 
 
+@pytest.mark.parametrize("cells", [8_000_000, 3 * 200 * 16])
+def test_what_faiss_finds_is_ranked_row_by_row_as_by_hand(monkeypatch, cells):
+    """With ties, with queries whose cells hold too few, and in blocks of queries."""
+    pytest.importorskip("faiss")
+    vectors, queries = points(6000), points(40, seed=2)
+    exclude = [np.arange(row, 6000, 40) for row in range(40)]
+    index = VectorIndex(vectors, approximate_above=5000, queries=points(300, seed=3))
+    index._index.nprobe = 2
+    monkeypatch.setattr(vector_search, "_BLOCK_CELLS", cells)
+    asked = index._index.search(queries, 50 + 150)[1]
+    n_few = 0
+    for row, one in enumerate(index.search(queries, 50, exclude)):
+        kept = np.setdiff1d(asked[row][asked[row] >= 0], exclude[row])
+        if len(kept) < 50:
+            n_few += 1
+            kept = np.setdiff1d(np.arange(6000), exclude[row])
+        best = kept[np.lexsort((kept, -(vectors[kept] @ queries[row])))][:50]
+        np.testing.assert_allclose(one.scores, vectors[best] @ queries[row], atol=1e-6)
+        np.testing.assert_allclose(one.scores, vectors[one.items] @ queries[row], atol=1e-6)
+        assert len(set(one.items.tolist())) == 50
+        assert not set(one.items.tolist()) & set(exclude[row].tolist())
+        # Rows that stand twice have the same score: the lower number comes first.
+        equal = np.flatnonzero(np.diff(one.scores) == 0)
+        assert (one.items[equal] < one.items[equal + 1]).all()
+        assert one.items.dtype == np.int64
+        assert one.scores.dtype == np.float32
+    assert 0 < n_few < 40
+    assert [len(one.items) for one in index.search(queries[:2], 0, exclude[:2])] == [0, 0]
+
+
 def test_a_higher_recall_is_kept_too():
     pytest.importorskip("faiss")
     assert VectorIndex(points(6000), approximate_above=5000, recall=1.0, queries=points(300, seed=3)).recall == 1.0
