@@ -22,10 +22,15 @@ from llmrec_core.specs import (
     PipelineSpec,
     PromptSpec,
     RunSpec,
+    Spec,
+    TrainingSpec,
     TuningMethod,
+    TuningSpec,
+    TwoTowerSpec,
     ranker_of,
 )
 from llmrec_core.specs.titles import FAMILY_TITLES
+from llmrec_core.specs.unread import EMBEDDINGS_STAY, SOFTENED, STORED, unread_training
 from pages._studio.base import (
     empty_state,
     faults_in_words,
@@ -40,6 +45,7 @@ from pages._studio.base import (
 from pages._studio.commands import command, flat, preset_on
 from pages._studio.going_on import kept_shape, newer_data, replay_choice, second_stage
 from pages._studio.live import live_panel, open_run, outcome, run_line, run_store, run_title
+from pages._studio.memory import memory_choice
 from pages._studio.pickers import load_dataset
 from pages._studio.policies import policy_choice
 from pages._studio.reader import LEARNS, OF_TRAINING, check_model, model_card, ranker_path
@@ -69,7 +75,7 @@ _NUMBERS = {
     "device": "Device",
     "name": "Name of the run",
 }
-_METHODS = {
+_METHODS: dict[TuningMethod, str] = {
     "full": "Full: all layers",
     "top-layers": "Only the top layers",
     "lora": "LoRA adapters",
@@ -119,7 +125,8 @@ def start_point() -> RunSpec | None:
         if changed is None:
             return None
         raw |= changed
-        return RunSpec.model_validate(raw)
+        # What has no effect is found out below, where it is said in words.
+        return RunSpec.model_validate(raw, context=STORED)
     with middle:
         name = st.selectbox(
             "Preset",
@@ -232,10 +239,11 @@ def reads_prompts(spec: RunSpec) -> bool:
 
 
 def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
-    """The options of a family that reads no prompts: the most used of its own, and what every run has."""
-    for path in [p for p in fields if p.startswith(("prompt.", "training.")) and p != "training.like_threshold"]:
-        del fields[path]
-    changes: dict[str, Any] = {}
+    """The options of a family whose text is no training prompt: the most used of its own, and what every run has."""
+    unread = unread_training(spec.recommender)
+    changes = _at_defaults({f"training.{name}": getattr(spec.training, name) for name in unread}, TrainingSpec)
+    for name in unread:
+        fields.pop(f"training.{name}", None)
     if spec.continue_from is not None:
         kept_shape(spec, fields)
         replay_choice(fields, key, changes)
@@ -244,10 +252,63 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
         fields.pop("recommender.model", None)
         if isinstance(spec.recommender, BlendSpec):
             changes |= blend_members(spec.recommender, key)
+    user = None
+    if isinstance(spec.recommender, TwoTowerSpec):
+        field(fields, "recommender.user", key, "What stands for a user", changes)
+        user = changes.get("recommender.user", spec.recommender.user)
+        tower_tuning(spec.recommender, key, fields, changes)
+    if user == "prompt":
+        changes |= prompt_choice(spec, key)
+        fields.pop("prompt.template", None)
+    else:
+        for path in [path for path in fields if path.startswith("prompt.")]:
+            del fields[path]
     fields.pop("recommender.weights", None)
     own = {f"recommender.{name}": title for name, title in _FAMILY_TITLES.items()}
     in_rows(fields, own | _RUN_TITLES, key, changes)
     return changes | {"objectives": [o.model_dump(mode="json") for o in spec.objectives]}
+
+
+def _at_defaults(values: dict[str, Any], of: type[Spec]) -> dict[str, Any]:
+    """Changes that put back to its default what nothing reads: a form cannot show it, and a spec refuses it."""
+    found = {}
+    for path, value in values.items():
+        default = of.model_fields[path.rpartition(".")[2]].default
+        if value != default:
+            found[path] = default
+    return found
+
+
+def tower_tuning(towers: TwoTowerSpec, key: str, fields: dict[str, FormField], changes: dict[str, Any]) -> None:
+    """How the language model of two towers is tuned, where any steps are spent on that."""
+    steps = "recommender.tuning_steps"
+    field(fields, steps, key, "Steps with the language model", changes)
+    if changes.get(steps, towers.tuning_steps):
+        tuning_method(
+            "recommender.tuning",
+            towers.tuning.method,
+            key,
+            fields,
+            changes,
+            leave_out=("adalora", "none"),
+            known=towers,
+        )
+        return
+    st.caption(
+        "While these steps are 0 the language model stays as it came, and nothing of it is tuned. Set them above 0, "
+        "for example 300, to choose which of its weights are trained."
+    )
+    without_tuning("recommender", towers, fields, changes)
+
+
+def without_tuning(path: str, towers: TwoTowerSpec, fields: dict[str, FormField], changes: dict[str, Any]) -> None:
+    """Takes out of ``fields`` what has no effect on two towers that tune nothing."""
+    names = [f"{path}.tuning_texts", f"{path}.tuning_rate"]
+    for found in [p for p in fields if p.startswith(f"{path}.tuning.") or p in names]:
+        del fields[found]
+    changes |= _at_defaults(
+        {f"{path}.tuning.{name}": getattr(towers.tuning, name) for name in TuningSpec.model_fields}, TuningSpec
+    )
 
 
 def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
@@ -273,15 +334,33 @@ def blend_members(blend: BlendSpec, key: str) -> dict[str, Any]:
 
 def what_is_trained(spec: RunSpec, key: str, fields: dict[str, FormField], changes: dict[str, Any]) -> TuningMethod:
     """Which model and which of its weights; returns the way of tuning."""
-    tuning = f"{ranker_path(spec)}.tuning"
     changes |= model_card(spec, key)
     fields.pop(f"{ranker_path(spec)}.model", None)
-    method = ranker_of(spec.recommender).tuning.method
+    part = ranker_of(spec.recommender)
+    return tuning_method(f"{ranker_path(spec)}.tuning", part.tuning.method, key, fields, changes, known=part)
+
+
+def tuning_method(
+    tuning: str,
+    method: TuningMethod,
+    key: str,
+    fields: dict[str, FormField],
+    changes: dict[str, Any],
+    *,
+    known: Any,
+    leave_out: tuple[TuningMethod, ...] = (),
+) -> TuningMethod:
+    """The way of tuning with its line on when to take it, and its own fields alone; returns it.
+
+    Args:
+        tuning: dotted path of the tuning. method: the one that the spec has.
+        known: the spec that the tuning belongs to. leave_out: ways that it does not have.
+    """
     method_field = fields.pop(f"{tuning}.method", None)
     if method_field is not None:
         method = st.segmented_control(
             "Which weights are trained",
-            list(_METHODS),
+            [name for name in _METHODS if name not in leave_out],
             default=method_field.value,
             required=True,
             format_func=_METHODS.__getitem__,
@@ -298,6 +377,9 @@ def what_is_trained(spec: RunSpec, key: str, fields: dict[str, FormField], chang
     # What belongs to another way of tuning has no effect.
     for name in {name for names in _METHOD_FIELDS.values() for name in names} - {*_METHOD_FIELDS.get(method, ())}:
         fields.pop(f"{tuning}.{name}", None)
+    if method in EMBEDDINGS_STAY or isinstance(known, GenerativeSpec):
+        fields.pop(f"{tuning}.freeze_embeddings", None)
+        changes |= _at_defaults({f"{tuning}.freeze_embeddings": known.tuning.freeze_embeddings}, TuningSpec)
     chosen: TuningMethod = method
     return chosen
 
@@ -331,7 +413,15 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
         field(fields, "training.balance", key, "How the weights are found", changes)
     changes |= behaviour_choice(spec, key, fields)
     if method != "none":
-        changes |= trick_choice(spec, key, fields)
+        written = isinstance(ranker_of(spec.recommender), GenerativeSpec)
+        changes |= trick_choice(spec, key, fields, SOFTENED if written else [o["task"] for o in chosen])
+        changes |= memory_choice(spec, method, key, fields)
+    retriever = spec.recommender.retriever if isinstance(spec.recommender, PipelineSpec) else None
+    if isinstance(retriever, TwoTowerSpec):
+        steps = "recommender.retriever.tuning_steps"
+        # Its own field stands under Expert, below.
+        if not st.session_state.get(f"{key}-{steps}", retriever.tuning_steps):
+            without_tuning("recommender.retriever", retriever, fields, changes)
     return changes | {"objectives": chosen}
 
 

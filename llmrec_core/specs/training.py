@@ -167,7 +167,7 @@ class TrainingSpec(TrickFields):
         "masters",
         title="How bf16 weights take small steps",
         description="how bf16 weights take small updates: masters keeps a float32 copy; stochastic rounds at random, "
-        "right on average, with half the memory",
+        "right on average, with half the memory: for full tuning of large models in bf16",
     )
     gradient_checkpointing: bool = Field(
         False,

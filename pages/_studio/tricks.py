@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import streamlit as st
@@ -9,6 +10,7 @@ import streamlit as st
 from llmrec_core.prompts import STARTERS, TemplateStore
 from llmrec_core.specs import GenerativeSpec, RunSpec, ranker_of
 from llmrec_core.specs.tricks import AUGMENTING, TrickFields
+from llmrec_core.specs.unread import SOFTENED
 from pages._studio.base import label, workspace
 from pages._studio.spec_form import FormField, edit_field
 
@@ -18,18 +20,31 @@ _WORDINGS = "paraphrases"
 _NOT_WRITTEN = (*AUGMENTING, "augment_extent", "label_smoothing")
 
 
-def trick_choice(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[str, Any]:
-    """The fields of :class:`TrickFields`, taken out of ``fields``; what was chosen, by path."""
+def trick_choice(
+    spec: RunSpec, key: str, fields: dict[str, FormField], tasks: Collection[str] = SOFTENED
+) -> dict[str, Any]:
+    """The fields of :class:`TrickFields`, taken out of ``fields``; what was chosen, by path.
+
+    Args:
+        tasks: what is learned: where no label can be softened, that is not offered.
+    """
     writes = isinstance(ranker_of(spec.recommender), GenerativeSpec)
     names = [name for name in TrickFields.model_fields if not (writes and name in _NOT_WRITTEN)]
     for name in TrickFields.model_fields:
         if name not in names:
             fields.pop(f"training.{name}", None)
-    on = [name for name in names if getattr(spec.training, name) and name != "augment_extent"]
     changes: dict[str, Any] = {}
+    hard = "label_smoothing" in names and not set(tasks) & set(SOFTENED)
+    if hard:
+        names.remove("label_smoothing")
+        fields.pop("training.label_smoothing", None)
+        changes["training.label_smoothing"] = 0.0
+    on = [name for name in names if getattr(spec.training, name) and name != "augment_extent"]
     title = "Against learning by heart" + (f" ({len(on)} on)" if on else "")
     with st.expander(title, icon=":material/fitness_center:"):
         st.caption("All off unless you choose them; the first two take twice the time.")
+        if hard:
+            st.caption("Labels are softened of clicks and of the right order alone: neither is learned here.")
         numbers = [found for name in names if name != _WORDINGS and (found := fields.pop(f"training.{name}", None))]
         for start in range(0, len(numbers), 2):
             for column, found in zip(st.columns(2, gap="large"), numbers[start : start + 2], strict=False):
