@@ -42,6 +42,11 @@ def choose(run: Run) -> None:
             wishes[method] = settings(method)
     with st.expander("When to use which"):
         st.markdown("\n".join(f"- **{title}**: {when}" for title, when in (COMPRESSION_WORDS[m] for m in methods)))
+    missing = [method for method in COMPRESSION_WORDS if method not in methods]
+    if missing:
+        what, fix = why_not(run, missing[0])
+        others = "; ".join(COMPRESSION_WORDS[method][0] for method in missing)
+        st.caption(plain(f"Not for this run: {others}. {what[0].upper()}{what[1:]} {fix}", 700))
     if st.button("Compress", type="primary", icon=":material/compress:", disabled=not chosen, key="compress_start"):
         start(run, wishes)
 

@@ -105,7 +105,7 @@ COMPRESSIONS: dict[str, type[Spec]] = {
 }
 #: Method -> (what it is called, when to use it).
 COMPRESSION_WORDS = {
-    "int8": ("8-bit weights", "First choice: under a third of the size, nearly the same scores, no training."),
+    "int8": ("8-bit weights", "First choice: a quarter of float32, half of bf16; nearly the same scores, no training."),
     "int4": ("4-bit weights", "Smallest on disk; a little less exact and no faster on a CPU."),
     "prune-heads": (
         "Fewer attention heads",

@@ -255,3 +255,16 @@ def test_settings_tell_the_devices_and_free_the_memory(studio, finished_workspac
     app.button(key="stop_serving").click().run()
     assert not app.exception
     assert app.button(key="stop_serving").disabled
+
+
+def test_compress_says_why_it_offers_less(studio, monkeypatch):
+    """As for a run whose prefixes cannot be merged into its weights."""
+    monkeypatch.setattr("llmrec_core.runs.children.methods_for", lambda spec: ["distil-two-tower"])
+    monkeypatch.setattr("llmrec_core.runs.children.why_not", lambda run, method: (f"{method} needs them.", "Use lora."))
+    app = studio("compress")
+    assert not app.exception
+    (told,) = [caption.value for caption in app.caption if "Not for this run" in caption.value]
+    assert "8\\-bit weights; 4" in told
+    assert "ONNX" in told
+    assert "Two towers" not in told
+    assert told.endswith("Int8 needs them\\. Use lora\\.")
