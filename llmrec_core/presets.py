@@ -10,6 +10,7 @@ import yaml
 
 from llmrec_core.errors import SpecError
 from llmrec_core.specs import RunSpec, parse_run_spec
+from llmrec_core.specs.unread import PROMPT_READERS, READ_BY_ALL
 
 if TYPE_CHECKING:
     from llmrec_core.data import Dataset
@@ -309,7 +310,8 @@ def _plain_preset(name: str, dataset: str) -> RunSpec:
 def override_spec(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
     """``spec`` with the fields at the dotted paths replaced and everything checked again.
 
-    A change of a ``family`` drops the fields of the old family at that place.
+    A change of a ``family`` drops the fields of the old family at that place, and with a family that reads no prompts
+    what ``training`` held for one that does; what ``overrides`` say of ``training`` stays, to be refused by its name.
 
     Raises:
         SpecError: a path that is not in the spec, or a value that its field refuses.
@@ -318,6 +320,11 @@ def override_spec(spec: RunSpec, overrides: Mapping[str, Any]) -> RunSpec:
     # Families first: what is set beside a new family belongs to the new one.
     for path in sorted(overrides, key=lambda p: (not p.endswith("family"), p.count("."))):
         _set_path(raw, path, overrides[path])
+    family = raw["recommender"].get("family") if isinstance(raw["recommender"], dict) else None
+    if family != spec.recommender.family and family not in PROMPT_READERS and isinstance(raw["training"], dict):
+        for name in set(raw["training"]) - set(READ_BY_ALL):
+            if "training" not in overrides and f"training.{name}" not in overrides:
+                del raw["training"][name]
     return parse_run_spec(raw)
 
 

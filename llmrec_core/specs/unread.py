@@ -23,6 +23,8 @@ from llmrec_core.specs.tricks import AUGMENTING, TRICKS, TrickFields
 STORED = "stored"
 #: What families that read no prompts have a use for too.
 READ_BY_ALL = ("like_threshold",)
+#: Families of whole recommenders that train on prompts; a pipeline does by its second stage.
+PROMPT_READERS = tuple(part.model_fields["family"].default for part in (CrossEncoderSpec, GenerativeSpec, PipelineSpec))
 #: Ways of tuning in which word embeddings stay as they are, whatever ``freeze_embeddings`` says.
 EMBEDDINGS_STAY = ("top-layers", "none")
 #: Objectives with labels that can be softened.

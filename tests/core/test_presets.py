@@ -4,6 +4,7 @@ import pytest
 
 from llmrec_core.errors import SpecError
 from llmrec_core.presets import PRESETS, parse_assignment, preset_spec
+from llmrec_core.specs import TrainingSpec
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -71,3 +72,14 @@ def test_other_assignments_are_refused(text):
 def test_yaml_tags_build_no_objects():
     with pytest.raises(SpecError):
         parse_assignment("a=!!python/object/apply:os.system ['true']")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("family", ["popularity", "sequential", "two-tower"])
+def test_another_family_in_a_preset_leaves_behind_what_it_does_not_read(preset, family):
+    made = preset_spec(preset, "mini", {"recommender.family": family, "seed": 3})
+    assert made.recommender.family == family
+    if preset_spec(preset, "mini").recommender.family != family:
+        assert made.training.max_samples == TrainingSpec().max_samples
+    with pytest.raises(SpecError, match=r"training\.batch_size.*does not read it|recommender\.batch_size"):
+        preset_spec(preset, "mini", {"recommender.family": family, "training.batch_size": 7})
