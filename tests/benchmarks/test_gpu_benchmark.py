@@ -43,7 +43,8 @@ def test_runs_its_smallest_size_without_a_card(tmp_path: Path) -> None:
     full, lora, scoring = document["rows"]
     assert lora["trained_parameters"] < full["trained_parameters"]
     assert scoring["spread_of_scores"] > 1
-    assert scoring["largest_difference_to_separate"] < 1e-4 * scoring["spread_of_scores"]
+    near = 2e-2 if document["precision"].startswith("bf16") else 1e-4
+    assert scoring["largest_difference_to_separate"] < near * scoring["spread_of_scores"]
     assert "| tiny Llama | random | scoring |" in done.stdout
 
 

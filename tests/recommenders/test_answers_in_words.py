@@ -130,7 +130,8 @@ def test_an_encoder_fills_in_a_blank(models, split, tmp_path):
     recommender.save(tmp_path)
     loaded = registry.load(tmp_path, split.dataset, FitContext(workspace_models=models, device="cpu"))
     assert loaded.renderer.render(query, 3) == prompt
-    assert loaded.score([query], np.array([3]))[0, 0] == score
+    # Weights that lie elsewhere in memory may be summed in another order.
+    assert loaded.score([query], np.array([3]))[0, 0] == pytest.approx(score, abs=1e-6)
     weights = recommender.attention(query, 3)[3]
     assert weights.argmax() == int((ids[0] == VOCABULARY.index("[MASK]")).nonzero())
     with pytest.raises(ModelError, match="no language-model head"):
