@@ -84,9 +84,11 @@ def measure(workspace: Workspace, run_id: str, n_users: int, n_candidates: int) 
     right = parent.score(held_out.queries, items)
 
     def model_bytes(run: str) -> int:
-        """Of the language model with its tokenizer, without the retriever and its like."""
-        models = (store.get(run).folder / "artifacts" / "recommender").rglob("model/*")
-        return sum(path.stat().st_size for path in models)
+        """Of what reads prompts, without the retriever before it."""
+        whole = store.get(run).folder / "artifacts" / "recommender"
+        reader = whole / "ranker"
+        files = (reader if reader.is_dir() else whole).rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
 
     def told(row: dict[str, Any]) -> dict[str, Any]:
         part = ranker_of(loaded[row["run_id"]])
