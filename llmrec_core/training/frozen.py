@@ -7,24 +7,28 @@ differently is another prompt with states of its own.
 
 Validations give what they give without this, bit by bit: they go through the very batches the states come from.
 Training gathers them into its own rows, so that they differ from states computed there in the rounding of sums alone.
+
+Where memory runs out while they are read, they are read anew in smaller batches, which is what later ones are then
+too; where it holds no such states at all, everything goes on as if there were none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmrec_core.contracts import FitContext, IntArray
-from llmrec_core.errors import RunCancelledError
+from llmrec_core.errors import RunCancelledError, RunFailedError
 from llmrec_core.models.device import keepable_memory
 from llmrec_core.models.tuning_frozen import FrozenPart, n_frozen_layers
 from llmrec_core.specs import TrainingSpec
 from llmrec_core.training import scoring
 from llmrec_core.training.batches import Batch, BatchPlan
+from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import HEAD, Packed, TokenisedPrompts
 from llmrec_core.training.steps import Known, nothing_known
@@ -39,12 +43,17 @@ class KeptStates:
         part: of the network's encoder.
         tokens: the prompts.
         check: called before each batch that is read.
+
+    Raises:
+        RunFailedError: there is no memory for all states.
     """
 
     def __init__(
         self, network: PromptNetwork, part: FrozenPart, tokens: TokenisedPrompts, check: Callable[[], None]
     ) -> None:
         self.tokens = tokens
+        #: Tokens a batch: whatever memory does later, these are the batches that the states belong to.
+        self.at_once = scoring.batch_tokens(network)
         self._network, self._part = network, part
         #: Where the batches of ``flat_batches`` begin and end in the kept states.
         self._bounds = [0]
@@ -53,9 +62,17 @@ class KeptStates:
         self._tail_at = np.zeros(len(tokens), np.int64)
         self._states = self._read(network, check)
 
+    @property
+    def n_bytes(self) -> int:
+        """What the states take."""
+        return self._states.nbytes
+
     @staticmethod
     def size(network: PromptNetwork, tokens: TokenisedPrompts) -> tuple[int, int]:
-        """Tokens to keep, and the bytes of their states at most (autocast may leave some of them smaller)."""
+        """Tokens to keep, and the bytes of their states at most (autocast may leave some of them smaller).
+
+        The smaller batches are, the more of them a head stands in.
+        """
         encoder = network.encoder
         n_tokens = scoring.n_flat_tokens(network, tokens)
         return n_tokens, n_tokens * encoder.config.hidden_size * encoder.dtype.itemsize
@@ -82,20 +99,22 @@ class KeptStates:
         training = network.training
         network.eval()
         try:
-            for batch in scoring.flat_batches(network, self.tokens):
-                check()
-                with self._part.alone() as found:
-                    scoring.read_flat(network, batch)
-                if not len(states):
-                    states = found[0].new_empty(n_tokens, found[0].shape[-1])
-                begin, end = self._bounds[-1], self._bounds[-1] + found[0].shape[1]
-                states[begin:end] = found[0][0]
-                self._bounds.append(end)
-                starts = begin + batch.starts.cpu().numpy()
-                self._tail_at[batch.members] = starts
-                # The first tail of a head stands right behind it.
-                heads, first = np.unique(self.tokens.head_of[batch.members], return_index=True)
-                self._head_at[heads] = starts[first] - self.tokens.heads.lengths[heads]
+            # Closed whatever happens: attention is put back with it.
+            with closing(scoring.flat_batches(network, self.tokens, self.at_once)) as batches:
+                for batch in batches:
+                    check()
+                    with self._part.alone() as found:
+                        scoring.read_flat(network, batch)
+                    if not len(states):
+                        states = _room_for(n_tokens, found[0])
+                    begin, end = self._bounds[-1], self._bounds[-1] + found[0].shape[1]
+                    states[begin:end] = found[0][0]
+                    self._bounds.append(end)
+                    starts = begin + batch.starts.cpu().numpy()
+                    self._tail_at[batch.members] = starts
+                    # The first tail of a head stands right behind it.
+                    heads, first = np.unique(self.tokens.head_of[batch.members], return_index=True)
+                    self._head_at[heads] = starts[first] - self.tokens.heads.lengths[heads]
         finally:
             network.train(training)
         return states
@@ -111,6 +130,16 @@ class KeptStates:
         zero[row, slot + 1] = self._tail_at[prompts] - self.tokens.heads.lengths[heads]
         places = np.take_along_axis(zero, np.maximum(segment, HEAD).astype(np.int64), axis=1) + position
         return np.where(segment < HEAD, 0, places)
+
+
+def _room_for(n_tokens: int, like: Tensor) -> Tensor:
+    """Room for states of so many tokens, of the kind of ``like``: smaller batches would need no less."""
+
+    def smaller() -> None:
+        n_bytes = n_tokens * like.shape[-1] * like.dtype.itemsize
+        raise RunFailedError(f"there is no memory for states of {n_tokens:,} tokens ({_megabytes(n_bytes)}).")
+
+    return until_it_fits(lambda: like.new_empty(n_tokens, like.shape[-1]), smaller, like.device)
 
 
 @contextmanager
@@ -134,22 +163,35 @@ def keeping_states(
         if ctx.should_stop() == "cancel":
             raise RunCancelledError("the run was cancelled.")
 
+    def log(level: str, message: str) -> None:
+        ctx.emit("log", level=level, message=message)
+
+    def read_less() -> None:
+        scoring.read_less(network)
+        at_once = scoring.batch_tokens(network)
+        log("warning", f"Out of memory: prompts are now read {at_once:,} tokens at once (same result, slower).")
+
+    def read(tokens: TokenisedPrompts, what: str) -> KeptStates:
+        n_tokens, n_bytes = KeptStates.size(network, tokens)
+        if n_bytes > left:
+            told = f"states of {n_tokens:,} tokens take {_megabytes(n_bytes)}, and {_megabytes(left)} may be used."
+            raise RunFailedError(told)
+        told = f"states of {n_tokens:,} tokens are kept, {_megabytes(n_bytes)} of at most {_megabytes(limit)}."
+        log("info", f"{layers} computed once for {what}: {told}")
+        return KeptStates(network, part, tokens, check)
+
     def keep(tokens: TokenisedPrompts, what: str, reason: str | None) -> KeptStates | None:
         nonlocal left
-        n_tokens, n_bytes = KeptStates.size(network, tokens)
-        if reason is None and n_bytes > left:
-            reason = f"states of {n_tokens:,} tokens take {_megabytes(n_bytes)}, and {_megabytes(left)} may be used"
-        if reason is not None:
-            ctx.emit("log", level="info", message=f"{layers} computed again for each batch of {what}: {reason}.")
-            return None
-        left -= n_bytes
-        ctx.emit(
-            "log",
-            level="info",
-            message=f"{layers} computed once for {what}: states of {n_tokens:,} tokens are kept, "
-            f"{_megabytes(n_bytes)} of at most {_megabytes(limit)}.",
-        )
-        return KeptStates(network, part, tokens, check)
+        if reason is None:
+            try:
+                kept = until_it_fits(lambda: read(tokens, what), read_less, network.device)
+            except RunFailedError as error:
+                reason = error.what
+            else:
+                left -= kept.n_bytes
+                return kept
+        log("info", f"{layers} computed again for each batch of {what}: {reason}")
+        return None
 
     try:
         if validation is not None:
@@ -167,16 +209,16 @@ def keeping_states(
 
 def _why_validation_is_read_anew(plan: BatchPlan, spec: TrainingSpec) -> str | None:
     steps = -(-len(plan) // spec.gradient_accumulation_steps)
-    return "there is but one" if steps <= spec.validation_every else None
+    return "there is but one." if steps <= spec.validation_every else None
 
 
 def _why_training_is_read_anew(plan: BatchPlan, spec: TrainingSpec) -> str | None:
     if spec.adversarial_epsilon:
-        return "adversarial training changes what they read"
+        return "adversarial training changes what they read."
     if spec.dropout:
-        return "dropout changes them from step to step"
+        return "dropout changes them from step to step."
     read = np.concatenate(plan.schedule)
-    return "each prompt is read once" if len(np.unique(read)) == len(read) else None
+    return "each prompt is read once." if len(np.unique(read)) == len(read) else None
 
 
 def _megabytes(n_bytes: int) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.training import checkpoints
-from llmrec_core.training.memory import free_memory, out_of_memory
+from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
 _EVENT_INTERVAL_S = 0.3
@@ -160,15 +160,8 @@ class RoundLoop(ABC, Generic[B]):
 
     def _take_step(self, batch: B, number: int, n_rows: int) -> str | None:
         """One step of the optimizer on ``n_rows`` examples; returns "person" when somebody asked to stop."""
-        while True:
-            try:
-                value = self._backward(batch, self._parts)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-            # Outside the handler: its traceback would keep the memory that is to be freed.
-            self._halve()
+        device = next(self.parts.parameters()).device
+        value = until_it_fits(lambda: self._backward(batch, self._parts), self._halve, device)
         if not math.isfinite(value):
             raise RunFailedError(
                 f"the loss is {value} in round {number + 1}: the training has diverged.",
@@ -193,7 +186,6 @@ class RoundLoop(ABC, Generic[B]):
             RunFailedError: they cannot be smaller.
         """
         self.adam.zero_grad()
-        free_memory(next(self.parts.parameters()).device)
         self._parts *= 2
         if self._parts > _MAX_PARTS:
             raise RunFailedError(

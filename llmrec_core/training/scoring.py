@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,13 +24,12 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from llmrec_core.contracts import IntArray
-from llmrec_core.errors import RunFailedError
 from llmrec_core.models.device import BATCH_TOKENS
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_frozen import called_instead
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
-from llmrec_core.training.memory import free_memory, out_of_memory
+from llmrec_core.training.memory import Portion, until_it_fits
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 
 if TYPE_CHECKING:
@@ -43,9 +42,21 @@ LAST_LAYERS = frozenset({"bert", "electra"})
 #: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
 _BLOCK_CELLS = {"cpu": 250_000, "cuda": 200_000_000, "mps": 20_000_000}
 _BLOCKS = "llmrec-blocks"
-#: How often batches of a network were halved because memory ran out, and how often they may be.
-_halved: WeakKeyDictionary[PromptNetwork, int] = WeakKeyDictionary()
-_MAX_HALVED = 6
+
+
+class Reader(Protocol):
+    """What reads flat batches."""
+
+    encoder: Any
+    causal: bool
+    autocast: torch.dtype | None
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+#: How much of what is usual a network reads at once, since memory ran out.
+_portions: WeakKeyDictionary[Reader, Portion] = WeakKeyDictionary()
 
 
 def reads_trees(backbone: Backbone) -> bool:
@@ -63,24 +74,26 @@ def predict(network: PromptNetwork, tokens: TokenisedPrompts, tasks: tuple[str, 
         RunFailedError: memory is too small even for small batches.
     """
     out: Predictions = {}
-    left, rest = np.arange(len(tokens), dtype=np.int64), tokens
-    while True:
-        done = np.zeros(len(left), bool)
-        try:
-            for members, scores in _score(network, rest, tasks):
-                for task, found in scores.items():
-                    if task not in out:
-                        out[task] = np.empty((len(tokens), *found.shape[1:]), np.float32)
-                    out[task][left[members]] = found
-                done[members] = True
-            return {task: out.get(task, np.empty(0, np.float32)) for task in tasks}
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        # Outside the handler: its traceback would keep the memory that is to be freed.
-        _halve_budget(network)
-        left = left[~done]
-        rest = TokenisedPrompts(tokens.heads, tokens.tails, tokens.head_of[left], tokens.tail_of[left])
+    done = np.zeros(len(tokens), bool)
+
+    def read_rest() -> None:
+        left, rest = np.flatnonzero(~done), tokens
+        if len(left) < len(tokens):
+            rest = TokenisedPrompts(tokens.heads, tokens.tails, tokens.head_of[left], tokens.tail_of[left])
+        for members, scores in _score(network, rest, tasks):
+            for task, found in scores.items():
+                if task not in out:
+                    out[task] = np.empty((len(tokens), *found.shape[1:]), np.float32)
+                out[task][left[members]] = found
+            done[left[members]] = True
+
+    def smaller() -> None:
+        # Kept states belong to the batches that were; without them there is more memory too.
+        network.kept = None
+        read_less(network)
+
+    until_it_fits(read_rest, smaller, network.device)
+    return {task: out.get(task, np.empty(0, np.float32)) for task in tasks}
 
 
 def _score(
@@ -95,25 +108,33 @@ def _score(
             yield members, {task: scores[task].float().cpu().numpy() for task in tasks}
 
 
-def batch_tokens(network: PromptNetwork) -> int:
+def batch_tokens(network: Reader) -> int:
     """Tokens that are read at once (or one prompt, if that is longer)."""
-    whole = BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
-    return max(1, whole >> _halved.get(network, 0))
+    return portion(network).of(_usual_tokens(network))
 
 
-def _halve_budget(network: PromptNetwork) -> None:
-    _halved[network] = _halved.get(network, 0) + 1
-    # Kept states belong to the batches that were; without them there is more memory too.
-    network.kept = None
-    free_memory(network.device)
-    if _halved[network] > _MAX_HALVED:
-        # Where other memory is free again, batches may be as large as ever.
-        del _halved[network]
-        raise RunFailedError(
+def portion(network: Reader) -> Portion:
+    """How much of what is usual the network reads at once."""
+    if network not in _portions:
+        _portions[network] = Portion(
             "the device's memory is too small to score even a small batch of prompts.",
             where="prompt.max_tokens",
             fix="Lower it, free memory of the device, or use another one.",
         )
+    return _portions[network]
+
+
+def read_less(network: Reader) -> None:
+    """From now on the network reads half as much at once.
+
+    Raises:
+        RunFailedError: memory is too small even for small batches.
+    """
+    portion(network).halve(_usual_tokens(network))
+
+
+def _usual_tokens(network: Reader) -> int:
+    return BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
 
 
 # ---- one row without padding -----------------------------------------------------------------------------------------
@@ -234,7 +255,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
     )
 
 
-def _block(sizes: IntArray, prefix: slice, at: int, network: PromptNetwork) -> Block:
+def _block(sizes: IntArray, prefix: slice, at: int, network: Reader) -> Block:
     """Sequences of these sizes from ``at`` on."""
     device = network.device
     longest = int(sizes.max())
@@ -322,7 +343,8 @@ def _sequences(states: Tensor, block: Block) -> Tensor:
 
 
 @contextmanager
-def _attending_by_blocks(encoder: Any) -> Iterator[None]:
+def attending_by_blocks(encoder: Any) -> Iterator[None]:
+    """Inside, the model reads batches of blocks."""
     AttentionInterface.register(_BLOCKS, block_attention)
     before = encoder.config._attn_implementation
     encoder.set_attn_implementation(_BLOCKS)
@@ -333,21 +355,24 @@ def _attending_by_blocks(encoder: Any) -> Iterator[None]:
 
 
 def n_flat_tokens(network: PromptNetwork, tokens: TokenisedPrompts) -> int:
-    """Tokens in all batches of :func:`flat_batches`."""
+    """Tokens in all batches of :func:`flat_batches` as they are now."""
     heads = tokens.heads.lengths
     batches = plan_batches(tokens, batch_tokens(network))
     n_heads = sum(int(heads[tokens.head_of[group[0]]]) for groups in batches for group in groups)
     return n_heads + int(tokens.tails.lengths[tokens.tail_of].sum())
 
 
-def flat_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Generator[FlatBatch]:
-    """All prompts, always in the same batches; until the last one is taken, attention goes by blocks."""
-    with _attending_by_blocks(network.encoder):
-        for groups in plan_batches(tokens, batch_tokens(network)):
+def flat_batches(network: PromptNetwork, tokens: TokenisedPrompts, at_once: int) -> Generator[FlatBatch]:
+    """All prompts, for as many tokens ``at_once`` always in the same batches.
+
+    Until the last one is taken or it is closed, attention goes by blocks.
+    """
+    with attending_by_blocks(network.encoder):
+        for groups in plan_batches(tokens, at_once):
             yield lay_out(tokens, groups, network)
 
 
-def read_flat(network: PromptNetwork, batch: FlatBatch) -> Tensor:
+def read_flat(network: Reader, batch: FlatBatch) -> Tensor:
     """States of the tokens of a batch of :func:`flat_batches`, [n_tokens, hidden_size]."""
     with torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None):
         return network.encoder(
@@ -358,7 +383,7 @@ def read_flat(network: PromptNetwork, batch: FlatBatch) -> Tensor:
 def _read_batches(network: PromptNetwork, tokens: TokenisedPrompts) -> Generator[tuple[IntArray, Tensor]]:
     """Prompts of a batch and what the heads read of each, float32 [n, hidden_size]."""
     kept = network.kept if network.kept is not None and network.kept.tokens is tokens else None
-    with closing(flat_batches(network, tokens)) as batches:
+    with closing(flat_batches(network, tokens, batch_tokens(network) if kept is None else kept.at_once)) as batches:
         for number, batch in enumerate(batches):
             with nullcontext() if kept is None else kept.batch(number), _tails_alone(network, batch) as read:
                 hidden = read_flat(network, batch)

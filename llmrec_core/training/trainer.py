@@ -34,7 +34,7 @@ from llmrec_core.training.balancing import make_balance
 from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.clock import Clock
 from llmrec_core.training.frozen import keeping_states
-from llmrec_core.training.memory import free_memory, out_of_memory
+from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import LIST_TASKS
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer
@@ -200,19 +200,14 @@ class _Trainer(HuggingFaceTrainer):
         batch: Batch = inputs["batch"]
         self._step_batches.append(batch)
         todo = [batch]
-        while True:
-            try:
-                for one in todo:
-                    loss = self._backward(one)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-            # Outside the handler: its traceback would keep the memory that is to be freed.
+
+        def smaller() -> None:
             self._halve()
             # Earlier batches of this step are redone too, and told anew: their gradients went when memory ran out.
             self._tell_anew()
-            todo = self._step_batches
+            todo[:] = self._step_batches
+
+        loss = until_it_fits(lambda: [self._backward(one) for one in todo][-1], smaller, self.network.device)
         self._clock.count(batch)
         return torch.tensor(loss, device=self.args.device)
 
@@ -254,7 +249,6 @@ class _Trainer(HuggingFaceTrainer):
         self._parts *= 2
         self.network.zero_grad(set_to_none=True)
         self._adam.zero_grad()
-        free_memory(self.network.device)
         if self._parts > _MAX_PARTS:
             if self._lists_part or not isinstance(self.network, PromptNetwork):
                 raise RunFailedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_models import WRITERS
 from torch import Tensor
 from training.training_cases import Events, fit, planted_run, planted_split, prompt_of
 
-from llmrec_core.contracts import Query
+from llmrec_core.contracts import FitContext, Query
 from llmrec_core.errors import RunCancelledError
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
@@ -22,11 +23,12 @@ from llmrec_core.specs import TrainingSpec, TuningMethod, TuningSpec
 from llmrec_core.training import frozen as frozen_module
 from llmrec_core.training import scoring
 from llmrec_core.training.batches import BatchPlan
-from llmrec_core.training.frozen import KeptStates
+from llmrec_core.training.frozen import KeptStates, keeping_states
 from llmrec_core.training.listwise import ListBatchPlan, ListPrompts
 from llmrec_core.training.network import MAX_TAILS, PromptNetwork
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, tokenise
 from llmrec_core.training.samples import SampleLists
+from llmrec_core.training.steps import nothing_known
 
 TOP = {"method": "top-layers", "n_top_layers": 1}
 #: Two passes of six batches, a validation after every third.
@@ -282,3 +284,102 @@ def test_models_that_train_everything_are_left_alone_and_a_cancelled_reading_sto
     with pytest.raises(RunCancelledError):
         fit(planted_run(models, **LONG, tuning=TOP), split, models, events=stopped, should_stop=lambda: "cancel")
     assert not stopped.of("train"), "before the first step"
+
+
+# ---- memory that runs out --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_states_that_do_not_fit_are_read_in_smaller_batches(folders, monkeypatch, first):
+    """Both what is kept first and what is kept after it; later batches of each are those its states come from."""
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", 48)
+    network = network_of(folders["bert"])
+    others, tokens = (tokenise(network.backbone, prompts, shared=True) for prompts in (PROMPTS[:4], PROMPTS))
+    scores = network.predict(others, ("click",))["click"]
+    chosen, packed = packed_of(network, tokens, [8, 1, 3, 2, 7])
+    plain_outputs, _ = step(network, packed)
+    read, widths = scoring.read_flat, []
+
+    def small_memory(network, batch):
+        widths.append(batch.input_ids.numel())
+        if len(widths) > first and widths[-1] > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(network, batch)
+
+    lists = SampleLists([Query("")] * 9, np.arange(9), np.arange(9), np.zeros(9, np.int64), {})
+    plan = BatchPlan(lists, tokens, TrainingSpec(batch_size=3, epochs=2), 0, network.backbone.pad_id)
+    events, spec = Events(), TrainingSpec(validation_every=1, epochs=2)
+    ctx = FitContext(device="cpu", emit=events.emit)
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "read_flat", small_memory)
+        held_out = SimpleNamespace(tokens=others)
+        with keeping_states(network, plan, held_out, spec, ctx) as known:
+            assert network.kept is not None
+            assert known is not nothing_known
+            assert "prompts are now read 24 tokens at once" in events.messages
+            assert events.messages.count("are kept") == 3, "told again with the batches that fitted"
+            patched.setattr(scoring, "read_flat", read)
+            with counted_reads(network) as reads:
+                found = network.predict(others, ("click",))["click"]
+                with known(SimpleNamespace(lists=chosen, packed=packed)):
+                    outputs, _ = step(network, packed)
+            assert reads == [0]
+            assert scoring.batch_tokens(network) == 24
+            kept, network.kept = network.kept, None
+            patched.setitem(scoring.BATCH_TOKENS, "cpu", 2 * kept.at_once)
+            assert np.array_equal(found, network.predict(others, ("click",))["click"])
+    np.testing.assert_allclose(found, scores, atol=1e-6)
+    torch.testing.assert_close(outputs, plain_outputs, atol=2e-6, rtol=0)
+    assert sum(width > 25 for width in widths[first:]) == 1
+
+
+@pytest.mark.parametrize("short", ["to keep", "to read"])
+def test_without_memory_for_states_the_training_goes_on_and_says_so(monkeypatch, models, split, short):
+    run = planted_run(models, **LONG, tuning=TOP)
+    plain = fit(run, split, models).outcome.losses
+    events, tries = Events(), []
+    new_empty = torch.Tensor.new_empty
+
+    def small_memory(self, *size, **options):
+        if len(size) == 2:  # where states are kept; attention asks for three
+            tries.append(1)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return new_empty(self, *size, **options)
+
+    def nothing_fits(self):
+        tries.append(1)
+        raise MemoryError
+
+    if short == "to keep":
+        monkeypatch.setattr(torch.Tensor, "new_empty", small_memory)
+    else:
+        monkeypatch.setattr(FrozenPart, "alone", nothing_fits)
+    losses = fit(run, split, models, events=events).outcome.losses
+    np.testing.assert_allclose(losses, plain, rtol=1e-5)
+    told = "there is no memory for states of" if short == "to keep" else "memory is too small to score even"
+    for what in ("validation", "training"):
+        assert f"computed again for each batch of {what}: " in events.messages
+    assert events.messages.count(told) == 2
+    assert len(tries) == (2 if short == "to keep" else 14)
+    assert ("tokens at once (same" in events.messages) == (short == "to read")
+
+
+def test_faults_of_another_kind_go_through_and_leave_the_model_as_it_was(folders, monkeypatch):
+    network = network_of(folders["llama"])
+    before = network.encoder.config._attn_implementation
+    tokens = tokenise(network.backbone, PROMPTS, shared=True)
+    lists = SampleLists([Query("")] * 9, np.arange(9), np.arange(9), np.zeros(9, np.int64), {})
+    plan = BatchPlan(lists, tokens, TrainingSpec(batch_size=3, epochs=2), 0, network.backbone.pad_id)
+
+    def fails(*_):
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr(scoring, "read_flat", fails)
+    with (
+        pytest.raises(RuntimeError, match=r"^another fault$"),
+        keeping_states(network, plan, None, TrainingSpec(epochs=2), FitContext(device="cpu")),
+    ):
+        pass
+    assert network.encoder.config._attn_implementation == before
+    assert all("forward" not in vars(layer) for layer in layer_stack(network.encoder))
+    assert network.kept is None
