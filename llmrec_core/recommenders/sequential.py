@@ -39,6 +39,7 @@ from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.saved import FIX, HEAD_FILE, catalogue_sha256
 from llmrec_core.specs import SequentialSpec, changed_shape
+from llmrec_core.training.memory import Portion
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.sequence_network import SequenceNetwork
 from llmrec_core.training.sequences import Mix, last_item_scores, train_sequences
@@ -71,6 +72,13 @@ class SequentialRecommender(Recommender):
         #: here does the same, so that old and new vectors mean the same.
         self._whitening: dict[str, Whitening] = {}
         self._vectors: Remembered[torch.Tensor] = Remembered()
+        #: How much of a block of histories by items fits.
+        self._portion = Portion(
+            "memory is too small to score all items after even one history.",
+            where="recommender.max_history",
+            fix="Lower it, free memory of the device, or use another one.",
+            most_halved=10,
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -170,19 +178,23 @@ class SequentialRecommender(Recommender):
         scores = np.empty(items.shape, np.float32)
         block = max(1, min(1024, _BLOCK_CELLS // max(1, n_items)))
         popularity = (self._counts / max(1, self._counts.max(initial=0)) * 1e-6).astype(np.float32)
-        was_training = network.training
-        network.eval()
-        vectors = self._item_vectors()
-        for start in range(0, len(queries), block):
-            part = slice(start, start + block)
+        device = network.delta.device
+
+        def score_part(part: slice) -> None:
             histories = query_histories(queries[part], self._item_index, self.spec.max_history, self._scale)
             first, which = histories.distinct()
-            batch = histories.batch(histories.starts[first], histories.starts[first + 1], network.delta.device)
-            found = last_item_scores(network, batch, vectors)[which]
+            batch = histories.batch(histories.starts[first], histories.starts[first + 1], device)
+            found = last_item_scores(network, batch, self._item_vectors())[which]
             # The state after an empty history is zero, and so is every score: popularity orders.
             found += popularity * (np.diff(histories.starts) == 0)[:, None]
             scores[part] = pick_scores(found, items[part])
-        network.train(was_training)
+
+        was_training = network.training
+        network.eval()
+        try:
+            self._portion.each(len(queries), block, score_part, device)
+        finally:
+            network.train(was_training)
         return scores
 
     def item_vectors(self) -> FloatArray:

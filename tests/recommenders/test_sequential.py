@@ -17,6 +17,7 @@ from llmrec_core.contracts import FitContext, HistoryItem, Query
 from llmrec_core.data import Dataset, Split, make_split
 from llmrec_core.errors import InputError, ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.text_vectors import Whitening, embed_texts
+from llmrec_core.recommenders import sequential
 from llmrec_core.recommenders._histories import training_histories
 from llmrec_core.recommenders._watch import watched
 from llmrec_core.recommenders.sequential import SequentialRecommender
@@ -180,6 +181,43 @@ def test_out_of_memory_leaves_the_training_as_it_is(settings, monkeypatch):
     monkeypatch.setattr(SequenceNetwork, "states", few(0))
     with pytest.raises(RunFailedError, match=r"recommender\.batch_size: .*max_history"):
         fitted(split, **fields)
+
+
+def test_a_block_of_scores_that_does_not_fit_is_computed_in_parts(monkeypatch):
+    """Users by items: more than 5 rows fit nowhere; the parts are as small from then on, and each is computed once."""
+    split = chain(n_users=13)
+    model = fitted(split, epochs=1)
+    queries, everything = [*split.queries("test").queries, Query("new")], np.arange(N_ITEMS + 1)
+    whole = model.score(queries, everything)
+    some = np.array([[3, 1, -1]] * len(queries))
+    honest, rows = sequential.last_item_scores, []
+
+    def small_memory(network, batch, vectors):
+        rows.append(len(batch.items))
+        if len(batch.items) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(network, batch, vectors)
+
+    monkeypatch.setattr(sequential, "last_item_scores", small_memory)
+    monkeypatch.setattr(sequential, "_BLOCK_CELLS", 8 * (N_ITEMS + 1))
+    limit = 5
+    np.testing.assert_allclose(model.score(queries, everything), whole, atol=1e-5)
+    assert rows == [8, 4, 4, 4, 2], "what was scored is not scored again"
+    np.testing.assert_allclose(model.score(queries, some)[:, :2], whole[:, [3, 1]], atol=1e-5)
+    assert max(rows[5:]) == 4
+    limit = 0
+    with pytest.raises(RunFailedError, match=r"recommender\.max_history: memory is too small .* one history"):
+        model.score(queries, everything)
+    assert min(rows) == 1
+    model._network.train()
+
+    def fails(*_):
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr(sequential, "last_item_scores", fails)
+    with pytest.raises(RuntimeError, match=r"^another fault$"):
+        model.score(queries, everything)
+    assert model._network.training, "left as it was"
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
