@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import streamlit as st
 
 from llmrec_core.errors import LLMRecError
 from llmrec_core.figures.compression import compression_figure
+from llmrec_core.models.catalogue import usable_model
 from llmrec_core.runs import Run
 from llmrec_core.runs.children import compressed_children, compression_run, family_rows, methods_for, why_not
 from llmrec_core.specs.compression import COMPRESSION_WORDS, COMPRESSIONS
@@ -72,7 +74,8 @@ def settings(method: str) -> dict[str, Any]:
 def start(run: Run, wishes: dict[str, dict[str, Any]]) -> None:
     """Queues one run a method, all or none."""
     try:
-        specs = [compression_run(run, method, fields) for method, fields in wishes.items()]
+        at_hand = partial(usable_model, run_store().workspace)
+        specs = [compression_run(run, method, fields, at_hand) for method, fields in wishes.items()]
     except LLMRecError as error:
         st.error(plain(str(error), 800))
         return

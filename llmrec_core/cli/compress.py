@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,7 @@ def compress(
     as_json: JsonOption = False,
 ) -> None:
     """Make a finished run smaller or faster as a run of its own, and compare size, speed and quality."""
+    from llmrec_core.models.catalogue import usable_model
     from llmrec_core.runs import RunStore
     from llmrec_core.runs.children import compression_run, family_rows
 
@@ -48,7 +50,7 @@ def compress(
         raise SpecError("there is nothing to start.", where="--method", fix=f"One of: {', '.join(COMPRESSION_WORDS)}.")
     if method is not None:
         fields = dict(parse_assignment(text) for text in assignments or [])
-        child = store.submit(compression_run(parent, method, fields))
+        child = store.submit(compression_run(parent, method, fields, partial(usable_model, place)))
         if detach:
             leave_queued(place, child, as_json)
             return

@@ -259,6 +259,15 @@ def require_model(workspace: Workspace | Path, name: str) -> Path:
     return folder
 
 
+def usable_model(workspace: Workspace | Path, name: str) -> Path:
+    """The folder of a model that is on disk with all that loading it takes, as far as its headers tell.
+
+    Raises:
+        NotFoundError, SpecError, ModelError: as :func:`require_model`; ModelError also where parts are missing.
+    """
+    return check_model_folder(require_model(workspace, name)).folder
+
+
 def fetch_model(workspace: Workspace, name: str, progress: Progress | None = None) -> Path:
     """The folder of a model, brought onto disk if it is not there yet, and checked.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from llmrec_core.errors import InputError, SpecError
+from llmrec_core.errors import InputError, LLMRecError, ModelError, SpecError
 from llmrec_core.runs.folder import Run
 from llmrec_core.runs.store import RunStore
+from llmrec_core.saved import HEAD_FILE, read_head
 from llmrec_core.specs import (
     LOWER_IS_BETTER,
     CrossEncoderSpec,
@@ -119,15 +120,19 @@ def why_not(run: Run, method: str | None = None) -> tuple[str, str]:
     )
 
 
-def compression_run(parent: Run, method: str, fields: Mapping[str, Any]) -> RunSpec:
+def compression_run(
+    parent: Run, method: str, fields: Mapping[str, Any], at_hand: Callable[[str], object] | None = None
+) -> RunSpec:
     """What compresses a finished run: measured as the parent was, on the same data and split.
 
     Args:
         fields: dotted path in the method's spec -> value.
+        at_hand: raises where a model of that name cannot be read (``models.catalogue.usable_model``); None: whether
+            the model below the run is still there is not looked at.
 
     Raises:
-        SpecError: an unknown method, one that does not fit this run or the model in it, or a field that it does not
-            have or refuses.
+        SpecError: an unknown method, one that does not fit this run or the model in it, a model below the run that is
+            gone, or a field that the method does not have or refuses.
     """
     if method not in COMPRESSIONS:
         raise SpecError(
@@ -159,7 +164,7 @@ def compression_run(parent: Run, method: str, fields: Mapping[str, Any]) -> RunS
         again["continue_from"] = None
     child = parse_run_spec(raw | again | {"name": name[:120]})
     assert child.compression is not None
-    refused = _refused(parent, child.compression)
+    refused = _refused(parent, child.compression) or (None if at_hand is None else _gone_below(parent, at_hand))
     if refused is not None:
         raise refused
     return child
@@ -218,6 +223,32 @@ def _refused(parent: Run, how: CompressionSpec) -> SpecError | None:
             where="RUN",
             fix="Train on a model that writes with the words it reads with, such as smollm2-135m.",
         )
+    return None
+
+
+def _gone_below(run: Run, at_hand: Callable[[str], object]) -> SpecError | None:
+    """Of a run that keeps what it trained alone: why the model below it cannot be read; None where it can."""
+    for head in sorted((run.folder / "artifacts" / "recommender").rglob(HEAD_FILE)):
+        try:
+            told = read_head(head.parent)
+        except ModelError:
+            continue
+        base = told.get("base")
+        name = base.get("model") if isinstance(base, dict) else None
+        if told.get("whole_model") is not False or not isinstance(name, str):
+            continue
+        try:
+            at_hand(name)
+        except LLMRecError as error:
+            fix = "Put it back as it was, or run the training again."
+            if not Path(name).is_absolute():
+                fix = f"Fetch it with `llmrec models get {name}` or in Settings."
+            return SpecError(
+                f"run {run.run_id} holds only what was trained on top of the model {name!r}, which is no longer at "
+                f"hand: {error.what}",
+                where="RUN",
+                fix=fix,
+            )
     return None
 
 

@@ -70,3 +70,24 @@ def test_wrong_wishes_are_refused_before_anything_is_queued(llmrec, trained):
         assert words in answer.stderr, args
     assert len(json.loads(llmrec("runs", "list", "--json").stdout)) == runs
     assert llmrec("compress", "20200101-000000-aaaaa", "--method", "int8").exit_code == 3
+
+
+def test_a_model_below_the_run_that_is_gone_is_told_by_command_and_screen(llmrec, trained, monkeypatch):
+    """As after LoRA, where a run holds adapters alone."""
+    parent = trained["run_id"]
+    runs = len(json.loads(llmrec("runs", "list", "--json").stdout))
+    head = llmrec.workspace / "runs" / parent / "artifacts" / "recommender" / "ranker" / "recommender.json"
+    before = head.read_text()
+    told = json.loads(before) | {"whole_model": False, "base": {"model": "smollm2-135m"}}
+    try:
+        head.write_text(json.dumps(told))
+        answer = llmrec("compress", parent, "--method", "int8")
+        app = open_page("compress", llmrec.workspace, monkeypatch, run=parent)
+        app.button(key="compress_start").click().run()
+    finally:
+        head.write_text(before)
+    assert answer.exit_code == 2
+    for said in (answer.stderr, app.error[0].value.replace("\\", "")):
+        assert "models get smollm2-135m" in " ".join(said.split())
+    assert not app.exception
+    assert len(json.loads(llmrec("runs", "list", "--json").stdout)) == runs

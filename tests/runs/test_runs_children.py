@@ -1,12 +1,15 @@
 """What may be compressed, what is said where it may not, and what is advised where a child lost quality."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_models import write_tiny_bert
 
 from llmrec_core.errors import SpecError
+from llmrec_core.models.catalogue import usable_model
 from llmrec_core.runs import children
 from llmrec_core.runs.children import advice, compression_run, methods_for, settings_in_words, why_not
 from llmrec_core.specs import parse_run_spec
@@ -129,6 +132,49 @@ def test_a_model_that_can_is_let_through_and_one_below_the_run_is_found(tmp_path
     (tmp_path / "below" / "config.json").write_text("[" * 100_000)
     for model in (str(tmp_path / "below"), "../below", "hub:owner/name"):
         assert compression_run(run(adapters | {"model": model}, tmp_path / "x"), "prune-heads", {}).parent_run == RUN
+
+
+def saved_head(folder, **values):
+    folder.mkdir(parents=True)
+    (folder / "recommender.json").write_text(json.dumps({"family": "cross-encoder", **values}))
+
+
+@pytest.mark.parametrize("place", [".", "ranker"])
+def test_a_model_below_a_run_that_is_gone_is_told_before_it_is_queued(tmp_path, place):
+    """Adapters alone are nothing: the model may come from the catalogue or from a folder of one's own."""
+    reader = {"family": "cross-encoder", "tuning": {"method": "lora"}}
+    parent = run({"family": "pipeline", "ranker": reader} if place == "ranker" else reader, tmp_path)
+    head = parent.folder / "artifacts" / "recommender" / place
+    own, at_hand = tmp_path / "own", partial(usable_model, tmp_path / "models")
+    saved_head(head, whole_model=False, base={"model": "minilm"})
+    for method in COMPRESSION_WORDS:
+        with pytest.raises(SpecError, match=r"RUN: .*'minilm'.* no longer at hand: .*`llmrec models get minilm`"):
+            compression_run(parent, method, {}, at_hand)
+    write_tiny_bert(tmp_path / "models" / "minilm")
+    (tmp_path / "models" / "minilm" / "provenance.json").write_text("{}")
+    assert compression_run(parent, "int8", {}, at_hand).parent_run == RUN
+    (tmp_path / "models" / "minilm" / "model.safetensors").unlink()
+    with pytest.raises(SpecError, match=r"no longer at hand: .*`llmrec models get minilm`"):
+        compression_run(parent, "int8", {}, at_hand)
+    (head / "recommender.json").unlink()
+    head.rmdir()
+    saved_head(head, whole_model=False, base={"model": str(own)})
+    with pytest.raises(SpecError, match=r"no longer at hand: there is no such model folder\. Put it back as it was"):
+        compression_run(parent, "int8", {}, at_hand)
+    write_tiny_bert(own)
+    assert compression_run(parent, "int8", {}, at_hand).parent_run == RUN
+
+
+def test_runs_that_need_no_model_below_them_are_let_through(tmp_path):
+    """They hold it whole, or do not say: the worker will."""
+    parent = run(READER, tmp_path)
+    folder = parent.folder / "artifacts" / "recommender"
+    at_hand = partial(usable_model, tmp_path / "models")
+    saved_head(folder, whole_model=True, base={"model": "minilm"})
+    assert compression_run(parent, "int8", {}, at_hand).parent_run == RUN
+    for text in ("[" * 100_000, json.dumps({"family": "cross-encoder", "whole_model": False})):
+        (folder / "recommender.json").write_text(text)
+        assert compression_run(parent, "int8", {}, at_hand).parent_run == RUN
 
 
 def test_packages_and_students_that_are_missing_are_told_before(monkeypatch):
