@@ -59,6 +59,11 @@ class MatmulPeaks:
         return asdict(self)
 
 
+def left_of_padding(dtype: torch.dtype) -> str:
+    """What is left of padding, in words, where a processor trains on rows without it (see ``training.unpadded``)."""
+    return "rows filled up to multiples of 8 tokens" if dtype == torch.bfloat16 else "no padding"
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """ "auto" is the first CUDA device, else Apple's GPU, else the CPU; others must be there.
 

@@ -11,6 +11,7 @@ from llmrec_core.models.device import (
     BATCH_TOKENS,
     MatmulPeaks,
     keepable_memory,
+    left_of_padding,
     matmul_peaks,
     resolve_device,
     resolve_precision,
@@ -101,7 +102,8 @@ def choices(name: str = "auto") -> Choices:
     half = precision.dtype == torch.bfloat16
     if device.type == "cpu":
         attention = "eager: PyTorch's fused attention is slow backwards on processors; training goes row by row"
-        padding = "training: none where the model takes a ready mask, else rows of like length"
+        left = left_of_padding(precision.dtype)
+        padding = f"training: {left} where the model takes a ready mask, else rows of like length"
     else:
         attention = "sdpa: fused attention, where the model has it"
         padding = "training: rows of like length, a history and its candidates in one"

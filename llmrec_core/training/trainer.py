@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
-from llmrec_core.models.device import memory_in_use
+from llmrec_core.models.device import left_of_padding, memory_in_use
 from llmrec_core.models.tuning import recomputed_layers
 from llmrec_core.models.tuning_adalora import RankSchedule, rank_schedule
 from llmrec_core.specs import LOWER_IS_BETTER, TrainingSpec
@@ -478,7 +478,7 @@ def _how(network: PromptNetwork, spec: TrainingSpec) -> str:
     """What was chosen for the device, as it is now: attention, padding, batch sizes."""
     unpadded = getattr(network, "unpadded", False)
     attention = "row by row" if unpadded else network.backbone.attention
-    padding = "no padding" if unpadded else "rows padded to the longest of a batch"
+    padding = left_of_padding(network.computes_in) if unpadded else "rows padded to the longest of a batch"
     if spec.bucket_by_length and not unpadded:
         padding += ", those of like length together"
     step = f"{spec.batch_size:,} prompts a batch"

@@ -46,6 +46,10 @@ def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
     assert found["device"] == "cpu"
     assert found["attention"].startswith(load_backbone(write_tiny_bert(tmp_path / "m")).attention)
     assert found["weights"].startswith(weights)
+    left = {"bf16": "rows filled up to multiples of 8 tokens", "float32": "no padding"}[weights]
+    assert found["padding"].startswith(
+        f"training: {left} where the model takes a ready mask, else rows of like length;"
+    )
     assert found["precision"] == device_facts("cpu").precision
     assert found["batch_tokens"] == 4096
     assert found["batch_size"].startswith(f"{TrainingSpec().batch_size} prompts a step, in parts")

@@ -14,7 +14,7 @@ import torch
 from training.training_cases import Events, fit, planted_run, planted_split, test_auc
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
-from llmrec_core.training import scoring
+from llmrec_core.training import scoring, unpadded
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
 from llmrec_core.training.memory import out_of_memory
@@ -64,6 +64,10 @@ def test_events_tell_the_whole_story(models, split):
     ("settings", "said"),
     [
         ({}, "attention row by row, no padding, 16 prompts a batch; scoring takes 4,096 tokens at once."),
+        (
+            {"precision": "bf16"},
+            f"attention row by row, rows filled up to multiples of {unpadded._ROW_STEP} tokens, 16",
+        ),
         # Adversarial pushes go by rows, which are padded then.
         (
             {"adversarial_epsilon": 0.1, "gradient_accumulation_steps": 2},
