@@ -79,8 +79,8 @@ class Mix:
 
     Attributes:
         is_new: rows that the first training did not see, bool [n_rows] of the histories.
-        replay: share of the rows to predict that are old, drawn by whole windows; all of them where so many are not
-            there.
+        replay: share of the rows to predict that are old, exactly; they are drawn by windows, of the last of which only
+            the latest rows that are still wanted are predicted. All of them where so many are not there.
     """
 
     is_new: npt.NDArray[np.bool_]
@@ -96,10 +96,26 @@ class Mix:
         low, high = windows(starts, size, rng)
         old = Windows(low, high, low + 1, np.zeros(len(low), bool))
         n_old = self._n_asked(old)
-        wanted = round(self.replay / (1 - self.replay) * int(n_new.sum()))
-        # As many whole windows as come nearest to what is wanted.
-        old = old.take(np.flatnonzero((n_old > 0) & (n_old.cumsum() - n_old // 2 <= wanted)))
+        wanted = self._wanted(int(n_new.sum()))
+        taken = np.flatnonzero((n_old > 0) & (n_old.cumsum() - n_old < wanted))
+        old = old.take(taken)
+        surplus = int(n_old[taken].sum()) - wanted
+        if surplus > 0:
+            inside = np.arange(old.first[-1], old.high[-1])
+            old.first[-1] = inside[~self.is_new[inside]][surplus]
         return new.and_those(old).take(rng.permutation(len(new.low) + len(old.low)))
+
+    def odds(self, starts: IntArray) -> npt.NDArray[np.float64]:
+        """How probably each row is predicted in an epoch, [n_rows]; the first of a history never is."""
+        can_be = np.ones(len(self.is_new), bool)
+        can_be[starts[:-1][starts[:-1] < len(can_be)]] = False
+        n_old, n_new = (int((can_be & chosen).sum()) for chosen in (~self.is_new, self.is_new))
+        share = min(1.0, self._wanted(n_new) / max(1, n_old))
+        return np.where(can_be, np.where(self.is_new, 1.0, share), 0.0)
+
+    def _wanted(self, n_new: int) -> int:
+        """How many old rows make the share beside so many new ones."""
+        return round(self.replay / (1 - self.replay) * n_new)
 
     def asked(self, found: Windows, width: int) -> npt.NDArray[np.bool_]:
         """Rows of each window that are to be predicted, [n, width]."""
@@ -256,10 +272,7 @@ class _Loop(RoundLoop[_Batch]):
 
     def _windows(self, number: int, seed: int) -> Windows:
         rng = np.random.default_rng([seed, 7, number])
-        if self.mix is not None:
-            return self.mix.windows(self.histories.starts, self.spec.max_history, rng)
-        low, high = windows(self.histories.starts, self.spec.max_history, rng)
-        return Windows(low, high, low + 1, np.ones(len(low), bool))
+        return windows_of(self.histories, self.spec.max_history, self.mix, rng)
 
     def _batches(self, number: int) -> Iterator[tuple[Sequences, Tensor]]:
         """Inputs [n, length] and the item wanted at each place, [n, length], -1 where none is."""
@@ -267,18 +280,8 @@ class _Loop(RoundLoop[_Batch]):
         turned = torch.from_numpy(
             np.random.default_rng([self.ctx.seed, 9, number]).random(len(found.low)) < self.spec.reverse
         )
-        device = self.network.delta.device
-        for start in range(0, len(found.low), self.spec.batch_size):
-            chosen = slice(start, start + self.spec.batch_size)
-            part, backwards = found.take(chosen), turned[chosen].to(device)
-            whole = self.histories.batch(part.low, part.high, device)
-            inputs, targets = inputs_and_targets(whole.reversed(backwards))
-            if self.mix is not None:
-                # Like a gap, what is asked belongs to a step from one entry to the next, whichever way it is read.
-                asked = torch.from_numpy(self.mix.asked(part, whole.items.shape[1]).astype(np.int64)).to(device)
-                steps = replace(whole, gaps=asked).reversed(backwards).gaps
-                targets = targets.where(steps[:, 1:] > 0, -1)
-            yield inputs, targets
+        size, device = self.spec.batch_size, self.network.delta.device
+        yield from sequence_batches(self.histories, found, turned, self.mix, size, device)
 
     def _drawn(self) -> Tensor | None:
         if not self.sampled:
@@ -328,6 +331,36 @@ def windows(starts: IntArray, size: int, rng: np.random.Generator) -> tuple[IntA
     kept = np.flatnonzero(high - low >= 2)
     order = rng.permutation(kept)
     return low[order], high[order]
+
+
+def windows_of(histories: Histories, size: int, mix: Mix | None, rng: np.random.Generator) -> Windows:
+    """What an epoch reads: windows of at most ``size`` inputs, of all rows or as ``mix`` says, in a drawn order."""
+    if mix is not None:
+        return mix.windows(histories.starts, size, rng)
+    low, high = windows(histories.starts, size, rng)
+    return Windows(low, high, low + 1, np.ones(len(low), bool))
+
+
+def sequence_batches(
+    histories: Histories, found: Windows, turned: Tensor, mix: Mix | None, size: int, device: torch.device
+) -> Iterator[tuple[Sequences, Tensor]]:
+    """Inputs [n, length] and the item wanted at each place, [n, length], -1 where none is; ``size`` windows a batch.
+
+    Args:
+        turned: which windows are read backwards, bool [n_windows].
+        mix: what ``found`` was drawn by.
+    """
+    for start in range(0, len(found.low), size):
+        chosen = slice(start, start + size)
+        part, backwards = found.take(chosen), turned[chosen].to(device)
+        whole = histories.batch(part.low, part.high, device)
+        inputs, targets = inputs_and_targets(whole.reversed(backwards))
+        if mix is not None:
+            # Like a gap, what is asked belongs to a step from one entry to the next, whichever way it is read.
+            asked = torch.from_numpy(mix.asked(part, whole.items.shape[1]).astype(np.int64)).to(device)
+            steps = replace(whole, gaps=asked).reversed(backwards).gaps
+            targets = targets.where(steps[:, 1:] > 0, -1)
+        yield inputs, targets
 
 
 def inputs_and_targets(whole: Sequences) -> tuple[Sequences, Tensor]:

@@ -224,10 +224,7 @@ def test_every_new_row_is_predicted_once_after_what_came_before_it(lengths, size
     assert sorted(row for row in steps if is_new[row]) == new
     replayed = [row for row in steps if not is_new[row]]
     assert len(set(replayed)) == len(replayed)
-    wanted_old = min(len(old), replay / (1 - replay) * len(new))
-    assert abs(len(replayed) - wanted_old) <= size + 1
-    if replay == 0:
-        assert not replayed
+    assert len(replayed) == min(len(old), round(replay / (1 - replay) * len(new))), "the share is exact"
 
 
 def test_what_is_new_has_the_text_of_today_and_the_whitening_of_then(tmp_path):
