@@ -61,6 +61,8 @@ _DEPTH = 300
 _K = 10
 #: Steps from the best single member to the likeliest weights; of equally good ones the first is taken.
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+#: Parts that can go on from weights, or have parts that can.
+_GOES_ON = (SequentialSpec, TwoTowerSpec, BlendSpec)
 #: Weight of the squared weights beside the log-likelihood of all validation users.
 _RIDGE = 1.0
 
@@ -227,14 +229,14 @@ class BlendRecommender(Recommender):
 def part_context(ctx: FitContext, part: Recommender, name: str) -> FitContext:
     """What a part of a recommender is told of the run that is gone on from.
 
-    A part that is trained in histories goes on from the part of that name there, if its weights fit; all others are
-    fitted anew on what the newer data has to learn from.
+    A part that is trained in histories, or of towers, goes on from the part of that name there, if its weights fit; all
+    others are fitted anew on what the newer data has to learn from.
     """
     if ctx.start_from is None:
         return ctx
     anew = replace(ctx, start_from=None, continued=None)
     folder = ctx.start_from / name
-    if ctx.continued is None or not isinstance(part.spec, SequentialSpec | BlendSpec) or not folder.is_dir():
+    if ctx.continued is None or not folder.is_dir() or not isinstance(part.spec, _GOES_ON):
         return anew
     head = read_head(folder)
     if head["family"] == part.family:

@@ -7,6 +7,7 @@ has met yet are their texts, and ranked among the others. See ``training.two_tow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from llmrec_core.contracts import (
     Capabilities,
+    Continued,
     FitContext,
     FloatArray,
     IntArray,
@@ -33,7 +35,7 @@ from llmrec_core.models.loading import Backbone
 from llmrec_core.models.text_vectors import Whitening, embed_texts, token_rows
 from llmrec_core.models.tuning import apply_tuning, parameter_counts
 from llmrec_core.prompts import PromptRenderer, TokenCounter
-from llmrec_core.recommenders._histories import query_histories, training_histories
+from llmrec_core.recommenders._histories import query_histories, training_histories, training_rows
 from llmrec_core.recommenders._language_models import (
     fingerprint,
     freeze,
@@ -43,16 +45,17 @@ from llmrec_core.recommenders._language_models import (
     trained_names,
 )
 from llmrec_core.recommenders._remembered import Remembered
-from llmrec_core.recommenders._storage import check_head, write_head
+from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.recommenders.vector_search import VectorIndex
-from llmrec_core.saved import FIX, catalogue_sha256
-from llmrec_core.specs import PromptSpec, TwoTowerSpec
+from llmrec_core.saved import FIX, HEAD_FILE, catalogue_sha256
+from llmrec_core.specs import PromptSpec, TwoTowerSpec, changed_shape
 from llmrec_core.training.contrastive import PromptExamples, TextTable, train_two_towers
 from llmrec_core.training.rounds import Outcome
+from llmrec_core.training.samples import new_and_replayed
 from llmrec_core.training.sequence_network import Sequences
-from llmrec_core.training.sequences import Histories
+from llmrec_core.training.sequences import Histories, Mix
 from llmrec_core.training.two_tower_network import TwoTowerNetwork
 
 if TYPE_CHECKING:
@@ -108,6 +111,16 @@ class TwoTowerRecommender(Recommender):
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def fit(self, split: Split, ctx: FitContext) -> None:
+        """With ``ctx.continued`` it begins with the weights of a finished run: the towers and what was tuned of the
+        language model. Items go by their ids; what is new has its text, whitened as that run's was, and a fresh id
+        delta. The first run's test rows are in no training history, not even to be read.
+
+        Raises:
+            SpecError: the way of tuning is one that two towers do not have.
+            ModelError: that run's recommender cannot be read, or has another shape or base model.
+            InputError: it was fitted on the same data.
+            DataError: there is nothing new to learn from.
+        """
         dataset = split.dataset
         if self.spec.tuning.method == "adalora":
             raise SpecError(
@@ -119,6 +132,9 @@ class TwoTowerRecommender(Recommender):
         backbone = load_base(self.spec.model, ctx, trainable=True)
         self._base = fingerprint(self.spec.model, backbone)
         apply_tuning(backbone.model, self.spec.tuning, seed=ctx.seed)
+        first = None if ctx.start_from is None else _First.load(ctx, self.spec)
+        if first is not None:
+            first.hand_over_model(backbone, self._base)
         if self.spec.tuning_steps == 0:
             backbone.model.requires_grad_(False)
         self._know(dataset, np.asarray(split.train_item_counts), dataset.rating_scale)
@@ -128,21 +144,28 @@ class TwoTowerRecommender(Recommender):
         examples: Histories | PromptExamples
         if self.spec.user == "prompt":
             self._renderer = PromptRenderer(self.prompt, dataset, TokenCounter.from_folder(backbone.facts.folder))
-            queries, targets = self._prompt_examples(split, ctx.seed)
+            queries, targets = self._prompt_examples(split, ctx)
             rows += token_rows(backbone, self._prompts(queries), self.prompt.max_tokens)
             examples = PromptExamples(targets, dataset.n_items)
         else:
             examples = training_histories(split)
         table = TextTable(backbone, rows)
         table.refresh()
-        # Whitening sees the items of training rows only.
-        known = np.flatnonzero(self._counts > 0)
-        seen = table.pooled[: dataset.n_items].cpu().numpy()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.seed)
-            whitening = Whitening.fit(seen[known] if len(known) > 1 else seen, self.spec.n_text)
-            network = TwoTowerNetwork(self.spec, whitening, torch.from_numpy(self._counts > 0)).to(backbone.device)
-        self._backbone, self._network = backbone, network
+            whitening = self._whitening(table) if first is None else first.whitening()
+            network = TwoTowerNetwork(self.spec, whitening, torch.from_numpy(self._counts > 0))
+        plan = (
+            f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {self._prompt_print()} {ctx.seed}"
+        )
+        mix: Mix | None = None
+        if first is not None:
+            first.hand_over_towers(network, dataset)
+            plan += f" {first.continued.replay} {first.sha256}"
+            if isinstance(examples, Histories):
+                mix = Mix(first.continued.new_among(training_rows(split)), first.continued.replay)
+            ctx.emit("log", level="info", message="The training goes on from the weights of a finished run.")
+        self._backbone, self._network = backbone, network.to(backbone.device)
         value = watched(split, self.spec.validation_users, ctx)
         counts = parameter_counts(backbone.model)
         message = f"{len(rows):,} texts; {counts.trainable:,} of {counts.total:,} weights of the model are trained."
@@ -157,24 +180,38 @@ class TwoTowerRecommender(Recommender):
             ctx,
             None if value is None else lambda: value(self._with(table)),
             METRIC,
-            f"{dataset.fingerprint} {split.describe()} {self.spec.model_dump_json()} {self._prompt_print()} {ctx.seed}",
+            plan,
+            mix,
         )
         self._with(table)
-        self._trained = freeze(backbone)
+        self._trained = freeze(backbone) | (frozenset() if first is None else first.model._trained)
         network.eval()
         network.requires_grad_(False)
         sample = split.queries("valid", max_users=_N_ASKED, seed=ctx.seed).queries
         self._asked = self._users(sample)
+
+    def _whitening(self, table: TextTable) -> Whitening:
+        """It sees the items of training rows only."""
+        known = np.flatnonzero(self._counts > 0)
+        seen = table.pooled[: len(self._counts)].cpu().numpy()
+        return Whitening.fit(seen[known] if len(known) > 1 else seen, self.spec.n_text)
 
     def _with(self, table: TextTable) -> TwoTowerRecommender:
         """Itself, with items as the table has them now."""
         self._pooled = table.pooled[: len(self._counts)]
         return self
 
-    def _prompt_examples(self, split: Split, seed: int) -> tuple[list[Query], IntArray]:
-        """Training rows drawn by seed, each as what was known before it and the item that was chosen."""
-        rows = split.labelled("train")
-        drawn = np.random.default_rng([seed, 3]).permutation(len(rows))[: self.spec.max_prompts]
+    def _prompt_examples(self, split: Split, ctx: FitContext) -> tuple[list[Query], IntArray]:
+        """Training rows drawn by seed, each as what was known before it and the item that was chosen.
+
+        Of what goes on with newer data they are new ones, and a share of those that were learned before.
+        """
+        rows, rng = split.labelled("train"), np.random.default_rng([ctx.seed, 3])
+        if ctx.continued is None:
+            drawn = rng.permutation(len(rows))[: self.spec.max_prompts]
+        else:
+            chosen = new_and_replayed(rows.row, ctx.continued, self.spec.max_prompts, rng)
+            drawn = np.flatnonzero(np.isin(rows.row, chosen))
         dataset = split.dataset
         queries = []
         for at in np.sort(drawn):
@@ -239,7 +276,8 @@ class TwoTowerRecommender(Recommender):
     def item_vectors(self) -> FloatArray:
         """What items are compared by, float32 [n_items, width]; zeros for items of which nothing is known."""
         self._fitted()
-        known = self._has_text | ((self._counts > 0) & (self.spec.id_bound > 0))
+        _, network = self._fitted()
+        known = self._has_text | (network.trained.cpu().numpy() & (self.spec.id_bound > 0))
         return self._vectors() * known[:, None].astype(np.float32)
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
@@ -315,6 +353,7 @@ class TwoTowerRecommender(Recommender):
         tensors = {f"towers.{name}": tensor for name, tensor in network.state_dict().items()}
         tensors |= {"pooled": self._pooled, "asked": torch.from_numpy(self._asked)}
         tensors |= {"counts": torch.from_numpy(self._counts), "has_text": torch.from_numpy(self._has_text)}
+        tensors["trained"] = network.trained
         save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, folder / _WEIGHTS)
         # The template's text goes along: a saved template may change or go after the run.
         source = self._renderer.source if self._renderer is not None else self.prompt.source
@@ -339,7 +378,9 @@ class TwoTowerRecommender(Recommender):
             towers = {n.removeprefix("towers."): t for n, t in tensors.items() if n.startswith("towers.")}
             whitening = Whitening(towers["mean"].numpy(), towers["components"].numpy())
             pooled, counts = tensors["pooled"], tensors["counts"].numpy()
-            network = TwoTowerNetwork(loaded.spec, whitening, torch.from_numpy(counts > 0))
+            # Towers that went on know items of the first run's training that their own may not have.
+            trained = tensors.get("trained", torch.from_numpy(counts > 0))
+            network = TwoTowerNetwork(loaded.spec, whitening, trained)
             network.load_state_dict(towers)
             loaded._has_text, loaded._asked = tensors["has_text"].numpy(), tensors["asked"].numpy()
             scale = head.get("rating_scale")
@@ -351,8 +392,9 @@ class TwoTowerRecommender(Recommender):
             raise ModelError("its weights or its spec cannot be read.", where=str(folder), fix=FIX) from None
         backbone = load_model(folder, head, loaded.spec.model, loaded.spec.tuning, ctx)
         n_items, width = dataset.n_items, len(whitening.mean)
-        shapes = (counts.shape, loaded._has_text.shape, tuple(pooled.shape), loaded._asked.shape[1:])
-        if shapes != ((n_items,), (n_items,), (n_items, width), (loaded.spec.width,)) or width != backbone.hidden_size:
+        shapes = (counts.shape, loaded._has_text.shape, trained.shape, tuple(pooled.shape), loaded._asked.shape[1:])
+        one = (n_items,)
+        if shapes != (one, one, one, (n_items, width), (loaded.spec.width,)) or width != backbone.hidden_size:
             raise ModelError("its weights do not fit the catalogue.", where=str(folder), fix=FIX)
         loaded._trained = trained_names(folder, head, backbone)
         loaded._backbone, loaded._pooled = backbone, pooled.to(backbone.device)
@@ -363,3 +405,74 @@ class TwoTowerRecommender(Recommender):
             counter = TokenCounter.from_folder(backbone.facts.folder)
             loaded._renderer = PromptRenderer(loaded.prompt, dataset, counter)
         return loaded
+
+
+class _First:
+    """The recommender that a training goes on from with newer data, and what of it is taken over.
+
+    Args:
+        model: fitted on ``continued.dataset``.
+        sha256: of the head it was saved with.
+    """
+
+    def __init__(self, model: TwoTowerRecommender, continued: Continued, sha256: str) -> None:
+        self.model, self.continued, self.sha256 = model, continued, sha256
+
+    @classmethod
+    def load(cls, ctx: FitContext, spec: TwoTowerSpec) -> _First:
+        """Raises: InputError, ModelError: as :meth:`TwoTowerRecommender.fit`."""
+        assert ctx.start_from is not None
+        if ctx.continued is None:
+            raise InputError(
+                "two towers have no second stage on the same data.",
+                where="continue_from",
+                fix="Go on with newer data (continual), or train anew with other settings.",
+            )
+        # It is only copied from, so the device keeps its memory for what is trained.
+        model = TwoTowerRecommender.load(ctx.start_from, ctx.continued.dataset, replace(ctx, device="cpu"))
+        fault = changed_shape(model.spec, spec)
+        if fault is None and model._trained and model.spec.tuning != spec.tuning:
+            # Its own run tuned nothing, but one before it did.
+            fault = "its language model was tuned in another way"
+        if fault is not None:
+            raise ModelError(
+                f"the run to go on from does not fit: {fault}.", where="continue_from", fix="Use its fields here too."
+            )
+        return cls(model, ctx.continued, sha256_of(ctx.start_from / HEAD_FILE))
+
+    def whitening(self) -> Whitening:
+        """How its texts were whitened."""
+        _, network = self.model._fitted()
+        return Whitening(network.mean.cpu().numpy(), network.components.cpu().numpy())
+
+    def hand_over_model(self, backbone: Backbone, base: Mapping[str, str]) -> None:
+        """Copies what was tuned of the language model; ``base``: which model ``backbone`` is.
+
+        Raises:
+            ModelError: it is another one than that which was tuned.
+        """
+        if dict(base) != self.model._base:
+            raise ModelError(
+                f"the base model {self.model.spec.model!r} is not the one that the run to go on from began with.",
+                where="continue_from",
+                fix="Put the base model back, or train anew.",
+            )
+        if self.model._trained:
+            found, _ = self.model._fitted()
+            backbone.model.load_state_dict(found.model.state_dict())
+
+    def hand_over_towers(self, network: TwoTowerNetwork, dataset: Dataset) -> None:
+        """Copies all weights into the network of ``dataset``; items are the same where their ids are.
+
+        Id deltas are those of items that it was trained on; all others begin as they do in a first training.
+        """
+        _, old = self.model._fitted()
+        index = self.continued.dataset.item_index
+        place = torch.tensor([index.get(item, -1) for item in dataset.item_ids.tolist()])
+        known = (place >= 0) & old.trained.cpu()[place]
+        weights = dict(old.state_dict())
+        if network.delta is not None and old.delta is not None:
+            weights["delta"] = network.delta.detach().clone()
+            weights["delta"][known] = old.delta.detach().cpu()[place[known]]
+        network.load_state_dict(weights)
+        network.trained |= known

@@ -15,6 +15,7 @@ from llmrec_core.specs.recommenders import (
     TwoTowerSpec,
     ranker_of,
 )
+from llmrec_core.specs.training import TuningSpec
 
 #: Fields that the weights of a sequential recommender depend on.
 SEQUENTIAL_SHAPE = (
@@ -28,10 +29,25 @@ SEQUENTIAL_SHAPE = (
     "n_heads",
     "max_history",
 )
+#: Fields that the weights of two towers depend on; what their language model was tuned with, if it was, is another.
+TWO_TOWER_SHAPE = (
+    "model",
+    "user",
+    "item_fields",
+    "facts",
+    "n_text",
+    "width",
+    "n_layers",
+    "n_heads",
+    "max_history",
+)
 #: Fields that the weights of a language model which reads prompts depend on.
 READER_SHAPE = ("model", "tuning")
 #: What goes on, for those who asked with something else.
-_GO_ON = "cross-encoders, listwise and generative recommenders, sequential recommenders and blends with one go on"
+_GO_ON = (
+    "cross-encoders, listwise and generative recommenders, sequential ones, two towers, and blends with one of the "
+    "last two go on"
+)
 
 
 def kept_fields(recommender: RecommenderSpec) -> tuple[str, ...]:
@@ -39,7 +55,14 @@ def kept_fields(recommender: RecommenderSpec) -> tuple[str, ...]:
     part = ranker_of(recommender)
     if isinstance(part, CrossEncoderSpec):
         return (*READER_SHAPE, "head", "label_words")
+    if isinstance(part, TwoTowerSpec):
+        return (*TWO_TOWER_SHAPE, "tuning") if is_tuned(part) else TWO_TOWER_SHAPE
     return READER_SHAPE if isinstance(part, ListwiseSpec | GenerativeSpec) else SEQUENTIAL_SHAPE
+
+
+def is_tuned(towers: TwoTowerSpec) -> bool:
+    """Whether the language model of such towers was tuned, as far as their spec tells."""
+    return towers.tuning_steps > 0 or towers.tuning != TuningSpec()
 
 
 def has_second_stage(recommender: RecommenderSpec) -> bool:
@@ -53,8 +76,8 @@ def goes_on(recommender: RecommenderSpec) -> bool:
     if isinstance(recommender, PipelineSpec):
         return _trains_a_reader(recommender) or goes_on(recommender.retriever)
     if isinstance(recommender, BlendSpec):
-        return any(isinstance(member, SequentialSpec) for member in recommender.members)
-    return isinstance(recommender, SequentialSpec) or _trains_a_reader(recommender)
+        return any(isinstance(member, SequentialSpec | TwoTowerSpec) for member in recommender.members)
+    return isinstance(recommender, SequentialSpec | TwoTowerSpec) or _trains_a_reader(recommender)
 
 
 def check_start(recommender: RecommenderSpec, *, newer: bool) -> None:
@@ -70,11 +93,6 @@ def check_start(recommender: RecommenderSpec, *, newer: bool) -> None:
         raise ValueError(
             f"continue_from: this {part.family} recommender trains no weights (tuning.method: none), so there are none "
             "to go on from; run it on the data as it is"
-        )
-    if newer and isinstance(part, TwoTowerSpec):
-        raise ValueError(
-            "continue_from: a two-tower recommender cannot go on from a finished run's weights, it learns the vectors "
-            "of all items anew. Train it anew on the newer data, or use a sequential recommender, which goes on"
         )
     if newer:
         raise ValueError(
@@ -99,11 +117,28 @@ def changed_shape(first: RecommenderSpec, later: RecommenderSpec) -> str | None:
     if isinstance(first, SequentialSpec) and isinstance(later, SequentialSpec):
         changed = [name for name in SEQUENTIAL_SHAPE if getattr(first, name) != getattr(later, name)]
         return f"its recommender has another {', '.join(changed)}" if changed else None
+    if isinstance(first, TwoTowerSpec) and isinstance(later, TwoTowerSpec):
+        return _changed_towers(first, later)
     if isinstance(first, BlendSpec) and isinstance(later, BlendSpec):
         pairs = zip(first.members, later.members, strict=False)
-        if all(changed_shape(*pair) is not None for pair in pairs if isinstance(pair[1], SequentialSpec)):
-            return "no sequential member stands in the same place of both, with weights of the same shape"
+        if all(changed_shape(*pair) is not None for pair in pairs if goes_on(pair[1])):
+            return "no sequential or two-tower member stands in the same place of both, with weights of the same shape"
     return None
+
+
+def _changed_towers(first: TwoTowerSpec, later: TwoTowerSpec) -> str | None:
+    """:func:`changed_shape` of two towers."""
+    changed = [name for name in TWO_TOWER_SHAPE if getattr(first, name) != getattr(later, name)]
+    if (first.id_bound > 0) != (later.id_bound > 0):
+        changed.append("id_bound (towers have id deltas or not)")
+    # A language model that is as it came can be tuned in any way from here on.
+    if is_tuned(first) or not later.tuning_steps:
+        changed += _changed_tuning(first.tuning, later.tuning)
+    return f"its recommender has another {', '.join(changed)}" if changed else None
+
+
+def _changed_tuning(old: TuningSpec, new: TuningSpec) -> list[str]:
+    return [f"tuning.{name}" for name in TuningSpec.model_fields if getattr(old, name) != getattr(new, name)]
 
 
 def _reads(part: Any) -> bool:
@@ -121,8 +156,7 @@ def _changed_reader(first: Any, later: Any) -> str | None:
     if first.family != later.family:
         return f"what it trained is a {first.family} recommender, this is a {later.family} one"
     changed = ["model"] if first.model != later.model else []
-    old, new = first.tuning, later.tuning
-    changed += [f"tuning.{name}" for name in type(new).model_fields if getattr(old, name) != getattr(new, name)]
+    changed += _changed_tuning(first.tuning, later.tuning)
     if isinstance(later, CrossEncoderSpec):
         changed += ["head"] if first.head != later.head else []
         # The heads that are taken over answer in the words they were made of.

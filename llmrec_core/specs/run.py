@@ -113,7 +113,7 @@ class RunSpec(Spec):
         if isinstance(self.recommender, PipelineSpec) and isinstance(self.recommender.ranker, ListwiseSpec):
             _check_listwise(self.recommender.ranker, tasks, self.training)
         if self.kind == "train" and info.context != STORED:
-            check_effects(self.recommender, tasks, self.training)
+            check_effects(self.recommender, tasks, self.training, newer=self.continual is not None)
         if self.kind == "evaluate" and not self.parent_run:
             raise ValueError("parent_run: an evaluation needs the run it evaluates")
         if self.kind == "compress" and (self.compression is None or not self.parent_run):

@@ -31,11 +31,17 @@ EMBEDDINGS_STAY = ("top-layers", "none")
 SOFTENED = ("click", "rank")
 
 
-def check_effects(recommender: RecommenderSpec, tasks: Sequence[str], training: TrainingSpec) -> None:
-    """Raises: ValueError: a field that is not at its default does nothing in such a training; names it and says why."""
+def check_effects(
+    recommender: RecommenderSpec, tasks: Sequence[str], training: TrainingSpec, *, newer: bool = False
+) -> None:
+    """Raises: ValueError: a field that is not at its default does nothing in such a training; names it and says why.
+
+    Args:
+        newer: it goes on with newer data, from weights that may have been tuned before.
+    """
     for path, part in _tuned_parts(recommender):
         if isinstance(part, TwoTowerSpec):
-            _check_tower(path, part)
+            _check_tower(path, part, newer=newer)
         if not part.tuning.freeze_embeddings and not has_embeddings_to_train(part):
             what = "generative" if isinstance(part, GenerativeSpec) else part.tuning.method
             raise ValueError(f"{path}.tuning.freeze_embeddings: {what} keeps word embeddings as they are; leave it out")
@@ -74,10 +80,11 @@ def _tuned_parts(recommender: Any, path: str = "recommender") -> Iterator[tuple[
         yield path, recommender
 
 
-def _check_tower(path: str, part: TwoTowerSpec) -> None:
+def _check_tower(path: str, part: TwoTowerSpec, *, newer: bool) -> None:
     if part.tuning_steps and part.tuning.method == "none":
         raise ValueError(f"{path}.tuning_steps: with tuning.method none these steps train nothing; choose another or 0")
-    if part.tuning_steps:
+    # Towers that go on keep adapters without tuning them further; whether there are any is asked of the first run.
+    if part.tuning_steps or newer:
         return
     for name, info in TuningSpec.model_fields.items():
         if getattr(part.tuning, name) != info.default:

@@ -8,6 +8,9 @@ last read (a memory bank: Wu et al., CVPR 2018). Before each validation the whol
 Candidates of a step are all distinct targets of the batch and items drawn uniformly. An item's logit is lowered by the
 log of its probability of being among them (logQ correction: Bengio and Senecal 2003; Yi et al., RecSys 2019), so that
 the sum over candidates estimates the sum over all items; a row's own target is there for certain and is not lowered.
+
+A training that goes on with newer data mixes windows of new and of old rows as that of sequences does (``Mix``), and
+the probabilities of targets are those of the mix.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from llmrec_core.models.text_vectors import read_rows
 from llmrec_core.specs import TwoTowerSpec
 from llmrec_core.training.rounds import Outcome, RoundLoop, pace
 from llmrec_core.training.sequence_network import Sequences
-from llmrec_core.training.sequences import Histories, in_parts, inputs_and_targets, windows
+from llmrec_core.training.sequences import Histories, Mix, in_parts, sequence_batches, windows_of
 from llmrec_core.training.trainer import own_generators
 from llmrec_core.training.two_tower_network import TwoTowerNetwork
 
@@ -82,20 +85,25 @@ def train_two_towers(
     measure: Callable[[], float] | None,
     metric: str,
     fingerprint: str,
+    mix: Mix | None = None,
 ) -> Outcome:
     """Trains ``network`` and the language model of ``table`` in place; leaves the best weights and a fresh table.
+
+    Where ``ctx.continued`` says that they were trained before, the weights as they came are measured too, and kept if
+    no round makes them better.
 
     Args:
         examples: histories, each of whose rows is to be predicted from those before it, or prompts with their targets.
         offered: item_idx that may be drawn as negatives.
         measure: value of ``metric`` (higher is better) with network and table as they are; None: train to the end.
         fingerprint: of data and settings; a checkpoint of another training is refused.
+        mix: which rows of histories are predicted; None: all of them. Prompts are mixed by whoever draws them.
 
     Raises:
         As :meth:`RoundLoop.run`.
     """
     with own_generators(ctx.seed, table.backbone.device):
-        loop = _Loop(network, table, examples, offered, spec, ctx, measure, metric, fingerprint)
+        loop = _Loop(network, table, examples, offered, spec, ctx, measure, metric, fingerprint, mix)
         outcome = loop.run()
         table.refresh()
     return outcome
@@ -132,16 +140,24 @@ class _Loop(RoundLoop[_Batch]):
         measure: Callable[[], float] | None,
         metric: str,
         fingerprint: str,
+        mix: Mix | None = None,
     ) -> None:
         self.network, self.table, self.examples, self.offered, self.spec = network, table, examples, offered, spec
+        self.mix = mix
         self.device = table.backbone.device
         encoder = table.backbone.model
         self.tuned_steps = spec.tuning_steps if any(p.requires_grad for p in encoder.parameters()) else 0
         targets = examples.targets if isinstance(examples, PromptExamples) else examples.items
-        self.share = np.bincount(targets, minlength=int(offered.max(initial=0)) + 1) / max(1, len(targets))
+        weight = np.ones(len(targets))
         n_rows = len(targets)
         if isinstance(examples, Histories):
-            n_rows = len(windows(examples.starts, spec.max_history, np.random.default_rng(0))[0])
+            n_rows = len(windows_of(examples, spec.max_history, mix, np.random.default_rng(0)).low)
+            if mix is not None:
+                # Read backwards, a step predicts the row before the one that it belongs to.
+                odds = mix.odds(examples.starts)
+                weight = (1 - spec.reverse) * odds + spec.reverse * np.append(odds[1:], 0.0)
+        found = np.bincount(targets, weight, minlength=int(offered.max(initial=0)) + 1)
+        self.share = found / max(1.0, weight.sum())
         if not n_rows:
             self.tuned_steps = 0
         self.n_batches = max(1, -(-n_rows // spec.batch_size))
@@ -168,6 +184,10 @@ class _Loop(RoundLoop[_Batch]):
         self.encoder_parameters = {id(p) for p in encoder.parameters()}
 
     # -- rounds --------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self.ctx.continued is not None:
+            self._validate(0)
 
     def _round(self, number: int) -> str | None:
         tuned = number >= self.spec.epochs
@@ -232,12 +252,9 @@ class _Loop(RoundLoop[_Batch]):
                 wanted = torch.from_numpy(self.examples.targets[chosen])[:, None].to(self.device)
                 yield Sequences(rows, none, none, none == 0), wanted
             return
-        low, high = windows(self.examples.starts, self.spec.max_history, rng)
-        turned = torch.from_numpy(rng.random(len(low)) < self.spec.reverse).to(self.device)
-        for start in range(0, len(low), size):
-            part = slice(start, start + size)
-            whole = self.examples.batch(low[part], high[part], self.device)
-            yield inputs_and_targets(whole.reversed(turned[part]))
+        found = windows_of(self.examples, self.spec.max_history, self.mix, rng)
+        turned = torch.from_numpy(rng.random(len(found.low)) < self.spec.reverse)
+        yield from sequence_batches(self.examples, found, turned, self.mix, size, self.device)
 
     def _drawn(self, inputs: Sequences, targets: Tensor, tuned: bool) -> _Batch:
         drawn = torch.from_numpy(self.rng.choice(self.offered, self.spec.n_negatives)).to(self.device)

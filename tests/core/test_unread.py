@@ -63,6 +63,9 @@ def test_towers_that_tune_nothing_are_not_told_how(recommender, path):
         with pytest.raises(SpecError, match=rf"{path}\.tuning\.\w+: the language model stays .*tuning_steps is 0"):
             _spec(with_towers(tuning=tuning))
         _spec(with_towers(tuning=tuning, tuning_steps=5))
+    # What goes on may keep what was tuned before; whether anything was is asked of the first run.
+    went_on = {"dataset": {"name": "d"}, "continue_from": "first", "continual": {}}
+    parse_run_spec({**went_on, "recommender": with_towers(tuning={"method": "lora"})})
     with pytest.raises(SpecError, match=rf"{path}\.tuning_steps: with tuning.method none"):
         _spec(with_towers(tuning={"method": "none"}, tuning_steps=5))
     with pytest.raises(SpecError, match=r"tuning\.method: two towers give no ranks.*choose lora"):

@@ -364,8 +364,10 @@ def test_what_has_no_weights_to_go_on_from_is_refused_when_it_is_submitted(lab: 
         spec({"family": "ease"}, continual={})
     with pytest.raises(SpecError, match="a blend recommender has no weights to go on from"):
         spec({"family": "blend"}, continual={})
-    with pytest.raises(SpecError, match=r"learns the vectors of all items anew.*use a sequential recommender"):
-        spec({"family": "two-tower"}, continual={})
+    with pytest.raises(SpecError, match=r"a two-tower recommender has no second stage.*; it goes on with newer data"):
+        spec({"family": "two-tower"})
+    with pytest.raises(SpecError, match=r"ease recommender has no weights.*sequential ones, two towers, and blends"):
+        spec({"family": "ease"}, continual={})
     still = {"family": "listwise", "model": "x", "tuning": {"method": "none"}}
     lists = {"family": "pipeline", "retriever": {"family": "ease"}, "ranker": still}
     with pytest.raises(SpecError, match=r"this listwise recommender trains no weights \(tuning\.method: none\)"):
@@ -380,8 +382,65 @@ def test_what_has_no_weights_to_go_on_from_is_refused_when_it_is_submitted(lab: 
     blend = {"family": "blend", "members": [{"family": "ease"}, sequential]}
     turned = {"family": "blend", "members": [sequential, {"family": "ease"}]}
     lab.store._check_second_stage(spec(blend, continual={}), first(blend))
-    with pytest.raises(InputError, match="no sequential member stands in the same place"):
+    with pytest.raises(InputError, match="no sequential or two-tower member stands in the same place"):
         lab.store._check_second_stage(spec(blend, continual={}), first(turned))
+
+
+def _towers(shop: _Workshop, version: int, **fields: Any) -> RunSpec:
+    tiny = {"model": shop.model, "width": 16, "n_layers": 1, "n_heads": 2, "max_history": 8, "epochs": 3, "n_text": 8}
+    return _histories(shop, version, **{"recommender": {"family": "two-tower", **tiny}, **fields})
+
+
+def test_a_run_of_two_towers_goes_on_and_tells_old_from_new(shop):
+    first = shop.run("towers", _towers(shop, 1))
+    spec = _towers(shop, 2, continue_from="towers", continual={"replay": 0.3})
+    found = shop.run("towers-later", spec)["continual"]
+    assert (found["first_run"], found["replay"]) == ("towers", 0.3)
+    old, new = (found["parts"][name]["metrics"]["ndcg@5"] for name in ("old", "new"))
+    assert old["before"]["mean"] == pytest.approx(first["metrics"]["ndcg@5"]["mean"])
+    assert new["before"]["mean"] == 0, "the first model has never heard of these items"
+    assert new["difference"]["ci_low"] > 0
+    messages = shop.done["towers-later"].events.messages
+    assert "30% of what is learned from are of these" in messages
+    assert "The training goes on from the weights of a finished run" in messages
+    # What went on is gone on from, too: its id deltas and its whitening are there.
+    again = _towers(shop, 2, kind="evaluate", parent_run="towers-later")
+    assert shop.run("towers-again", again)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "fault"),
+    [
+        ({}, {"epochs": 3, "batch_size": 8, "id_bound": 0.4}, None),
+        ({}, {"width": 64, "user": "prompt"}, "its recommender has another user, width"),
+        ({}, {"model": "x"}, "another model"),
+        ({}, {"id_bound": 0}, r"another id_bound \(towers have id deltas or not\)"),
+        ({}, {"family": "sequential"}, "it is a two-tower recommender, this is a sequential one"),
+        ({}, {"tuning_steps": 9, "tuning": {"method": "lora"}}, None),
+        ({}, {"tuning": {"method": "lora"}}, r"another tuning\.method"),
+        ({"tuning_steps": 9, "tuning": {"method": "lora"}}, {"tuning": {"method": "lora"}}, None),
+        ({"tuning_steps": 9, "tuning": {"method": "lora"}}, {}, r"another tuning\.method"),
+        ({"tuning_steps": 9}, {"tuning_steps": 9, "tuning": {"method": "ia3"}}, r"another tuning\.method"),
+    ],
+)
+def test_two_towers_of_another_shape_are_refused_before_anything_is_queued(lab: Lab, first, later, fault):
+    """Alone, as what a zero-shot ranker asks, and in blends."""
+    first, later = ({"family": "two-tower", **fields} for fields in (first, later))
+    still = {"family": "listwise", "model": "x", "tuning": {"method": "none"}}
+    lists = {"objectives": [{"task": "rank"}]}
+    wholes: list[tuple[Any, str | None]] = [
+        (lambda part: part, fault),
+        (lambda part: {"family": "pipeline", "retriever": part, "ranker": still}, fault),
+        (lambda part: {"family": "blend", "members": [{"family": "ease"}, part]}, fault and "no sequential or two-to"),
+    ]
+    for whole, wanted in wholes:
+        base = {"dataset": {"name": "films", "version": 2}, "continue_from": "first", "continual": {}, **lists}
+        spec, parent = parse_run_spec({**base, "recommender": whole(later)}), _finished(whole(first), **lists)
+        if wanted is None:
+            lab.store._check_second_stage(spec, parent)
+            continue
+        with pytest.raises(InputError, match=wanted):
+            lab.store._check_second_stage(spec, parent)
 
 
 LISTWISE = {"family": "pipeline", "ranker": {"family": "listwise", "model": "x"}}
