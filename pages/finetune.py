@@ -29,6 +29,7 @@ from llmrec_core.specs import (
     TwoTowerSpec,
     ranker_of,
 )
+from llmrec_core.specs.continuing import is_tuned
 from llmrec_core.specs.titles import FAMILY_TITLES
 from llmrec_core.specs.unread import EMBEDDINGS_STAY, SOFTENED, STORED, unread_training
 from pages._studio.base import (
@@ -256,7 +257,7 @@ def family_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dic
     if isinstance(spec.recommender, TwoTowerSpec):
         field(fields, "recommender.user", key, "What stands for a user", changes)
         user = changes.get("recommender.user", spec.recommender.user)
-        tower_tuning(spec.recommender, key, fields, changes)
+        tower_tuning(spec.recommender, key, fields, changes, newer=spec.continual is not None)
     if user == "prompt":
         changes |= prompt_choice(spec, key)
         fields.pop("prompt.template", None)
@@ -279,11 +280,25 @@ def _at_defaults(values: dict[str, Any], of: type[Spec]) -> dict[str, Any]:
     return found
 
 
-def tower_tuning(towers: TwoTowerSpec, key: str, fields: dict[str, FormField], changes: dict[str, Any]) -> None:
-    """How the language model of two towers is tuned, where any steps are spent on that."""
+def tower_tuning(
+    towers: TwoTowerSpec, key: str, fields: dict[str, FormField], changes: dict[str, Any], *, newer: bool
+) -> None:
+    """How the language model of two towers is tuned, where any steps are spent on that.
+
+    Args:
+        newer: they go on with newer data: what was tuned before goes on as it was, or stays.
+    """
     steps = "recommender.tuning_steps"
     field(fields, steps, key, "Steps with the language model", changes)
-    if changes.get(steps, towers.tuning_steps):
+    wanted = changes.get(steps, towers.tuning_steps)
+    if newer and is_tuned(towers):
+        what = "its weights are tuned further" if wanted else "its weights stay as that run left them"
+        st.caption(f"{TUNING_METHODS[towers.tuning.method]} The first run tuned the language model so: {what}.")
+        if not wanted:
+            for name in ("tuning_texts", "tuning_rate"):
+                fields.pop(f"recommender.{name}", None)
+        return
+    if wanted:
         tuning_method(
             "recommender.tuning",
             towers.tuning.method,
@@ -420,7 +435,8 @@ def main_options(spec: RunSpec, key: str, fields: dict[str, FormField]) -> dict[
     if isinstance(retriever, TwoTowerSpec):
         steps = "recommender.retriever.tuning_steps"
         # Its own field stands under Expert, below.
-        if not st.session_state.get(f"{key}-{steps}", retriever.tuning_steps):
+        kept = spec.continual is not None and is_tuned(retriever)
+        if not kept and not st.session_state.get(f"{key}-{steps}", retriever.tuning_steps):
             without_tuning("recommender.retriever", retriever, fields, changes)
     return changes | {"objectives": chosen}
 

@@ -1,4 +1,4 @@
-"""Going on with newer data over histories: the button, the form that it opens, and what comes of it."""
+"""Going on with newer data over histories and towers: the button, the form that it opens, and what comes of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from page_helpers import open_page, texts
 from llmrec_core.data import Dataset, DatasetStore
 from llmrec_core.runs import RunStore
 from llmrec_core.specs import parse_run_spec
-from llmrec_core.specs.continuing import SEQUENTIAL_SHAPE
+from llmrec_core.specs.continuing import SEQUENTIAL_SHAPE, TWO_TOWER_SHAPE
 from llmrec_core.workspace import Workspace
 
 FIRST = {"dataset": {"name": "films", "version": 1}, "recommender": {"family": "sequential"}, "name": "one"}
@@ -82,3 +82,27 @@ def test_what_has_no_weights_to_go_on_from_has_no_button(opened):
     keys = {b.key for b in opened(1, recommender={"family": "ease"}).button}
     assert "run_clone" in keys
     assert "run_continue" not in keys
+
+
+LORA = {"tuning_steps": 9, "tuning": {"method": "lora"}}
+
+
+@pytest.mark.parametrize("tuned", [{}, LORA])
+def test_two_towers_go_on_in_the_shape_of_the_first_run(opened, tuned):
+    app = opened(2, recommender={"family": "two-tower", **tuned})
+    app.button(key="run_continue").click().run()
+    assert not app.exception
+    keys = [w.key or "" for w in (*app.number_input, *app.text_input, *app.toggle, *app.selectbox, *app.button_group)]
+    assert not [k for k in keys for name in TWO_TOWER_SHAPE if k.endswith(f"-recommender.{name}")]
+    assert not [k for k in keys if "recommender.tuning." in k or k.endswith("-method")]
+    assert ("The first run tuned the language model so: its weights are tuned further" in texts(app)) == bool(tuned)
+    steps = next(w for w in app.number_input if (w.key or "").endswith("recommender.tuning_steps"))
+    steps.set_value(0 if tuned else 5).run()
+    assert not app.exception
+    command = next(c.value for c in app.code if c.value.startswith("llmrec train"))
+    assert command.startswith("llmrec train --continue first ")
+    assert f"--set recommender.tuning_steps={0 if tuned else 5}" in command
+    assert "--set recommender.tuning." not in command, "what was tuned stays as it is"
+    assert ("its weights stay as that run left them" in texts(app)) == bool(tuned)
+    methods = [w.key for w in app.button_group if (w.key or "").endswith("-method")]
+    assert bool(methods) == (not tuned), "what is as it came can be tuned in any way"
