@@ -408,6 +408,31 @@ def test_a_run_of_two_towers_goes_on_and_tells_old_from_new(shop):
     assert shop.run("towers-again", again)["metrics"]
 
 
+def test_in_a_pipeline_both_the_towers_and_the_ranker_go_on(shop):
+    """Steps too small to see: the vectors of the retriever are those of the first run."""
+    ranker = {"family": "cross-encoder", "model": shop.model, "tuning": {"freeze_embeddings": False}}
+
+    def spec(version: int, **fields: Any) -> RunSpec:
+        towers = _towers(shop, version).recommender.model_dump() | {"learning_rate": fields.pop("rate")}
+        whole = {"family": "pipeline", "retriever": towers, "ranker": ranker, "n_candidates": 5, "fusion_users": 10}
+        return shop.spec(version, recommender=whole, **fields)
+
+    shop.run("towers-and-ranker", spec(1, rate=2e-3))
+    went_on = {"continue_from": "towers-and-ranker", "continual": {"replay": 0.3}}
+    found = shop.run("both-later", spec(2, rate=1e-12, **went_on))["continual"]
+    assert set(found["parts"]) == {"old", "new"}
+    messages = shop.done["both-later"].events.messages
+    assert messages.count("The training goes on from the weights of a finished run") == 2
+    vectors = {}
+    for run_id, version in (("towers-and-ranker", 1), ("both-later", 2)):
+        dataset = DatasetStore(shop.workspace).load("films", version)
+        loaded = registry.load(shop.done[run_id].folder / "artifacts" / "recommender", dataset, _context(shop))
+        known = loaded.item_vectors()
+        assert known is not None
+        vectors[run_id] = known[[dataset.item_idx(item) for item in ("mcomedyred", "mhorrorred")]]
+    np.testing.assert_allclose(*vectors.values(), atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("first", "later", "fault"),
     [
