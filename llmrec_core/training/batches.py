@@ -13,7 +13,7 @@ from llmrec_core.contracts import IntArray
 from llmrec_core.specs import TrainingSpec
 from llmrec_core.training.network import MAX_TAILS
 from llmrec_core.training.objectives import Labels
-from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows
+from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 from llmrec_core.training.samples import SampleLists
 
 #: Batches whose lists are sorted together: enough for even lengths, few enough to leave the order random.
@@ -124,7 +124,10 @@ class BatchPlan(TorchDataset[Batch]):
         return np.add.reduceat(self.tokens.n_tokens, self._starts[:-1])
 
     def _pack(self, prompts: IntArray) -> Packed:
-        return pack(self.tokens, prompts, plan_rows(self.tokens, prompts, MAX_TAILS), self._pad_id)
+        rows = plan_rows(self.tokens, prompts, MAX_TAILS)
+        # Rows of one length side by side, which go through attention together (see ``unpadded``).
+        by_length = np.argsort(row_lengths(self.tokens, prompts, rows), kind="stable").tolist()
+        return pack(self.tokens, prompts, [rows[number] for number in by_length], self._pad_id)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the order, the tokens, the labels and the offsets: equal plans train equally."""

@@ -2,8 +2,8 @@
 
 Scores, gradients and updates are those of the padded rows (see ``packing``), but for the rounding of sums:
 
-- the tokens of all rows stand end to end in one, and attention goes row by row, so that what it makes of a row stays in
-  the processor's cache until it is used;
+- the tokens of all rows stand end to end in one, and attention goes row by row, those of one length together: nothing
+  reads the tokens of another row, and what is made of a few rows stays in the processor's cache until it is used;
 - above the last attention nothing reads a token that no prompt's vector is made of. In encoders' last layer, pooled
   tokens alone ask and are fed forward; of a history with its candidates they are a third or less.
 
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 _ROWS = "llmrec-rows"
 #: What the tokens of a row, and of all rows together, are filled up to in bf16.
 _ROW_STEP, _TOTAL_STEP = 8, 32
+#: Pairs of tokens for which attention is computed at once, in all rows of a group: what it makes of them should stay in
+#: the processor's cache until it is used.
+_GROUPED_PAIRS = 1 << 18
 
 
 @contextmanager
@@ -80,17 +84,34 @@ def _possible(network: Any) -> bool:
 # ---- where tokens stand ----------------------------------------------------------------------------------------------
 
 
-class Questions(NamedTuple):
-    """Tokens that ask, row by row, end to end. Behind the last row may be others, which read nothing.
+class RowGroup(NamedTuple):
+    """Neighbouring rows in which as many tokens ask, and as many are read.
 
     Attributes:
         n_asked, n_read: in each row, how many ask and how many are read.
-        masks: what attention adds, [n_asked, n_read] each.
+        mask: what attention adds, [n_rows, 1, n_asked, n_read].
     """
 
-    n_asked: list[int]
-    n_read: list[int]
-    masks: list[Tensor]
+    n_asked: int
+    n_read: int
+    mask: Tensor
+
+
+class Questions(NamedTuple):
+    """Tokens that ask, row by row, end to end. Behind the last row may be others, which read nothing."""
+
+    groups: list[RowGroup]
+
+    @classmethod
+    def of(cls, masks: Sequence[Tensor]) -> Questions:
+        """Of what attention adds in each row, [n_asked, n_read]."""
+        groups = []
+        for (n_asked, n_read), members in groupby(masks, key=lambda mask: mask.shape):
+            alike = list(members)
+            most = max(1, _GROUPED_PAIRS // max(1, n_asked * n_read))
+            for start in range(0, len(alike), most):
+                groups.append(RowGroup(n_asked, n_read, torch.stack(alike[start : start + most]).unsqueeze(1)))
+        return cls(groups)
 
 
 def end_to_end(packed: Packed, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,17 +171,16 @@ class Rows:
         row, at = asks.nonzero(as_tuple=True)
         lengths = kept.sum(1)
         starts = lengths.cumsum(0) - lengths
-        n_read, n_asked = lengths.tolist(), asks.sum(1).tolist()
-        masks = [mask[number, :length, :length] for number, length in enumerate(n_read)]
-        asked_masks = [seen[places] for seen, places in zip(masks, at.split(n_asked), strict=True)]
+        masks = [mask[number, :length, :length] for number, length in enumerate(lengths.tolist())]
+        asked_masks = [seen[places] for seen, places in zip(masks, at.split(asks.sum(1).tolist()), strict=True)]
         of_prompt = weights[packed.row[:, None], packed.slot[:, None], at] * (packed.row[:, None] == row)
         behind = (0, -len(row) % _steps(dtype)[1])
         return cls(
             end_to_end(packed, packed.input_ids, dtype)[None],
             end_to_end(packed, packed.position_ids, dtype)[None],
-            Questions(n_read, n_read, masks),
+            Questions.of(masks),
             nn.functional.pad(starts[row] + at, behind),
-            Questions(n_asked, n_read, asked_masks),
+            Questions.of(asked_masks),
             nn.functional.pad(of_prompt, behind),
         )
 
@@ -225,7 +245,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, questions: Questions, sca
 
 
 class _RowAttention(torch.autograd.Function):
-    """Softmax attention, row by row: what a row needs stays in the processor's cache, forwards and backwards.
+    """Softmax attention, group of rows by group of rows: what a group needs stays in the processor's cache.
 
     Several query heads may share a key head.
     """
@@ -234,60 +254,79 @@ class _RowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float
     ) -> Tensor:
-        n_asked, n_read, masks = questions
+        places = list(_places(questions))
         n_key_heads = key.shape[1]
-        found = _empty(query.shape[:2] + value.shape[2:], sum(n_asked), query)
-        asked, out = (_rows(states, n_key_heads, n_asked) for states in (query, found))
-        keys = key[: sum(n_read)].permute(1, 2, 0).split(n_read, 2)
-        values = value[: sum(n_read)].transpose(0, 1).split(n_read, 1)
-        shares: list[Tensor] = []
-        kept: list[Tensor] = []
+        found = _empty(query.shape[:2] + value.shape[2:], places[-1].asked.stop, query)
+        saved: list[Tensor] = []
         with torch.autocast(query.device.type, enabled=False):
-            for i, mask in enumerate(masks):
-                n_sharing = asked[i].shape[1]
-                added = mask if n_sharing == 1 else mask.repeat(n_sharing, 1)
-                share = torch.baddbmm(added, asked[i].flatten(1, 2), keys[i], alpha=scaling)
-                share = _softmax(share)
-                shares.append(share)
+            for group, at in zip(questions.groups, places, strict=True):
+                n_rows = len(group.mask)
+                asked = _by_heads(query[at.asked], n_rows, n_key_heads)
+                keys, values = (_by_heads(states[at.read], n_rows, n_key_heads) for states in (key, value))
+                n_sharing = query.shape[1] // n_key_heads
+                added = group.mask[:, None].expand(-1, n_key_heads, n_sharing, -1, -1)
+                added = added.reshape(*asked.shape[:2], group.n_read)
+                share = _softmax(torch.baddbmm(added, asked, keys.mT, alpha=scaling))
+                kept = []
+                used = share
                 if dropout:
-                    kept.append(torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout))
-                    share = share * kept[-1]
-                out[i].copy_(torch.bmm(share, values[i]).view_as(out[i]))
-        ctx.questions, ctx.scaling = questions, scaling
-        ctx.save_for_backward(query, key, value, *shares, *kept)
+                    kept = [torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout)]
+                    used = share * kept[0]
+                _put(torch.bmm(used, values), found[at.asked], n_rows)
+                saved += [asked, keys, values, share, *kept]
+        ctx.questions, ctx.scaling, ctx.dropout = questions, scaling, dropout
+        ctx.shapes = query.shape, key.shape, value.shape
+        ctx.save_for_backward(*saved)
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        n_asked, n_read, masks = ctx.questions
-        query, key, value, *saved = ctx.saved_tensors
-        shares, kept = saved[: len(masks)], saved[len(masks) :]
-        n_key_heads = key.shape[1]
-        n_tokens = sum(n_read)
-        d_query = _empty(query.shape, sum(n_asked), query)
-        d_key, d_value = (_empty(states.shape, n_tokens, states) for states in (key, value))
-        asked, d_asked, out = (_rows(states, n_key_heads, n_asked) for states in (query, d_query, gradients[0]))
-        keys, d_keys, d_values = (
-            states[:n_tokens].transpose(0, 1).split(n_read, 1) for states in (key, d_key, d_value)
-        )
-        values = value[:n_tokens].permute(1, 2, 0).split(n_read, 2)
-        for i, share in enumerate(shares):
-            d_out = out[i].flatten(1, 2)
-            d_share = torch.bmm(d_out, values[i])
+        places, (gradient,) = list(_places(ctx.questions)), gradients
+        ends = places[-1].asked.stop, places[-1].read.stop, places[-1].read.stop
+        d_query, d_key, d_value = (_empty(shape, end, gradient) for shape, end in zip(ctx.shapes, ends, strict=True))
+        n_key_heads, n_each = d_key.shape[1], 5 if ctx.dropout else 4
+        for number, (group, at) in enumerate(zip(ctx.questions.groups, places, strict=True)):
+            asked, keys, values, share, *kept = ctx.saved_tensors[number * n_each : (number + 1) * n_each]
+            n_rows = len(group.mask)
+            d_out = _by_heads(gradient[at.asked], n_rows, n_key_heads)
+            d_share = torch.bmm(d_out, values.mT)
             used = share
             if kept:
-                used = share * kept[i]
-                d_share.mul_(kept[i])
-            d_values[i].copy_(torch.bmm(used.transpose(1, 2), d_out))
+                used = share * kept[0]
+                d_share.mul_(kept[0])
+            _put(torch.bmm(used.mT, d_out), d_value[at.read], n_rows)
             d_scores = torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype).mul_(ctx.scaling)
-            d_asked[i].copy_(torch.bmm(d_scores, keys[i]).view_as(d_asked[i]))
-            d_keys[i].copy_(torch.bmm(d_scores.transpose(1, 2), asked[i].flatten(1, 2)))
+            _put(torch.bmm(d_scores, keys), d_query[at.asked], n_rows)
+            _put(torch.bmm(d_scores.mT, asked), d_key[at.read], n_rows)
         return d_query, d_key, d_value, None, None, None
 
 
-def _rows(states: Tensor, n_key_heads: int, sizes: list[int]) -> tuple[Tensor, ...]:
-    """[n, n_heads, size] as [n_key_heads, heads that share a key, n_row, size] for each row."""
-    return states[: sum(sizes)].unflatten(1, (n_key_heads, -1)).permute(1, 2, 0, 3).split(sizes, 2)
+class _Place(NamedTuple):
+    asked: slice
+    read: slice
+
+
+def _places(questions: Questions) -> Iterator[_Place]:
+    """Where the tokens of each group stand."""
+    asked = read = 0
+    for group in questions.groups:
+        n_rows = len(group.mask)
+        ends = asked + n_rows * group.n_asked, read + n_rows * group.n_read
+        yield _Place(slice(asked, ends[0]), slice(read, ends[1]))
+        asked, read = ends
+
+
+def _by_heads(states: Tensor, n_rows: int, n_key_heads: int) -> Tensor:
+    """Rows of [n_rows * n, n_heads, size], end to end, as [n_rows * n_key_heads, heads that share a key * n, size]."""
+    n, n_sharing, size = len(states) // n_rows, states.shape[1] // n_key_heads, states.shape[2]
+    by_row = states.view(n_rows, n, n_key_heads, n_sharing, size).permute(0, 2, 3, 1, 4)
+    return by_row.reshape(n_rows * n_key_heads, n_sharing * n, size)
+
+
+def _put(found: Tensor, states: Tensor, n_rows: int) -> None:
+    """The way back: into ``states``, [n_rows * n, n_heads, size]."""
+    n, n_heads, size = len(states) // n_rows, *states.shape[1:]
+    states.view(n_rows, n, n_heads, size).transpose(1, 2).copy_(found.view(n_rows, n_heads, n, size))
 
 
 def _empty(shape: Sequence[int], n_rows: int, like: Tensor) -> Tensor:

@@ -185,5 +185,7 @@ def test_a_plan_covers_each_epoch_once(split, bucket, epochs):
     assert plan.fingerprint() == again.fingerprint()
     assert plan.fingerprint() != BatchPlan(lists, tokens, run.training, 1, 0).fingerprint()
     batch = plan[0]
+    lengths = (batch.packed.segment >= 0).sum(1).tolist()
+    assert lengths == sorted(lengths), "rows of one length go through attention together"
     assert batch.n_prompts == 3 * len(batch.lists)
     assert batch.labels.list_of.tolist() == np.repeat(np.arange(len(batch.lists)), 3).tolist()

@@ -113,12 +113,12 @@ def test_rows_are_filled_up_in_bf16_alone():
     packed = _packed(_tokens([(9, [3, 5, 5]), (2, [6]), (17, [2, 2, 2])]))
     weights = _network("bert").pooling_weights(packed)
     plain = unpadded.Rows.of(packed, weights, torch.float32, causal=False)
-    assert plain.questions.n_read == [22, 8, 23]
-    assert plain.of_pooled.n_asked == [13, 6, 6]
+    assert [group.n_read for group in plain.questions.groups] == [22, 8, 23]
+    assert [group.n_asked for group in plain.of_pooled.groups] == [13, 6, 6]
     assert plain.input_ids.shape == (1, 53)
     filled = unpadded.Rows.of(packed, weights, torch.bfloat16, causal=False)
-    assert filled.questions.n_read == [24, 8, 24]
-    assert filled.of_pooled.n_asked == [16, 8, 8]
+    assert [group.n_read for group in filled.questions.groups] == [24, 8, 24]
+    assert [group.n_asked for group in filled.of_pooled.groups] == [16, 8, 8]
     assert filled.input_ids.shape == filled.position_ids.shape == (1, 64)
     assert len(filled.pooled) == filled.weights.shape[1] == 32
     # What fills is read by nobody and makes no vector.
@@ -127,7 +127,7 @@ def test_rows_are_filled_up_in_bf16_alone():
         used = rows.weights @ torch.nn.functional.one_hot(rows.input_ids[0][rows.pooled], 50).float()
         rows_of_words = plain.weights @ torch.nn.functional.one_hot(plain.input_ids[0][plain.pooled], 50).float()
         assert torch.equal(used, rows_of_words)
-    assert (filled.questions.masks[0][:22, 22:] < -1e30).all()
+    assert (filled.questions.groups[0].mask[0, 0, :22, 22:] < -1e30).all()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "electra", "llama"])
@@ -145,6 +145,24 @@ def test_what_fills_rows_changes_nothing(model_type, monkeypatch):
         torch.testing.assert_close(gradient, gradients[name], atol=1e-4, rtol=1e-3)
 
 
+def test_rows_of_one_length_go_through_attention_together(monkeypatch):
+    network = _network("bert")
+    alike = _packed(_tokens([(4, [3, 2]), (5, [4]), (2, [7]), (3, [1, 2, 3])]))
+    rows = unpadded.Rows.of(alike, network.pooling_weights(alike), torch.float32, causal=False)
+    assert [tuple(group.mask.shape) for group in rows.questions.groups] == [(4, 1, 9, 9)]
+    assert [tuple(group.mask.shape) for group in rows.of_pooled.groups] == [
+        (1, 1, 5, 9),
+        (1, 1, 4, 9),
+        (1, 1, 7, 9),
+        (1, 1, 6, 9),
+    ]
+    _assert_the_same(network, alike)
+    monkeypatch.setattr(unpadded, "_GROUPED_PAIRS", 200)
+    rows = unpadded.Rows.of(alike, network.pooling_weights(alike), torch.float32, causal=False)
+    assert [len(group.mask) for group in rows.questions.groups] == [2, 2]
+    _assert_the_same(network, alike)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("n_heads", [2, 4])
 def test_gradients_of_attention_against_differences(dropout, n_heads):
@@ -156,16 +174,18 @@ def test_gradients_of_attention_against_differences(dropout, n_heads):
 
     seen = torch.zeros(2, 3, dtype=torch.float64)
     seen[0, 2] = torch.finfo(torch.float64).min / 4
-    questions = unpadded.Questions([2, 1], [3, 5], [seen, torch.zeros(1, 5, dtype=torch.float64)])
-    # A fourth query and a ninth token belong to no row: nothing is read there.
-    query, key, value = drawn(4, n_heads, 3), drawn(9, 2, 3), drawn(9, 2, 4)
+    alone = torch.zeros(1, 5, dtype=torch.float64)
+    questions = unpadded.Questions.of([seen, seen.flip(1), alone])
+    assert [len(group.mask) for group in questions.groups] == [2, 1]
+    # A sixth query and a twelfth token belong to no row: nothing is read there.
+    query, key, value = drawn(6, n_heads, 3), drawn(12, 2, 3), drawn(12, 2, 4)
 
     def attend(*given):
         torch.manual_seed(0)
         return unpadded._attend(*given, questions, 0.7, dropout)
 
     assert torch.autograd.gradcheck(attend, (query, key, value))
-    assert attend(query, key, value)[3].abs().max() == 0
+    assert attend(query, key, value)[5].abs().max() == 0
     hidden = value.detach().clone()
     hidden[2] += 100.0
     moved = attend(query, key, hidden) - attend(query, key, value)
@@ -175,7 +195,7 @@ def test_gradients_of_attention_against_differences(dropout, n_heads):
 
 def test_dropout_is_drawn_and_keeps_the_mean():
     states = torch.ones(4, 1, 2)
-    questions = unpadded.Questions([4], [4], [torch.zeros(4, 4)])
+    questions = unpadded.Questions.of([torch.zeros(4, 4)])
     torch.manual_seed(0)
     found = torch.stack([unpadded._attend(states, states, states, questions, 1.0, 0.5) for _ in range(400)])
     assert found.mean() == pytest.approx(1.0, abs=0.05)
