@@ -28,8 +28,9 @@ from llmrec_core.models.label_words import LanguageHead, language_head
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.trie import ROOT, Trie
 
-#: Tokens read at once behind one beginning: attention among them grows with the square.
-_CHUNK, _MOST = 256, 512
+#: Tokens read at once of or behind one beginning: attention among them grows with the square. Of known titles fewer
+#: are enough, since all of them are at hand.
+MOST, _CHUNK = 512, 256
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,6 +52,7 @@ class Beginning:
         packed: whether the model takes a tree mask: then its keys and values are kept and shared by all branches. Else
             each branch is read as a text of its own.
         autocast: dtype of matrix products under autocast; None: as the weights are.
+        at_once: tokens read at once at most, of the beginning itself (where the model takes a tree mask) and behind it.
 
     Attributes:
         state: hidden state behind the last token, [hidden_size].
@@ -58,13 +60,22 @@ class Beginning:
 
     @torch.inference_mode()
     def __init__(
-        self, backbone: Backbone, tokens: Sequence[int], *, packed: bool, autocast: torch.dtype | None = None
+        self,
+        backbone: Backbone,
+        tokens: Sequence[int],
+        *,
+        packed: bool,
+        autocast: torch.dtype | None = None,
+        at_once: int = MOST,
     ) -> None:
         self.backbone, self.tokens, self.packed, self.autocast = backbone, list(tokens), packed, autocast
+        self.at_once = at_once
         ids = torch.tensor([self.tokens], device=backbone.device)
-        found = self.run(input_ids=ids, use_cache=packed)
+        self._cache: Any = None
+        for part in ids.split(at_once, dim=1) if packed else [ids]:
+            found = self.run(input_ids=part, use_cache=packed, past_key_values=self._cache)
+            self._cache = found.past_key_values if packed else None
         self.state: Tensor = found.last_hidden_state[0, -1]
-        self._cache: Any = found.past_key_values if packed else None
 
     def run(self, **inputs: Any) -> Any:
         """One call of the model."""
@@ -101,12 +112,12 @@ class Tree:
         Returns:
             Hidden state behind each new node, [n, hidden_size].
         """
-        parts = []
-        for start in range(0, len(tokens), _MOST):
-            for token, parent in zip(tokens[start : start + _MOST], parents[start : start + _MOST], strict=True):
+        parts, most = [], self._from.at_once
+        for start in range(0, len(tokens), most):
+            for token, parent in zip(tokens[start : start + most], parents[start : start + most], strict=True):
                 self._ways.append([*(self._ways[parent] if parent >= 0 else ()), len(self._tokens)])
                 self._tokens.append(int(token))
-            n_new = min(_MOST, len(tokens) - start)
+            n_new = min(most, len(tokens) - start)
             parts.append(self._read(n_new) if self._from.packed else self._read_alone(n_new))
         return torch.cat(parts)
 
@@ -187,17 +198,27 @@ class TitleDecoder:
     @torch.inference_mode()
     def log_probs(self, beginning: Beginning, leaves: IntArray) -> Floats:
         """Log-probability of each title, [n], by reading every node on the ways to them once."""
+        return self.along(leaves, self._edges(beginning, self.deciding(leaves)))
+
+    def deciding(self, leaves: IntArray) -> IntArray:
+        """Nodes on the ways to ``leaves`` at which something is decided, ascending."""
+        return np.flatnonzero(self.trie.ancestors(leaves) & (self.trie.n_children > 1))
+
+    def to_read(self, deciding: IntArray) -> IntArray:
+        """Nodes that must be read to know the states behind ``deciding``, branch by branch."""
+        read = self.trie.ancestors(deciding)
+        read[ROOT] = False
+        nodes = np.flatnonzero(read)
+        return nodes[np.argsort(self.trie.reading_order[nodes])]
+
+    def along(self, leaves: IntArray, edges: Floats) -> Floats:
+        """Sums of ``edges`` [n_nodes] on the way to each of ``leaves``, [n]."""
         trie = self.trie
-        if not len(leaves):
-            return np.empty(0)
-        asked = np.unique(leaves)
-        edges = self._edges(beginning, np.flatnonzero(trie.ancestors(asked) & (trie.n_children > 1)))
-        total = np.zeros(len(asked))
-        current = asked
+        total, current = np.zeros(len(leaves)), leaves
         while (current > ROOT).any():
             total += edges[current]
             current = np.where(current > ROOT, trie.parent[current], ROOT)
-        return total[np.searchsorted(asked, leaves)]
+        return total
 
     @torch.inference_mode()
     def calibrate(self, beginning: Beginning, weight: Floats) -> None:
@@ -218,24 +239,22 @@ class TitleDecoder:
         """Log-probability of every child of the ``deciding`` nodes, 0 for all other nodes, [n_nodes]."""
         edges = np.zeros(self.trie.n_nodes)
         if len(deciding) and deciding[0] == ROOT:
-            self._note(edges, beginning.state[None], deciding[:1])
+            self.note(edges, beginning.state[None], deciding[:1])
         for nodes, states in self._read(beginning, deciding):
-            self._note(edges, states, nodes)
+            self.note(edges, states, nodes)
         return edges
 
-    def _note(self, edges: Floats, states: Tensor, nodes: IntArray) -> None:
+    def note(self, edges: Floats, states: Tensor, nodes: IntArray) -> None:
+        """Puts the log-probability of each child of ``nodes`` into ``edges``, [n_nodes], given the states behind."""
         children, _, values = self.continuations(states, nodes)
         edges[children] = values.double().cpu().numpy()
 
     def _read(self, beginning: Beginning, deciding: IntArray) -> Iterator[tuple[IntArray, Tensor]]:
         """The deciding nodes below the root with the states behind them, branch by branch."""
         trie = self.trie
-        to_read = trie.ancestors(deciding)
-        to_read[ROOT] = False
-        nodes = np.flatnonzero(to_read)
-        nodes = nodes[np.argsort(trie.reading_order[nodes])]
-        for start in range(0, len(nodes), _CHUNK):
-            chunk = nodes[start : start + _CHUNK].tolist()
+        nodes, n_chunk = self.to_read(deciding), min(_CHUNK, beginning.at_once)
+        for start in range(0, len(nodes), n_chunk):
+            chunk = nodes[start : start + n_chunk].tolist()
             # What leads to the first of them was read with the chunk before; a little is read twice.
             chunk = trie.path(chunk[0])[:-1] + chunk
             place = {node: position for position, node in enumerate(chunk)}

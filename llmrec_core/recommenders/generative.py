@@ -38,7 +38,7 @@ from llmrec_core.contracts import (
 )
 from llmrec_core.errors import InputError, ModelError, SpecError
 from llmrec_core.models.device import resolve_device
-from llmrec_core.models.generation import TitleDecoder
+from llmrec_core.models.generation import Found, TitleDecoder
 from llmrec_core.models.label_words import LanguageHead, language_head
 from llmrec_core.models.loading import Backbone, load_backbone, save_backbone
 from llmrec_core.models.trie import Trie
@@ -84,6 +84,11 @@ class _Parts:
     @property
     def decoder(self) -> TitleDecoder:
         return self.network.decoder
+
+    def search(self, query: Query, n_wanted: int, width: int, n_below: IntArray) -> Found:
+        """As :meth:`TitleDecoder.search`, behind a query; in parts where memory runs out."""
+        (head,) = self.prompts.heads([query])
+        return self.network.in_parts(lambda: self.decoder.search(self.network.read(head), n_wanted, width, n_below))
 
 
 class GenerativeRecommender(Recommender):
@@ -159,7 +164,8 @@ class GenerativeRecommender(Recommender):
         parts.backbone.model.eval()
         # One more than it was, so that an item which nobody chose can still be meant.
         weight = np.asarray(split.train_item_counts, np.float64) + 1.0
-        parts.decoder.calibrate(parts.network.read(parts.prompts.heads([Query("")])[0]), weight)
+        (head,) = parts.prompts.heads([Query("")])
+        parts.network.in_parts(lambda: parts.decoder.calibrate(parts.network.read(head), weight))
 
     def _start_from(self, folder: Path, dataset: Dataset, ctx: FitContext) -> None:
         """Takes over the language model's trained weights of a finished run; titles and their shares are today's.
@@ -244,7 +250,7 @@ class GenerativeRecommender(Recommender):
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def score(self, queries: Sequence[Query], candidates: IntArray, *, task: str | None = None) -> FloatArray:
-        """Log-probability of each candidate, all titles of one history read as one tree.
+        """Log-probability of each candidate, all titles of one history read as one tree, many of them at once.
 
         A query that hides titles (explanations do) knows nothing of any candidate: all are equally probable.
         """
@@ -252,15 +258,14 @@ class GenerativeRecommender(Recommender):
         check_task(task, self.capabilities.tasks)
         items = check_candidates(candidates, len(queries), parts.dataset.n_items)
         scores = np.full(items.shape, -np.inf, np.float32)
-        for row, query in enumerate(queries):
-            here = np.flatnonzero(items[row] >= 0)
-            if TITLE in query.hidden_fields:
-                scores[row, here] = -np.log(parts.dataset.n_items)
-            elif len(here):
-                wanted = items[row, here]
-                beginning = parts.network.read(parts.prompts.heads([query])[0])
-                values = parts.decoder.log_probs(beginning, parts.decoder.trie.leaf_of[wanted])
-                scores[row, here] = values + parts.log_share[wanted]
+        hidden = np.array([TITLE in query.hidden_fields for query in queries], bool)
+        scores[hidden[:, None] & (items >= 0)] = -np.log(parts.dataset.n_items)
+        rows, columns = np.nonzero((items >= 0) & ~hidden[:, None])
+        asked, head_of = np.unique(rows, return_inverse=True)
+        heads = parts.prompts.heads([queries[row] for row in asked.tolist()])
+        wanted = items[rows, columns]
+        found = parts.network.log_probs(heads, head_of, parts.decoder.trie.leaf_of[wanted])
+        scores[rows, columns] = found + parts.log_share[wanted]
         return scores
 
     def top_k(self, queries: Sequence[Query], k: int, exclude: Sequence[IntArray] | None = None) -> list[Ranking]:
@@ -272,9 +277,7 @@ class GenerativeRecommender(Recommender):
             allowed = np.ones(parts.dataset.n_items, bool)
             if exclude is not None:
                 allowed[exclude[row]] = False
-            beginning = parts.network.read(parts.prompts.heads([query])[0])
-            n_wanted = min(k, int(allowed.sum()))
-            found = parts.decoder.search(beginning, n_wanted, self.spec.beams, trie.count_below(allowed))
+            found = parts.search(query, min(k, int(allowed.sum())), self.spec.beams, trie.count_below(allowed))
             items: list[int] = []
             scores: list[float] = []
             for leaf, value in zip(found.leaves.tolist(), found.log_probs.tolist(), strict=True):
@@ -301,7 +304,7 @@ class GenerativeRecommender(Recommender):
         # Adapters that learned titles alone make sentences worse.
         own = adapters_off(parts.backbone.model) if self.spec.text_field is None else nullcontext()
         with own:
-            return writer.write(query, item_idx, parts.network, self._words(), seed)
+            return parts.network.in_parts(lambda: writer.write(query, item_idx, parts.network, self._words(), seed))
 
     # -- parts -----------------------------------------------------------------------------------------------------
 

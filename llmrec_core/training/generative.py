@@ -8,24 +8,30 @@ token's logit and the log-sum of all others, whose softmax is the one over the v
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from llmrec_core.contracts import FloatArray, IntArray, Query
-from llmrec_core.models.generation import Beginning, TitleDecoder
+from llmrec_core.models.generation import MOST, Beginning, TitleDecoder
 from llmrec_core.models.label_words import LanguageHead
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.trie import ROOT, Trie
 from llmrec_core.specs import TrainingSpec
+from llmrec_core.training import scoring, title_trees
 from llmrec_core.training.batches import Batch, BatchPlan
+from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.objectives import Labels
 from llmrec_core.training.packing import Ragged, TokenisedPrompts
 from llmrec_core.training.samples import SampleLists
+
+T = TypeVar("T")
 
 #: The one loss: the right entry of each list.
 TASK = "rank"
@@ -177,6 +183,8 @@ class WritingNetwork(nn.Module):
     """
 
     accepts_loss_kwargs = False
+    #: As ``scoring`` asks: a token reads what stands before it.
+    causal = True
 
     def __init__(
         self,
@@ -222,18 +230,46 @@ class WritingNetwork(nn.Module):
 
     def read(self, head: Sequence[int]) -> Beginning:
         """A text that titles are asked behind."""
-        return Beginning(self.backbone, head, packed=self.packed, autocast=self.autocast)
+        at_once = scoring.portion(self).of(MOST)
+        return Beginning(self.backbone, head, packed=self.packed, autocast=self.autocast, at_once=at_once)
+
+    def in_parts(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives; where memory runs out, again with less read at once.
+
+        Raises:
+            RunFailedError: memory is too small even for that.
+        """
+        return until_it_fits(compute, lambda: scoring.read_less(self), self.device)
+
+    @torch.inference_mode()
+    def log_probs(self, heads: Sequence[Sequence[int]], head_of: IntArray, leaves: IntArray) -> npt.NDArray[np.float64]:
+        """Log-probability of each title behind its head, [n], in bounded memory; see ``training.title_trees``.
+
+        The network must be in evaluation mode.
+
+        Args:
+            heads: texts; each is read once.
+            head_of, leaves: of each title its head and its leaf, [n].
+
+        Raises:
+            RunFailedError: memory is too small even for small batches.
+        """
+        found = np.empty(len(leaves))
+        done = np.zeros(len(leaves), bool)
+
+        def read_rest() -> None:
+            for rows, values in title_trees.log_probs(self, heads, head_of, leaves, np.flatnonzero(~done)):
+                found[rows], done[rows] = values, True
+
+        self.in_parts(read_rest)
+        return found
 
     def predict(self, questions: TitleQuestions, tasks: tuple[str, ...]) -> dict[str, FloatArray]:
         """Log-probabilities, float32 [n]; each head is read once."""
         training = self.training
         self.eval()
-        found = np.empty(len(questions.leaves), np.float32)
-        order = np.argsort(questions.head_of, kind="stable")
-        borders = np.flatnonzero(np.diff(questions.head_of[order])) + 1
-        for run in np.split(order, borders):
-            if len(run):
-                beginning = self.read(questions.heads[int(questions.head_of[run[0]])])
-                found[run] = self.decoder.log_probs(beginning, questions.leaves[run])
-        self.train(training)
+        try:
+            found = self.log_probs(questions.heads, questions.head_of, questions.leaves).astype(np.float32)
+        finally:
+            self.train(training)
         return dict.fromkeys(tasks, found + questions.plus)

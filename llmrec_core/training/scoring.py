@@ -227,7 +227,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
         if len(head):
             ids.append(head)
             positions.append(np.arange(len(head), dtype=np.int64))
-            blocks.append(_block(np.array([len(head)]), slice(at, at), at, network))
+            blocks.append(block_of(np.array([len(head)]), slice(at, at), at, network))
             at += len(head)
         tails = tokens.tail_of[group]
         sizes = tokens.tails.lengths[tails]
@@ -241,7 +241,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
             # Tails come short ones first, so this many of the longest still fit.
             rows = np.arange(1, len(group) - start + 1) * sizes[start:] * (len(head) + sizes[start:])
             stop = start + max(1, int(np.searchsorted(rows, cells, side="right")))
-            blocks.append(_block(sizes[start:stop], prefix, int(after[start] - sizes[start]), network))
+            blocks.append(block_of(sizes[start:stop], prefix, int(after[start] - sizes[start]), network))
             start = stop
         at = int(after[-1])
     device = network.device
@@ -255,7 +255,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
     )
 
 
-def _block(sizes: IntArray, prefix: slice, at: int, network: Reader) -> Block:
+def block_of(sizes: IntArray, prefix: slice, at: int, network: Reader) -> Block:
     """Sequences of these sizes from ``at`` on."""
     device = network.device
     longest = int(sizes.max())

@@ -329,9 +329,9 @@ class _Trainer(HuggingFaceTrainer):
 
     def _validate(self, step: int) -> None:
         assert self.validation is not None
-        before = self._scored_at_once()
+        before = batch_tokens(self.network)
         metrics = self.validation.measure(self.network)
-        after = self._scored_at_once()
+        after = batch_tokens(self.network)
         if after != before:
             self._log(
                 "warning", f"Out of memory: prompts are now scored {after:,} tokens at once (same result, slower)."
@@ -346,9 +346,6 @@ class _Trainer(HuggingFaceTrainer):
             self._best = self._weights()
         else:
             self._without_gain += 1
-
-    def _scored_at_once(self) -> int | None:
-        return batch_tokens(self.network) if isinstance(self.network, PromptNetwork) else None
 
     def _weights(self) -> dict[str, Tensor]:
         """Name -> CPU copy of every trained weight, in float32 where there is a master."""
@@ -484,8 +481,8 @@ def _how(network: PromptNetwork, spec: TrainingSpec) -> str:
     step = f"{spec.batch_size:,} prompts a batch"
     if spec.gradient_accumulation_steps > 1:
         step += f" and {spec.gradient_accumulation_steps:,} batches a step"
-    scored = f"; scoring takes {batch_tokens(network):,} tokens at once" if isinstance(network, PromptNetwork) else ""
-    return f"Training with attention {attention}, {padding}, {step}{scored}."
+    scored = f"scoring takes {batch_tokens(network):,} tokens at once"
+    return f"Training with attention {attention}, {padding}, {step}; {scored}."
 
 
 def _of_whole_lists(known: Known) -> Known:

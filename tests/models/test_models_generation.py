@@ -88,7 +88,7 @@ def test_chunks_change_nothing(backbone, monkeypatch):
     decoder, beginning = TitleDecoder(backbone, trie), Beginning(backbone, HEAD, packed=True)
     whole = decoder.log_probs(beginning, trie.leaf_of)
     monkeypatch.setattr(generation, "_CHUNK", 3)
-    monkeypatch.setattr(generation, "_MOST", 2)
+    beginning = Beginning(backbone, HEAD, packed=True, at_once=2)
     np.testing.assert_allclose(decoder.log_probs(beginning, trie.leaf_of), whole, atol=1e-5)
 
 

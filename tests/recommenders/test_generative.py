@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from conformance.families import tiny_items, tiny_split
 from conformance.test_protocols import tiny
 from tiny_models import VOCABULARY, WORDS, write_tiny_bert, write_tiny_llama
 from training.training_cases import Events
+from transformers import LlamaModel
 
 from llmrec_core.contracts import Continued, FitContext, HistoryItem, Query, rank_rows
 from llmrec_core.data import Dataset, Split, make_split
-from llmrec_core.errors import InputError, ModelError, RunCancelledError, SpecError
+from llmrec_core.errors import InputError, ModelError, RunCancelledError, RunFailedError, SpecError
 from llmrec_core.models.label_words import language_head
 from llmrec_core.recommenders import _texts, registry
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.specs import RunSpec, SplitSpec
+from llmrec_core.training import scoring
 from llmrec_core.training.objectives import weighted_loss
 
 NEXT = "{% for item in history %}{{ item.title }}. {% endfor %}next: {{ candidate.title }}"
@@ -413,6 +416,66 @@ def test_a_chat_template_is_used_and_a_broken_one_is_not(models, tmp_path):
     assert text.endswith("answer:")
     template.write_text("{{ ''.__class__ }}")
     assert fitted(split, tmp_path, model=str(folder)).write(query, 5).prompt.endswith("\n\nText:")
+
+
+# ---- memory that runs out --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", ["model", "popularity"])
+def test_where_memory_runs_out_titles_and_texts_are_the_same(models, monkeypatch, prior):
+    """Rankings, texts, and the calibration that reads all branches: all in smaller parts, from the prompt on."""
+    # A title a row of four words out of two: 13 places where something is decided.
+    split = renamed({item: " ".join(words) for item, words in enumerate([*product(("star", "toy"), repeat=4)][:14])})
+    whole = fitted(split, models, prior=prior, text_tokens=16, beams=14)
+    asked = split.queries("test")
+    rankings, scores = whole.top_k(asked.queries, 5, asked.exclude), whole.score(asked.queries, np.arange(14))
+    text = whole.write(asked.queries[0], 2)
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", 512)
+    honest, widths = LlamaModel.forward, []
+
+    def small_memory(self, *args, **options):
+        widths.append(options["input_ids"].numel())
+        if widths[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, *args, **options)
+
+    def parted(ask, model):
+        """The answer with memory as short as that, and that it was short."""
+        scoring.portion(model._fitted().network).halved = 0
+        widths.clear()
+        found = ask(model)
+        assert max(widths) > 10
+        assert widths[-1] <= 10
+        return found
+
+    monkeypatch.setattr(LlamaModel, "forward", small_memory)
+    model = fitted(split, models, prior=prior, text_tokens=16, beams=14)
+    for found, wanted in zip(parted(lambda m: m.top_k(asked.queries, 5, asked.exclude), model), rankings, strict=True):
+        np.testing.assert_array_equal(found.items, wanted.items)
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+    np.testing.assert_allclose(parted(lambda m: m.score(asked.queries, np.arange(14)), model), scores, atol=1e-4)
+    assert parted(lambda m: m.write(asked.queries[0], 2), model) == text
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        (MemoryError(), RunFailedError, r"prompt\.max_tokens: .*memory is too small"),
+        (RuntimeError("another fault"), RuntimeError, r"^another fault$"),
+    ],
+)
+def test_writing_that_cannot_go_on_says_why(models, monkeypatch, fault, kind, said):
+    split = tiny_split()
+    model = fitted(split, models)
+    query = split.queries("test").queries[0]
+
+    def fails(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(LlamaModel, "forward", fails)
+    for ask in (lambda: model.top_k([query], 3), lambda: model.write(query, 2), lambda: model.score([query], [1])):
+        with pytest.raises(kind, match=said):
+            ask()
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
