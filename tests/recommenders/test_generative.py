@@ -457,6 +457,28 @@ def test_where_memory_runs_out_titles_and_texts_are_the_same(models, monkeypatch
     assert parted(lambda m: m.write(asked.queries[0], 2), model) == text
 
 
+def test_a_training_in_parts_is_the_training_and_validations_tell_of_theirs(models, monkeypatch):
+    split, tuning = ring(n_users=12), {"method": "full"}
+    training = {"max_samples": 24, "batch_size": 8, "validation_every": 2, "validation_samples": 64}
+    plain, events = Events(), Events()
+    whole = fitted(split, models, training, {"emit": plain.emit}, tuning=tuning)
+    honest = LlamaModel.forward
+
+    def small_memory(self, *args, **options):
+        if options["input_ids"].numel() > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, *args, **options)
+
+    monkeypatch.setattr(LlamaModel, "forward", small_memory)
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", 160)
+    parted = fitted(split, models, training, {"emit": events.emit}, tuning=tuning)
+    assert "batches are now computed in 4 parts" in events.messages
+    assert "prompts are now scored 40 tokens at once" in events.messages
+    np.testing.assert_allclose(parted.outcome.losses, whole.outcome.losses, rtol=1e-5)
+    for one, other in zip(events.of("validation"), plain.of("validation"), strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "said"),
     [
