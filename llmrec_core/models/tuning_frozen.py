@@ -79,7 +79,7 @@ class FrozenPart:
 
 
 @contextmanager
-def called_instead(layers: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+def called_instead(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Inside, these layers answer as ``forward`` does."""
     try:
         for layer in layers:

@@ -8,7 +8,8 @@ stays peft's.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as PeftLinear
@@ -23,27 +24,42 @@ class FusedLoraLinear(PeftLinear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = self.active_adapters[0]
-        if (
-            self.disable_adapters
-            or self.merged
-            or (self.training and isinstance(self.lora_dropout[name], torch.nn.Dropout))
-            or torch.is_autocast_enabled(x.device.type)
-        ):
+        if not self.is_fused(x):
             return super().forward(x, *args, **kwargs)
-        base = self.get_base_layer()
-        weight = base.weight.T if self.fan_in_fan_out else base.weight
-        given: tuple[Any, ...] = (
-            x.reshape(-1, x.shape[-1]),
-            weight,
-            base.bias,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            self.scaling[name],
-        )
+        given: tuple[Any, ...] = (x.reshape(-1, x.shape[-1]), *self.factors())
         # Without gradients the products alone, which exporters can follow.
         found: Tensor = _LowRank.apply(*given) if torch.is_grad_enabled() else _product(*given)[0]
         return found.view(*x.shape[:-1], found.shape[-1])
+
+    def is_fused(self, x: Tensor) -> bool:
+        """Whether ``x`` would go through the one operation."""
+        dropout = self.lora_dropout[self.active_adapters[0]]
+        return not (
+            self.disable_adapters
+            or self.merged
+            or (self.training and isinstance(dropout, torch.nn.Dropout))
+            or torch.is_autocast_enabled(x.device.type)
+        )
+
+    def factors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float]:
+        """Weight [out, in], bias, A [rank, in], B [out, rank], scale."""
+        name, base = self.active_adapters[0], cast(Any, self.get_base_layer())
+        weight = base.weight.T if self.fan_in_fan_out else base.weight
+        down, up = cast(Any, self.lora_A[name]).weight, cast(Any, self.lora_B[name]).weight
+        return weight, base.bias, down, up, self.scaling[name]
+
+
+def side_by_side(layers: Sequence[FusedLoraLinear], x: Tensor) -> Tensor | None:
+    """What layers with biases give that read the same ``x`` [n, in], each [n, out], side by side.
+
+    None where they cannot go as one product: peft's way is used in one of them, or scales differ.
+    """
+    weights, biases, downs, ups, scales = zip(*(layer.factors() for layer in layers), strict=True)
+    if len(set(scales)) > 1 or not all(layer.is_fused(x) for layer in layers):
+        return None
+    weight, bias = torch.cat(weights).detach(), torch.cat(biases).detach()
+    found: Tensor = _LowRank.apply(x, weight, bias, torch.cat(downs), torch.block_diag(*ups), scales[0])
+    return found
 
 
 def _product(

@@ -17,7 +17,7 @@ For processors, where time goes with the operations. PyTorch's fused attention o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -29,6 +29,7 @@ from transformers import AttentionInterface
 
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_frozen import called_instead
+from llmrec_core.models.tuning_lora import FusedLoraLinear, side_by_side
 from llmrec_core.models.tuning_soft import soft_states
 from llmrec_core.training.packing import Packed, tree_mask
 from llmrec_core.training.scoring import LAST_LAYERS, reads_trees
@@ -113,6 +114,14 @@ class Questions(NamedTuple):
                 groups.append(RowGroup(n_asked, n_read, torch.stack(alike[start : start + most]).unsqueeze(1)))
         return cls(groups)
 
+    @property
+    def n_asked(self) -> int:
+        return sum(len(group.mask) * group.n_asked for group in self.groups)
+
+    @property
+    def n_read(self) -> int:
+        return sum(len(group.mask) * group.n_read for group in self.groups)
+
 
 def end_to_end(packed: Packed, values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` [n_rows, width] of tokens as they stand in :class:`Rows`, [n_tokens]; 0 for those behind the rows."""
@@ -192,12 +201,19 @@ def vectors(network: PromptNetwork, packed: Packed) -> Tensor:
     """What the heads read of each prompt, float32 [n_prompts, hidden_size], as ``PromptNetwork.vectors``."""
     encoder: Any = network.encoder
     rows = Rows.of(packed, network.pooling_weights(packed), network.computes_in, causal=network.causal)
-    last = layer_stack(encoder)[-1] if encoder.config.model_type in LAST_LAYERS else None
+    layers: Any = layer_stack(encoder) if encoder.config.model_type in LAST_LAYERS else [None]
+    last = layers[-1]
     more = {"use_cache": False} if network.causal else {}
     with (
         torch.autocast(network.device.type, dtype=network.autocast, enabled=network.autocast is not None),
-        nullcontext() if last is None else called_instead([last], partial(_pooled_tokens_alone, last)),
+        ExitStack() as instead,
     ):
+        if last is not None:
+            instead.enter_context(called_instead([last], partial(_pooled_tokens_alone, last)))
+        for layer in layers[:-1]:
+            attention = layer.attention.self
+            forward = partial(_self_attention, attention, attention.forward)
+            instead.enter_context(called_instead([attention], forward))
         found = encoder(input_ids=rows.input_ids, position_ids=rows.position_ids, rows=rows, **more)
     # Squeezed, here and below: the gradient of an index is written into zeros of the whole.
     states = found.last_hidden_state.squeeze(0)
@@ -245,35 +261,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, questions: Questions, sca
 
 
 class _RowAttention(torch.autograd.Function):
-    """Softmax attention, group of rows by group of rows: what a group needs stays in the processor's cache.
-
-    Several query heads may share a key head.
-    """
+    """Softmax attention of rows. Several query heads may share a key head."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float
     ) -> Tensor:
-        places = list(_places(questions))
-        n_key_heads = key.shape[1]
-        found = _empty(query.shape[:2] + value.shape[2:], places[-1].asked.stop, query)
-        saved: list[Tensor] = []
-        with torch.autocast(query.device.type, enabled=False):
-            for group, at in zip(questions.groups, places, strict=True):
-                n_rows = len(group.mask)
-                asked = _by_heads(query[at.asked], n_rows, n_key_heads)
-                keys, values = (_by_heads(states[at.read], n_rows, n_key_heads) for states in (key, value))
-                n_sharing = query.shape[1] // n_key_heads
-                added = group.mask[:, None].expand(-1, n_key_heads, n_sharing, -1, -1)
-                added = added.reshape(*asked.shape[:2], group.n_read)
-                share = _softmax(torch.baddbmm(added, asked, keys.mT, alpha=scaling))
-                kept = []
-                used = share
-                if dropout:
-                    kept = [torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout)]
-                    used = share * kept[0]
-                _put(torch.bmm(used, values), found[at.asked], n_rows)
-                saved += [asked, keys, values, share, *kept]
+        found, saved = _answers(query, key, value, questions, scaling, dropout)
         ctx.questions, ctx.scaling, ctx.dropout = questions, scaling, dropout
         ctx.shapes = query.shape, key.shape, value.shape
         ctx.save_for_backward(*saved)
@@ -281,24 +275,129 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        places, (gradient,) = list(_places(ctx.questions)), gradients
-        ends = places[-1].asked.stop, places[-1].read.stop, places[-1].read.stop
-        d_query, d_key, d_value = (_empty(shape, end, gradient) for shape, end in zip(ctx.shapes, ends, strict=True))
-        n_key_heads, n_each = d_key.shape[1], 5 if ctx.dropout else 4
-        for number, (group, at) in enumerate(zip(ctx.questions.groups, places, strict=True)):
-            asked, keys, values, share, *kept = ctx.saved_tensors[number * n_each : (number + 1) * n_each]
+        to_each = [gradients[0].new_empty(shape) for shape in ctx.shapes]
+        _hand_back(ctx, gradients[0], *to_each)
+        return *to_each, None, None, None
+
+
+class _JointAttention(torch.autograd.Function):
+    """The same of queries, keys and values that stand side by side, [n_tokens, 3, n_heads, size]."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor, questions: Questions, scaling: float, dropout: float) -> Tensor:
+        query, key, value = joint.unbind(1)
+        found, saved = _answers(query, key, value, questions, scaling, dropout)
+        ctx.questions, ctx.scaling, ctx.dropout, ctx.shape = questions, scaling, dropout, joint.shape
+        ctx.save_for_backward(*saved)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        to_joint = gradients[0].new_empty(ctx.shape)
+        _hand_back(ctx, gradients[0], *to_joint.unbind(1))
+        return to_joint, None, None, None
+
+
+def _answers(
+    query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float
+) -> tuple[Tensor, list[Tensor]]:
+    """What is read, [n_asked, n_heads, size], and what the way back needs.
+
+    It goes group of rows by group of rows: what a group needs stays in the processor's cache until it is used.
+    """
+    n_heads, n_key_heads = query.shape[1], key.shape[1]
+    found = query.new_empty(query.shape[:2] + value.shape[2:])
+    saved: list[Tensor] = []
+    with torch.autocast(query.device.type, enabled=False):
+        for group, at in _places(questions):
             n_rows = len(group.mask)
-            d_out = _by_heads(gradient[at.asked], n_rows, n_key_heads)
-            d_share = torch.bmm(d_out, values.mT)
-            used = share
-            if kept:
+            asked = _by_heads(query[at.asked], n_rows, n_key_heads)
+            keys, values = (_by_heads(states[at.read], n_rows, n_key_heads) for states in (key, value))
+            scores = asked.new_empty(*asked.shape[:2], group.n_read)
+            sizes = n_rows, n_key_heads, n_heads // n_key_heads, group.n_asked, group.n_read
+            scores.view(sizes).copy_(group.mask[:, None])
+            share = _softmax(scores.baddbmm_(asked, keys.mT, alpha=scaling))
+            used, kept = share, []
+            if dropout:
+                kept = [torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout)]
                 used = share * kept[0]
-                d_share.mul_(kept[0])
-            _put(torch.bmm(used.mT, d_out), d_value[at.read], n_rows)
-            d_scores = torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype).mul_(ctx.scaling)
-            _put(torch.bmm(d_scores, keys), d_query[at.asked], n_rows)
-            _put(torch.bmm(d_scores.mT, asked), d_key[at.read], n_rows)
-        return d_query, d_key, d_value, None, None, None
+            _put(torch.bmm(used, values), found[at.asked], n_rows)
+            saved += [asked, keys, values, share, *kept]
+    found[questions.n_asked :] = 0
+    return found, saved
+
+
+def _hand_back(ctx: Any, gradient: Tensor, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> None:
+    """Fills in the gradients of what :func:`_answers` was given, from that of what it found."""
+    n_key_heads, n_each = d_key.shape[1], 5 if ctx.dropout else 4
+    d_query[ctx.questions.n_asked :] = 0
+    for states in (d_key, d_value):
+        states[ctx.questions.n_read :] = 0
+    for number, (group, at) in enumerate(_places(ctx.questions)):
+        asked, keys, values, share, *kept = ctx.saved_tensors[number * n_each : (number + 1) * n_each]
+        n_rows = len(group.mask)
+        d_out = _by_heads(gradient[at.asked], n_rows, n_key_heads)
+        d_share = torch.bmm(d_out, values.mT)
+        used = share
+        if kept:
+            used = share * kept[0]
+            d_share.mul_(kept[0])
+        _put(torch.bmm(used.mT, d_out), d_value[at.read], n_rows)
+        d_scores = torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype)
+        _put(torch.bmm(d_scores, keys), d_query[at.asked], n_rows, ctx.scaling)
+        _put(torch.bmm(d_scores.mT, asked), d_key[at.read], n_rows, ctx.scaling)
+
+
+class _Beside(torch.autograd.Function):
+    """Three linear layers that read the same, as one product: x [n, in] -> [n, 3 * out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights_and_biases: Tensor) -> Tensor:
+        weight, bias = torch.cat(weights_and_biases[:3]), torch.cat(weights_and_biases[3:])
+        ctx.save_for_backward(x, weight)
+        return torch.addmm(bias, x, weight.T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        needed = ctx.needs_input_grad
+        to_x = gradient @ weight if needed[0] else None
+        to_weights = (gradient.T @ x).chunk(3) if any(needed[1:4]) else [None] * 3
+        to_biases = gradient.sum(0).chunk(3) if any(needed[4:]) else [None] * 3
+        found = [one if wanted else None for one, wanted in zip([*to_weights, *to_biases], needed[1:], strict=True)]
+        return to_x, *found
+
+
+def _side_by_side(parts: Sequence[Any], x: Tensor) -> Tensor | None:
+    """Queries, keys and values of ``x`` [n, in] as one product, [n, 3 * out]; None where their layers are of other
+    kinds or sizes."""
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1 or not kinds <= {nn.Linear, FusedLoraLinear} or torch.is_autocast_enabled(x.device.type):
+        return None
+    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+        return None
+    bases = [part.get_base_layer() if isinstance(part, FusedLoraLinear) else part for part in parts]
+    wanted = (bases[0].weight.shape, x.dtype, False)
+    if any((base.weight.shape, base.weight.dtype, base.bias is None) != wanted for base in bases):
+        return None
+    if FusedLoraLinear in kinds:
+        return side_by_side(parts, x)
+    found: Tensor = _Beside.apply(x, *(part.weight for part in parts), *(part.bias for part in parts))
+    return found
+
+
+def _self_attention(attention: Any, plain: Any, states: Tensor, *args: Any, **given: Any) -> tuple[Tensor, None]:
+    """The part of an encoder's layer that asks and reads; ``plain`` is its own way."""
+    joint = _side_by_side((attention.query, attention.key, attention.value), states.squeeze(0))
+    if joint is None:
+        found: tuple[Tensor, None] = plain(states, *args, **given)
+        return found
+    dropout = attention.dropout.p if attention.training else 0.0
+    read = _JointAttention.apply(
+        joint.unflatten(1, (3, -1, attention.attention_head_size)), given["rows"].questions, attention.scaling, dropout
+    )
+    return read.flatten(1).unsqueeze(0), None
 
 
 class _Place(NamedTuple):
@@ -306,13 +405,13 @@ class _Place(NamedTuple):
     read: slice
 
 
-def _places(questions: Questions) -> Iterator[_Place]:
+def _places(questions: Questions) -> Iterator[tuple[RowGroup, _Place]]:
     """Where the tokens of each group stand."""
     asked = read = 0
     for group in questions.groups:
         n_rows = len(group.mask)
         ends = asked + n_rows * group.n_asked, read + n_rows * group.n_read
-        yield _Place(slice(asked, ends[0]), slice(read, ends[1]))
+        yield group, _Place(slice(asked, ends[0]), slice(read, ends[1]))
         asked, read = ends
 
 
@@ -323,17 +422,14 @@ def _by_heads(states: Tensor, n_rows: int, n_key_heads: int) -> Tensor:
     return by_row.reshape(n_rows * n_key_heads, n_sharing * n, size)
 
 
-def _put(found: Tensor, states: Tensor, n_rows: int) -> None:
-    """The way back: into ``states``, [n_rows * n, n_heads, size]."""
+def _put(found: Tensor, states: Tensor, n_rows: int, factor: float = 1.0) -> None:
+    """The way back: ``factor * found`` into ``states``, [n_rows * n, n_heads, size]."""
     n, n_heads, size = len(states) // n_rows, *states.shape[1:]
-    states.view(n_rows, n, n_heads, size).transpose(1, 2).copy_(found.view(n_rows, n_heads, n, size))
-
-
-def _empty(shape: Sequence[int], n_rows: int, like: Tensor) -> Tensor:
-    """Room for what is computed of the first ``n_rows``; 0 behind them."""
-    found = like.new_empty(shape)
-    found[n_rows:] = 0
-    return found
+    by_heads, room = found.view(n_rows, n_heads, n, size), states.view(n_rows, n, n_heads, size).transpose(1, 2)
+    if factor == 1.0:
+        room.copy_(by_heads)
+    else:
+        torch.mul(by_heads, factor, out=room)
 
 
 def _softmax(scores: Tensor) -> Tensor:

@@ -97,6 +97,85 @@ def test_ways_of_tuning(method):
     _assert_the_same(network, _packed(TOKENS))
 
 
+def _counted(monkeypatch, name):
+    """Calls of a function of the module from here on."""
+    calls, before = [], getattr(unpadded, name)
+    monkeypatch.setattr(unpadded, name, lambda *given: calls.append(given) or before(*given))
+    return calls
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_queries_keys_and_values_are_one_product(method, monkeypatch):
+    network = _network("bert")
+    apply_tuning(network.encoder, TuningSpec(method=method))
+    for name, weight in network.named_parameters():
+        if method == "lora" and "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    network.eval()
+    joint = _counted(monkeypatch, "_side_by_side")
+    whole = []
+    for layer in network.encoder.encoder.layer[:-1]:
+        for part in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):
+            monkeypatch.setattr(part, "forward", lambda *given, f=part.forward: whole.append(1) or f(*given))
+    _, padded = _computed(network, _packed(TOKENS))
+    assert whole
+    whole.clear()
+    with without_padding(network, whole_rows=False):
+        _, fast = _computed(network, _packed(TOKENS))
+    assert joint
+    assert not whole, "no layer of its own was asked"
+    queries = [name for name in padded if "layer.0.attention.self.query" in name]
+    assert queries
+    for name in queries:
+        torch.testing.assert_close(fast[name], padded[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("trained", ["query.weight", "key.bias", "value.weight"])
+def test_one_of_the_three_is_trained(trained):
+    network = _network("bert")
+    for name, weight in network.encoder.named_parameters():
+        weight.requires_grad_(name.endswith(f"attention.self.{trained}") or "output.dense.weight" in name)
+    _assert_the_same(network, _packed(TOKENS))
+
+
+def test_layers_of_other_kinds_are_asked_one_by_one():
+    """A hook, another class or size, or a missing bias: what is in its place here would not do what they do."""
+
+    def asked(change):
+        network = _network("bert")
+        attention = network.encoder.encoder.layer[0].attention.self
+        change(attention)
+        parts = attention.query, attention.key, attention.value
+        return unpadded._side_by_side(parts, torch.ones(3, 32)) is not None
+
+    class Louder(torch.nn.Linear):
+        pass
+
+    assert asked(lambda attention: None)
+    assert not asked(lambda attention: attention.key.register_forward_hook(lambda *given: None))
+    assert not asked(lambda attention: setattr(attention, "value", Louder(32, 32)))
+    assert not asked(lambda attention: setattr(attention, "value", torch.nn.Linear(32, 16)))
+    assert not asked(lambda attention: setattr(attention, "query", torch.nn.Linear(32, 32, bias=False)))
+    assert not asked(lambda attention: attention.query.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not asked(lambda attention: None)
+
+
+def test_adapters_with_dropout_or_other_scales_are_asked_one_by_one():
+    network = _network("bert")
+    apply_tuning(network.encoder, TuningSpec(method="lora"))
+    attention = network.encoder.base_model.encoder.layer[0].attention.self
+    parts = attention.query, attention.key, attention.value
+    assert unpadded._side_by_side(parts, torch.ones(3, 32)) is not None
+    attention.key.scaling["default"] *= 2
+    assert unpadded._side_by_side(parts, torch.ones(3, 32)) is None
+    attention.key.scaling["default"] /= 2
+    attention.value.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    assert unpadded._side_by_side(parts, torch.ones(3, 32)) is None or not attention.value.training
+    attention.value.train()
+    assert unpadded._side_by_side(parts, torch.ones(3, 32)) is None
+
+
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_bf16_stays_within_a_bound(model_type):
     """Under autocast both ways round to three digits, in other places."""
