@@ -1,7 +1,7 @@
 """Going on with newer data: what is forgotten of MovieLens-100K without replay, and with it.
 
     python -m benchmarks.continual --workspace WORKSPACE [--replay 0 0.3] [--samples 1200] [--users 60]
-    python -m benchmarks.continual --workspace WORKSPACE --family sequential [--replay 0 0.3] [--epochs 30]
+    python -m benchmarks.continual --workspace WORKSPACE --family sequential|two-tower [--replay 0 0.3] [--epochs 30]
 
 WORKSPACE holds the dataset ml-100k and the model minilm. Two versions of a dataset of its own are made there: the first
 80 % of the ratings by time, and all of them. A first model learns from version 1; then one for each share of replay
@@ -11,9 +11,10 @@ the same ones.
 cross-encoder: runs as a person would start them, each version's last 10 % by time held out for the test and as many
 before for validation; results go to ``benchmarks/results/continual.json``.
 
-sequential: 5 % and 5 %, so that half of what came since is there to learn from; beside them a model that begins anew
-with all that the others were shown, under the same settings. CPU seconds are those of the fit, reading texts and
-validating included. Results go to ``benchmarks/results/continual_sequential.json``.
+sequential, two-tower: 5 % and 5 %, so that half of what came since is there to learn from; beside them a model that
+begins anew with all that the others were shown, under the same settings. CPU seconds are those of the fit, reading
+texts and validating included. Results go to ``benchmarks/results/continual_sequential.json`` and
+``continual_two_tower.json``.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from llmrec_core.data import Dataset, DatasetStore, Split, continue_split, make_
 from llmrec_core.evaluation.continual import CarriedRecommender, compare_parts
 from llmrec_core.presets import preset_spec
 from llmrec_core.recommenders.sequential import SequentialRecommender
+from llmrec_core.recommenders.two_tower import TwoTowerRecommender
 from llmrec_core.runs import RunStore, run_foreground
-from llmrec_core.specs import EvaluationSpec, SequentialSpec, SplitSpec, parse_run_spec
+from llmrec_core.specs import EvaluationSpec, SequentialSpec, SplitSpec, TwoTowerSpec, parse_run_spec
 from llmrec_core.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,17 +118,25 @@ def cross_encoder(workspace: Workspace, asked: argparse.Namespace) -> None:
         print(f"replay {replay:g}: {report['sentence']}", flush=True)
 
 
-def sequential(workspace: Workspace, asked: argparse.Namespace) -> None:
+#: Families that learn from histories: their recommenders and specs.
+OVER_HISTORIES: dict[str, tuple[Any, Any]] = {
+    "sequential": (SequentialRecommender, SequentialSpec),
+    "two-tower": (TwoTowerRecommender, TwoTowerSpec),
+}
+
+
+def over_histories(workspace: Workspace, asked: argparse.Namespace) -> None:
+    recommender, spec_class = OVER_HISTORIES[asked.family]
     older, newer = (DatasetStore(workspace).load(NAME, version) for version in (1, 2))
     split_spec = SplitSpec(protocol="temporal", valid_fraction=0.05, test_fraction=0.05)
-    preset = preset_spec("sequential", newer.name, {}).recommender
-    assert isinstance(preset, SequentialSpec)
+    preset = preset_spec(asked.family, newer.name, {}).recommender
+    assert isinstance(preset, spec_class)
     spec = preset.model_copy(update={"epochs": asked.epochs, "patience": 5})
     evaluation = EvaluationSpec(max_users=None, click_negatives=0)
     context = FitContext(workspace_models=workspace.models, device="cpu", seed=asked.seed)
 
-    def fitted(split: Split, ctx: FitContext) -> tuple[SequentialRecommender, dict[str, Any]]:
-        model, before = SequentialRecommender(spec), time.process_time()
+    def fitted(split: Split, ctx: FitContext) -> tuple[Any, dict[str, Any]]:
+        model, before = recommender(spec), time.process_time()
         model.fit(split, ctx)
         seconds = time.process_time() - before
         assert model.outcome is not None
@@ -161,7 +171,7 @@ def sequential(workspace: Workspace, asked: argparse.Namespace) -> None:
             model, cost = fitted(cut.split, ctx)
             report = compare_parts(before, model, {"old": cut.old, "new": cut.new}, evaluation, seed=asked.seed)
             document["later"].append({"name": name, **cost, **report})
-            write("continual_sequential.json", document)
+            write(f"continual_{asked.family.replace('-', '_')}.json", document)
             print(f"{name}: {cost} {report['sentence']}", flush=True)
 
 
@@ -172,7 +182,7 @@ def write(name: str, document: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workspace", required=True)
-    parser.add_argument("--family", choices=("cross-encoder", "sequential"), default="cross-encoder")
+    parser.add_argument("--family", choices=("cross-encoder", *OVER_HISTORIES), default="cross-encoder")
     parser.add_argument("--replay", type=float, nargs="+", default=[0.0, 0.3])
     parser.add_argument("--samples", type=int, default=1200)
     parser.add_argument("--users", type=int, default=60)
@@ -182,7 +192,7 @@ def main() -> None:
     workspace = Workspace.open(asked.workspace)
     if not DatasetStore(workspace).versions(NAME):
         make_versions(workspace)
-    (sequential if asked.family == "sequential" else cross_encoder)(workspace, asked)
+    (over_histories if asked.family in OVER_HISTORIES else cross_encoder)(workspace, asked)
 
 
 if __name__ == "__main__":

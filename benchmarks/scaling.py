@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks._machine import machine
+from benchmarks._machine import as_a_worker, machine
 from llmrec_core.baselines import PopularityRecommender
 from llmrec_core.contracts import FitContext
 from llmrec_core.data import Dataset, Split, make_split
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
+    as_a_worker("benchmarks.scaling")
     torch.set_num_threads(1)
     model = fetch_model(Workspace.open(given.workspace), "minilm")
     seconds: dict[str, dict[float, list[float]]] = {}
