@@ -275,7 +275,6 @@ class TwoTowerRecommender(Recommender):
 
     def item_vectors(self) -> FloatArray:
         """What items are compared by, float32 [n_items, width]; zeros for items of which nothing is known."""
-        self._fitted()
         _, network = self._fitted()
         known = self._has_text | (network.trained.cpu().numpy() & (self.spec.id_bound > 0))
         return self._vectors() * known[:, None].astype(np.float32)

@@ -329,12 +329,12 @@ def _answers(
 
 def _hand_back(ctx: Any, gradient: Tensor, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> None:
     """Fills in the gradients of what :func:`_answers` was given, from that of what it found."""
-    n_key_heads, n_each = d_key.shape[1], 5 if ctx.dropout else 4
+    n_key_heads, saved, n_each = d_key.shape[1], ctx.saved_tensors, 5 if ctx.dropout else 4
     d_query[ctx.questions.n_asked :] = 0
     for states in (d_key, d_value):
         states[ctx.questions.n_read :] = 0
     for number, (group, at) in enumerate(_places(ctx.questions)):
-        asked, keys, values, share, *kept = ctx.saved_tensors[number * n_each : (number + 1) * n_each]
+        asked, keys, values, share, *kept = saved[number * n_each : (number + 1) * n_each]
         n_rows = len(group.mask)
         d_out = _by_heads(gradient[at.asked], n_rows, n_key_heads)
         d_share = torch.bmm(d_out, values.mT)
