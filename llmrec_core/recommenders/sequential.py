@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from llmrec_core.contracts import (
     Capabilities,
-    Continued,
     FitContext,
     FloatArray,
     IntArray,
@@ -31,14 +30,15 @@ from llmrec_core.data.companions import Companions
 from llmrec_core.errors import DataError, InputError, ModelError
 from llmrec_core.models.device import resolve_device
 from llmrec_core.models.text_vectors import Vectors, Whitening, embed_texts
+from llmrec_core.recommenders._going_on import First
 from llmrec_core.recommenders._histories import query_histories, training_histories, training_rows
 from llmrec_core.recommenders._language_models import load_base
 from llmrec_core.recommenders._remembered import Remembered
-from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
+from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
-from llmrec_core.saved import FIX, HEAD_FILE, catalogue_sha256
-from llmrec_core.specs import SequentialSpec, changed_shape
+from llmrec_core.saved import FIX, catalogue_sha256
+from llmrec_core.specs import SequentialSpec
 from llmrec_core.training.memory import Portion
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.sequence_network import SequenceNetwork
@@ -267,34 +267,11 @@ class SequentialRecommender(Recommender):
         return loaded
 
 
-class _First:
-    """The recommender that a training goes on from with newer data, and what of it is taken over.
+class _First(First[SequentialRecommender]):
+    """The recommender that a training goes on from with newer data, and what of it is taken over."""
 
-    Args:
-        model: fitted on ``continued.dataset``.
-        sha256: of the head it was saved with.
-    """
-
-    def __init__(self, model: SequentialRecommender, continued: Continued, sha256: str) -> None:
-        self.model, self.continued, self.sha256 = model, continued, sha256
-
-    @classmethod
-    def load(cls, ctx: FitContext, spec: SequentialSpec) -> _First:
-        """Raises: InputError, ModelError: as :meth:`SequentialRecommender.fit`."""
-        assert ctx.start_from is not None
-        if ctx.continued is None:
-            raise InputError(
-                "a sequential recommender has no second stage on the same data.",
-                where="continue_from",
-                fix="Go on with newer data (continual), or train anew with other settings.",
-            )
-        model = SequentialRecommender.load(ctx.start_from, ctx.continued.dataset, ctx)
-        fault = changed_shape(model.spec, spec)
-        if fault is not None:
-            raise ModelError(
-                f"the run to go on from does not fit: {fault}.", where="continue_from", fix="Use its fields here too."
-            )
-        return cls(model, ctx.continued, sha256_of(ctx.start_from / HEAD_FILE))
+    kind = SequentialRecommender
+    called = "a sequential recommender has"
 
     def texts(self, ctx: FitContext) -> tuple[dict[str, Vectors], Whitening]:
         """Text -> its whitened vector, of all that it has read; and how it was whitened."""
@@ -316,8 +293,7 @@ class _First:
 
     def hand_over(self, network: SequenceNetwork, dataset: Dataset) -> None:
         """Copies all weights into the network of ``dataset``; items are the same where their ids are."""
-        old, index = self.model._fitted(), self.continued.dataset.item_index
-        place = torch.tensor([index.get(item, -1) for item in dataset.item_ids.tolist()])
+        old, place = self.model._fitted(), self.places(dataset)
         known = place >= 0
         weights = dict(old.state_dict()) | dict(network.named_buffers())
         weights["delta"] = network.delta.detach().clone()

@@ -7,7 +7,6 @@ has met yet are their texts, and ranked among the others. See ``training.two_tow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from llmrec_core.contracts import (
     Capabilities,
-    Continued,
     FitContext,
     FloatArray,
     IntArray,
@@ -35,6 +33,7 @@ from llmrec_core.models.loading import Backbone
 from llmrec_core.models.text_vectors import Whitening, embed_texts, token_rows
 from llmrec_core.models.tuning import apply_tuning, parameter_counts
 from llmrec_core.prompts import PromptRenderer, TokenCounter
+from llmrec_core.recommenders._going_on import First
 from llmrec_core.recommenders._histories import query_histories, training_histories, training_rows
 from llmrec_core.recommenders._language_models import (
     fingerprint,
@@ -45,12 +44,12 @@ from llmrec_core.recommenders._language_models import (
     trained_names,
 )
 from llmrec_core.recommenders._remembered import Remembered
-from llmrec_core.recommenders._storage import check_head, sha256_of, write_head
+from llmrec_core.recommenders._storage import check_head, write_head
 from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.recommenders.vector_search import VectorIndex
-from llmrec_core.saved import FIX, HEAD_FILE, catalogue_sha256
-from llmrec_core.specs import PromptSpec, TwoTowerSpec, changed_shape
+from llmrec_core.saved import FIX, catalogue_sha256
+from llmrec_core.specs import PromptSpec, TwoTowerSpec
 from llmrec_core.training.contrastive import PromptExamples, TextTable, train_two_towers
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.samples import new_and_replayed
@@ -406,38 +405,19 @@ class TwoTowerRecommender(Recommender):
         return loaded
 
 
-class _First:
-    """The recommender that a training goes on from with newer data, and what of it is taken over.
+class _First(First[TwoTowerRecommender]):
+    """The recommender that a training goes on from with newer data, and what of it is taken over."""
 
-    Args:
-        model: fitted on ``continued.dataset``.
-        sha256: of the head it was saved with.
-    """
-
-    def __init__(self, model: TwoTowerRecommender, continued: Continued, sha256: str) -> None:
-        self.model, self.continued, self.sha256 = model, continued, sha256
+    kind = TwoTowerRecommender
+    called = "two towers have"
 
     @classmethod
-    def load(cls, ctx: FitContext, spec: TwoTowerSpec) -> _First:
-        """Raises: InputError, ModelError: as :meth:`TwoTowerRecommender.fit`."""
-        assert ctx.start_from is not None
-        if ctx.continued is None:
-            raise InputError(
-                "two towers have no second stage on the same data.",
-                where="continue_from",
-                fix="Go on with newer data (continual), or train anew with other settings.",
-            )
-        # It is only copied from, so the device keeps its memory for what is trained.
-        model = TwoTowerRecommender.load(ctx.start_from, ctx.continued.dataset, replace(ctx, device="cpu"))
-        fault = changed_shape(model.spec, spec)
-        if fault is None and model._trained and model.spec.tuning != spec.tuning:
+    def fault(cls, model: TwoTowerRecommender, spec: TwoTowerSpec) -> str | None:
+        found = super().fault(model, spec)
+        if found is None and model._trained and model.spec.tuning != spec.tuning:
             # Its own run tuned nothing, but one before it did.
-            fault = "its language model was tuned in another way"
-        if fault is not None:
-            raise ModelError(
-                f"the run to go on from does not fit: {fault}.", where="continue_from", fix="Use its fields here too."
-            )
-        return cls(model, ctx.continued, sha256_of(ctx.start_from / HEAD_FILE))
+            return "its language model was tuned in another way"
+        return found
 
     def whitening(self) -> Whitening:
         """How its texts were whitened."""
@@ -466,8 +446,7 @@ class _First:
         Id deltas are those of items that it was trained on; all others begin as they do in a first training.
         """
         _, old = self.model._fitted()
-        index = self.continued.dataset.item_index
-        place = torch.tensor([index.get(item, -1) for item in dataset.item_ids.tolist()])
+        place = self.places(dataset)
         known = (place >= 0) & old.trained.cpu()[place]
         weights = dict(old.state_dict())
         if network.delta is not None and old.delta is not None:
