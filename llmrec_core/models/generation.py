@@ -239,12 +239,12 @@ class TitleDecoder:
         """Log-probability of every child of the ``deciding`` nodes, 0 for all other nodes, [n_nodes]."""
         edges = np.zeros(self.trie.n_nodes)
         if len(deciding) and deciding[0] == ROOT:
-            self.note(edges, beginning.state[None], deciding[:1])
+            self._note(edges, beginning.state[None], deciding[:1])
         for nodes, states in self._read(beginning, deciding):
-            self.note(edges, states, nodes)
+            self._note(edges, states, nodes)
         return edges
 
-    def note(self, edges: Floats, states: Tensor, nodes: IntArray) -> None:
+    def _note(self, edges: Floats, states: Tensor, nodes: IntArray) -> None:
         """Puts the log-probability of each child of ``nodes`` into ``edges``, [n_nodes], given the states behind."""
         children, _, values = self.continuations(states, nodes)
         edges[children] = values.double().cpu().numpy()
