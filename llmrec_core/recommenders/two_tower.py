@@ -51,6 +51,7 @@ from llmrec_core.recommenders.vector_search import VectorIndex
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import PromptSpec, TwoTowerSpec
 from llmrec_core.training.contrastive import PromptExamples, TextTable, train_two_towers
+from llmrec_core.training.memory import Portion
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.samples import new_and_replayed
 from llmrec_core.training.sequence_network import Sequences
@@ -97,6 +98,13 @@ class TwoTowerRecommender(Recommender):
         self._asked: FloatArray = np.empty((0, 0), np.float32)
         self._index: VectorIndex | None = None
         self._remembered: Remembered[tuple[torch.Tensor, FloatArray]] = Remembered()
+        #: How much of a block of users by items fits.
+        self._portion = Portion(
+            "memory is too small to score all items for even one user.",
+            where="recommender.max_history",
+            fix="Lower it, free memory of the device, or use another one.",
+            most_halved=10,
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -246,13 +254,17 @@ class TwoTowerRecommender(Recommender):
         items_there, vectors = self._item_vectors()
         block = max(1, min(1024, _BLOCK_CELLS // max(1, len(vectors))))
         popularity = (self._counts / max(1, self._counts.max(initial=0)) * 1e-6).astype(np.float32)
-        for start in range(0, len(queries), block):
-            part = slice(start, start + block)
+
+        def score_part(part: slice) -> None:
             users = self._users(queries[part], items_there)
             # The vector of nobody is zero, and so is every score: popularity orders.
             found = users @ vectors.T + popularity * (np.abs(users).max(axis=1, keepdims=True) == 0)
             scores[part] = pick_scores(found, items[part])
-        network.train(was_training)
+
+        try:
+            self._portion.each(len(queries), block, score_part, items_there.device)
+        finally:
+            network.train(was_training)
         return scores
 
     def top_k(self, queries: Sequence[Query], k: int, exclude: Sequence[IntArray] | None = None) -> list[Ranking]:

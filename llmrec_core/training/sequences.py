@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrec_core.contracts import FitContext, FloatArray, IntArray
+from llmrec_core.errors import DataError
 from llmrec_core.specs import SequentialSpec
 from llmrec_core.training.rounds import Outcome, RoundLoop, pace
 from llmrec_core.training.sequence_network import N_GAP_BINS, N_RATING_BINS, SequenceNetwork, Sequences, catalogue_loss
@@ -87,12 +88,23 @@ class Mix:
     replay: float
 
     def windows(self, starts: IntArray, size: int, rng: np.random.Generator) -> Windows:
-        """Windows of new rows and, drawn beside them, of old ones, in a drawn order."""
+        """Windows of new rows and, drawn beside them, of old ones, in a drawn order.
+
+        Raises:
+            DataError: each new row is the first of its history.
+        """
         low, high = windows(starts, max(1, size // 2), rng)
         before = starts[np.searchsorted(starts, low, side="right") - 1]
         new = Windows(np.maximum(before, high - 1 - size), high, low + 1, np.ones(len(low), bool))
         n_new = self._n_asked(new)
         new = new.take(np.flatnonzero(n_new))
+        if not len(new.low):
+            raise DataError(
+                "there is nothing new to learn from: each newer interaction is its user's first, and what is learned "
+                "is what follows on something.",
+                where="continue_from",
+                fix="Import a version with more of their interactions, or start a run of its own.",
+            )
         low, high = windows(starts, size, rng)
         old = Windows(low, high, low + 1, np.zeros(len(low), bool))
         n_old = self._n_asked(old)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_bert
@@ -198,6 +198,7 @@ def test_every_new_row_is_predicted_once_after_what_came_before_it(lengths, size
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     n = int(starts[-1])
     is_new = np.random.default_rng(n).random(n) < 0.4
+    assume(np.delete(is_new, starts[:-1]).any())
     histories = Histories(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64), starts)
     fields = {**TINY, "max_history": size, "batch_size": 3, "reverse": reverse}
     network = SequenceNetwork(SequentialSpec(**fields), torch.empty(n, 0), torch.ones(n) > 0)
@@ -341,7 +342,12 @@ def test_what_does_not_fit_is_refused_in_words(shop):
     nothing = shop.context(0.3, cut)
     assert nothing.continued is not None
     nothing.continued = replace(nothing.continued, trained=cut.split.train)
-    with pytest.raises(DataError, match="nothing new to learn from"):
+    with pytest.raises(DataError, match="nothing new to learn from: the first run was trained on every row"):
+        SequentialRecommender(shop.spec).fit(cut.split, nothing)
+    starts = training_histories(cut.split).starts
+    firsts = training_rows(cut.split)[np.unique(starts[:-1])]
+    nothing.continued = replace(nothing.continued, trained=np.setdiff1d(cut.split.train, firsts))
+    with pytest.raises(DataError, match=r"continue_from: .*each newer interaction is its user's first"):
         SequentialRecommender(shop.spec).fit(cut.split, nothing)
 
 

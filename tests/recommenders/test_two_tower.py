@@ -17,6 +17,7 @@ from llmrec_core.errors import InputError, ModelError, RunCancelledError, RunFai
 from llmrec_core.models.device import resolve_precision
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.text_vectors import Whitening, token_rows
+from llmrec_core.recommenders import two_tower
 from llmrec_core.recommenders._histories import training_histories
 from llmrec_core.recommenders._remembered import Remembered
 from llmrec_core.recommenders.item_texts import item_texts
@@ -373,6 +374,30 @@ def test_out_of_memory_leaves_the_training_as_it_is(models, monkeypatch):
     monkeypatch.setattr(TextTable, "read", no_texts)
     with pytest.raises(RunFailedError, match=r"recommender\.batch_size: .*tuning_texts"):
         fitted(split, models, **fields)
+
+
+def test_a_block_of_scores_that_does_not_fit_is_computed_in_parts(models, monkeypatch):
+    """Users by items: more than five users fit nowhere; the parts are as small from then on, each computed once."""
+    split = chain(n_users=13)
+    model = fitted(split, models, epochs=1)
+    queries, everything = [*split.queries("test").queries, Query("new")], np.arange(N + 1)
+    whole, honest, n_users = model.score(queries, everything), model._users, []
+
+    def small_memory(asked, items=None):
+        n_users.append(len(asked))
+        if len(asked) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(asked, items)
+
+    monkeypatch.setattr(model, "_users", small_memory)
+    monkeypatch.setattr(two_tower, "_BLOCK_CELLS", 8 * (N + 1))
+    limit = 5
+    np.testing.assert_allclose(model.score(queries, everything), whole, atol=1e-5)
+    assert n_users == [8, 4, 4, 4, 2], "what was scored is not scored again"
+    limit = 0
+    with pytest.raises(RunFailedError, match=r"recommender\.max_history: memory is too small .* one user"):
+        model.score(queries, everything)
+    assert min(n_users) == 1
 
 
 def test_prompts_can_stand_for_users(models):

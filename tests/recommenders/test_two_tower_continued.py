@@ -412,7 +412,12 @@ def test_what_does_not_fit_is_refused_in_words(shop):
     nothing = shop.context(0.3, cut)
     assert nothing.continued is not None
     nothing.continued = replace(nothing.continued, trained=cut.split.train)
-    with pytest.raises(DataError, match="nothing new to learn from"):
+    with pytest.raises(DataError, match="nothing new to learn from: the first run was trained on every row"):
+        TwoTowerRecommender(shop.spec).fit(cut.split, nothing)
+    starts = training_histories(cut.split).starts
+    firsts = training_rows(cut.split)[np.unique(starts[:-1])]
+    nothing.continued = replace(nothing.continued, trained=np.setdiff1d(cut.split.train, firsts))
+    with pytest.raises(DataError, match=r"continue_from: .*each newer interaction is its user's first"):
         TwoTowerRecommender(shop.spec).fit(cut.split, nothing)
 
 
