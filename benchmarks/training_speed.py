@@ -34,14 +34,20 @@ from llmrec_core.contracts import FitContext, RenderedPrompt
 from llmrec_core.data import Dataset, DatasetStore, make_split
 from llmrec_core.evaluation.metrics import auc
 from llmrec_core.models.catalogue import fetch_model
-from llmrec_core.models.device import device_facts, matmul_peaks, resolve_device, resolve_precision
+from llmrec_core.models.device import (
+    device_facts,
+    matmul_peaks,
+    resolve_batch_size,
+    resolve_device,
+    resolve_precision,
+)
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.tuning import apply_tuning
 from llmrec_core.presets import preset_spec
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.specs import RunSpec
-from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.batches import BatchPlan, sized
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import weighted_loss
 from llmrec_core.training.optimizer import make_optimizer
@@ -259,7 +265,7 @@ class Prompts:
 
     def plan(self, network: PromptNetwork, seed: int) -> BatchPlan:
         tokens = tokenise(network.backbone, self.train.prompts, shared=True)
-        return BatchPlan(self.train.lists, tokens, self.run.training, seed, network.backbone.pad_id)
+        return BatchPlan(self.train.lists, tokens, sized(self.run.training, network), seed, network.backbone.pad_id)
 
 
 def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
@@ -277,7 +283,7 @@ def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
     for number in range(n_windows + 1):
         pair = (
             timed(textbook.step, WINDOW_STEPS * TEXTBOOK_BATCH),
-            timed(ours_step, WINDOW_STEPS * run.training.batch_size),
+            timed(ours_step, WINDOW_STEPS * plan.batch_size),
         )
         if number:
             windows.append(pair)
@@ -311,7 +317,7 @@ def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
     }
 
 
-def quality(prompts: Prompts, seeds: range, scores: Path | None) -> dict[str, object]:
+def quality(prompts: Prompts, seeds: range, scores: Path | None, batch_size: int) -> dict[str, object]:
     """Both from the pretrained weights, the same samples once, several seeds; AUC by held-out user resamples."""
     run, held = prompts.run, prompts.held_out
     truth, users = held.labels, held.lists.users[held.lists.list_of]
@@ -337,7 +343,7 @@ def quality(prompts: Prompts, seeds: range, scores: Path | None) -> dict[str, ob
         "prompts": _digest(prompts.train, held),
     }
     kept = Kept(scores, facts)
-    recipe = run.model_dump(mode="json", include={"training", "recommender", "prompt"})
+    recipe = run.model_dump(mode="json", include={"training", "recommender", "prompt"}) | {"batch_size": batch_size}
     found: dict[str, list[np.ndarray]] = {"textbook": [], "ours": []}
     for seed in seeds:
         found["textbook"].append(kept.get("textbook", [TEXTBOOK_BATCH, WIDTH], seed, partial(train_textbook, seed)))
@@ -379,6 +385,8 @@ def main() -> None:
     dataset = DatasetStore(workspace).load(given.dataset)
     prompts = Prompts.of(dataset, fetch_model(workspace, "minilm"), given.samples, given.held_out)
     facts = device_facts(str(resolve_device("cpu")))
+    dtype = resolve_precision("auto", resolve_device("cpu")).dtype
+    batch_size = resolve_batch_size(prompts.run.training.batch_size, dtype)
     result: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.only else {}
     result |= {
         "what": "training samples per second, one process, alternating windows; AUC after the same samples",
@@ -386,15 +394,14 @@ def main() -> None:
         "model": prompts.folder.name,
         "recipes": {
             "textbook": "pad to 128, float32, batch 16, sdpa, all weights, dropout 0.1, AdamW",
-            "ours": f"shared histories, no padding, {facts.precision}, batch {prompts.run.training.batch_size}, eager, "
-            "frozen embeddings",
+            "ours": f"shared histories, no padding, {facts.precision}, batch {batch_size}, eager, frozen embeddings",
         },
         "machine": machine(precision=True),
     }
     if given.only != "quality":
         result["speed"] = speed(prompts, given.windows)
     if given.only != "speed":
-        result["quality"] = quality(prompts, range(*map(int, given.seeds.split(":"))), given.scores)
+        result["quality"] = quality(prompts, range(*map(int, given.seeds.split(":"))), given.scores, batch_size)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(result))

@@ -43,11 +43,12 @@ from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.tuning import apply_tuning, parameter_counts
 from llmrec_core.models.tuning_adalora import rank_schedule
+from llmrec_core.models.tuning_lora import frozen_laid_out
 from llmrec_core.presets import preset_spec
 from llmrec_core.prompts import PromptRenderer, TokenCounter
 from llmrec_core.specs import RunSpec, TuningSpec
 from llmrec_core.training import frozen as frozen_module
-from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.batches import BatchPlan, sized
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import weighted_loss
 from llmrec_core.training.optimizer import make_optimizer
@@ -89,7 +90,7 @@ class Bench:
         backbone = self.network("full").backbone
         self.tokens = tokenise(backbone, self.samples.prompts, shared=True)
         self.held_tokens = tokenise(backbone, self.held.prompts, shared=True)
-        self.plan = BatchPlan(lists, self.tokens, self.run.training, 0, backbone.pad_id)
+        self.plan = BatchPlan(lists, self.tokens, sized(self.run.training, self.network("full")), 0, backbone.pad_id)
 
     def network(self, way: str) -> PromptNetwork:
         dtype = resolve_precision(self.run.training.precision, torch.device("cpu")).dtype
@@ -105,24 +106,25 @@ class Bench:
         network.train()
         trained = [p for p in network.parameters() if p.requires_grad]
         step = 0
-        while True:
-            batch = self.plan[step % len(self.plan)]
-            step += 1
-            with without_padding(network, whole_rows=False):
-                weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
-            if ranks is not None:
-                ranks.penalty().backward()
-            optimizer.clip(self.run.training.max_grad_norm)
-            optimizer.step()
-            if ranks is not None:
-                ranks.after_step(step)
-            if not bytes_of:
-                moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-                masters = [m for p, m in optimizer.pairs if m is not p]
-                bytes_of["gradients"] = _bytes(p.grad for p in trained if p.grad is not None)
-                bytes_of["optimizer"] = _bytes(moments) + _bytes(masters)
-            optimizer.zero_grad()
-            yield batch.n_prompts
+        with frozen_laid_out(network.encoder):
+            while True:
+                batch = self.plan[step % len(self.plan)]
+                step += 1
+                with without_padding(network, whole_rows=False):
+                    weighted_loss(network(batch.packed), batch.labels, {"click": 1.0}).backward()
+                if ranks is not None:
+                    ranks.penalty().backward()
+                optimizer.clip(self.run.training.max_grad_norm)
+                optimizer.step()
+                if ranks is not None:
+                    ranks.after_step(step)
+                if not bytes_of:
+                    moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+                    masters = [m for p, m in optimizer.pairs if m is not p]
+                    bytes_of["gradients"] = _bytes(p.grad for p in trained if p.grad is not None)
+                    bytes_of["optimizer"] = _bytes(moments) + _bytes(masters)
+                optimizer.zero_grad()
+                yield batch.n_prompts
 
     def speed(self, n_windows: int) -> dict[str, dict[str, Any]]:
         networks = {way: self.network(way) for way in WAYS}
@@ -163,8 +165,8 @@ def frozen(bench: Bench, n_rounds: int, epochs: float, every: int) -> dict[str, 
     """Whole trainings of the top layers with kept states and without, and what both gave."""
     changes = {"epochs": epochs, "validation_every": every, "early_stopping_patience": 0}
     spec = bench.run.training.model_copy(update=changes)
-    pad_id = bench.network("top-layers").backbone.pad_id
-    plan = BatchPlan(bench.samples.lists, bench.tokens, spec, 0, pad_id)
+    any_one = bench.network("top-layers")
+    plan = BatchPlan(bench.samples.lists, bench.tokens, sized(spec, any_one), 0, any_one.backbone.pad_id)
     validation = Validation("auc", bench.held.lists, bench.held_tokens, {"click": 1.0})
     seconds: dict[str, list[float]] = {"kept": [], "computed again": []}
     losses: dict[str, list[float]] = {}

@@ -26,7 +26,7 @@ from llmrec_core.specs.compression import (
     PruneHeadsSpec,
     PruneLayersSpec,
 )
-from llmrec_core.training.batches import Batch, BatchPlan
+from llmrec_core.training.batches import Batch, BatchPlan, sized
 from llmrec_core.training.samples import SampleLists
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ def _matched(kept: list[int], place: int, n_layers: int) -> int:
 
 def _judged_on(reader: CrossEncoderRecommender, held_out: SampleLists, n_prompts: int, ctx: FitContext) -> list[Batch]:
     """Validation prompts in batches, with their labels."""
-    training = reader.run.training.model_copy(update={"epochs": 1.0})
-    plan = BatchPlan(held_out, reader._tokenise(held_out), training, ctx.seed, network_of(reader).backbone.pad_id)
+    network = network_of(reader)
+    training = sized(reader.run.training, network).model_copy(update={"epochs": 1.0})
+    plan = BatchPlan(held_out, reader._tokenise(held_out), training, ctx.seed, network.backbone.pad_id)
     found, seen = [], 0
     for number in range(len(plan)):
         batch = plan[number]

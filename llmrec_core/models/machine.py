@@ -8,15 +8,16 @@ from typing import Any
 import torch
 
 from llmrec_core.models.device import (
+    BATCH_SIZE,
     BATCH_TOKENS,
     MatmulPeaks,
     keepable_memory,
     left_of_padding,
     matmul_peaks,
+    resolve_batch_size,
     resolve_device,
     resolve_precision,
 )
-from llmrec_core.specs import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def choices(name: str = "auto") -> Choices:
         precision=str(precision.dtype).removeprefix("torch."),
         weights=weights,
         padding=f"{padding}; scoring: none",
-        batch_size=f"{TrainingSpec().batch_size} prompts a step, in parts that add up to it where memory is short",
+        batch_size=f"{resolve_batch_size(None, precision.dtype)} prompts a step ({BATCH_SIZE} of decoders), in parts "
+        "that add up to it where memory is short",
         batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),
         frozen_layers=f"read once where prompts come again, {keepable_memory(device) / 1e6:,.0f} MB kept at most",
     )

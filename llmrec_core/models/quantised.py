@@ -11,7 +11,7 @@ the batch. Where there is no VNNI the same rounding is followed by a float produ
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -20,8 +20,9 @@ from torch.nn import functional
 
 Activations = Literal["int8", "float"]
 
-#: Tokens multiplied at once: what lies between input and output then fits a processor's cache.
-_BLOCK_ROWS = 512
+#: Numbers in the float32 block of tokens that are multiplied at once, so that it fits a processor's cache; but no fewer
+#: tokens than so many, below which a call costs more than that is worth.
+_BLOCK_CELLS, _LEAST_ROWS = 512 * 1536, 512
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,17 +104,23 @@ class QuantisedEmbedding(nn.Module):
 
 
 class Rounded:
-    """The last input of layers that read the same one (queries, keys and values), rounded once for all of them."""
+    """The last input of layers that read the same one (queries, keys and values), rounded once for all of them.
 
-    def __init__(self) -> None:
+    Args:
+        rows: tokens in a block.
+    """
+
+    def __init__(self, rows: int = _LEAST_ROWS) -> None:
+        self.rows = rows
         self._last: tuple[weakref.ref[Tensor], list[tuple[Tensor, Tensor]]] | None = None
 
     def blocks(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """:func:`_rounded` of [..., width] as rows, some hundred rows each."""
+        """:func:`_rounded` of [..., width], block by block."""
         last = self._last
         if last is not None and last[0]() is x:
             return last[1]
-        found = [_rounded(part.float()) for part in x.reshape(-1, x.shape[-1]).split(_BLOCK_ROWS)]
+        parts = x.reshape(-1, x.shape[-1]).split(self.rows)
+        found = [_rounded(part.to(torch.float32, copy=True)) for part in parts]
         # Without gradients nothing changes an input between two layers that read it; kept no longer than the input.
         self._last = (weakref.ref(x, self._forget), found)
         return found
@@ -124,14 +131,15 @@ class Rounded:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rounded:
         # Copied layers share what is new to them all, and nothing with those they were copied from.
-        memo[id(self)] = made = Rounded()
+        memo[id(self)] = made = Rounded(self.rows)
         return made
 
 
 def share_rounding(layers: Iterable[QuantisedLinear]) -> None:
     """Tells layers that read the same input."""
-    shared = Rounded()
-    for layer in layers:
+    told = list(layers)
+    shared = Rounded(min(layer.rounded.rows for layer in told))
+    for layer in told:
         layer.rounded = shared
 
 
@@ -169,7 +177,7 @@ class QuantisedLinear(nn.Module):
         self.in_features, self.out_features = n_in, len(packed)
         self.activations = activations
         self._kernel: Tensor | None = None
-        self.rounded = Rounded()
+        self.rounded = Rounded(_block_rows(n_in, len(packed)))
 
     def __getstate__(self) -> dict[str, Any]:
         # The kernel's own form of the weights cannot be copied; a copy makes its own.
@@ -188,21 +196,24 @@ class QuantisedLinear(nn.Module):
         return self._whole_numbers(x).view(*x.shape[:-1], self.out_features)
 
     def _whole_numbers(self, x: Tensor) -> Tensor:
-        blocks = Rounded().blocks(x) if torch.is_grad_enabled() else self.rounded.blocks(x)
-        weight = None if self._use_kernel(x) else self.weight
+        rows = self.rounded.rows
+        blocks = Rounded(rows).blocks(x) if torch.is_grad_enabled() else self.rounded.blocks(x)
+        weight = self._without_kernel(x)
         out = x.new_empty(x.numel() // self.in_features, self.out_features)
-        for (numbers, scale), target in zip(blocks, out.split(_BLOCK_ROWS), strict=True):
-            found = self._multiply(numbers) if weight is None else functional.linear(numbers.float() - 128.0, weight)
-            if self.bias is None:
-                target.copy_(found.mul_(scale))
-            elif target.dtype == torch.float32:
-                torch.addcmul(self.bias, found, scale, out=target)
-            else:
-                target.copy_(torch.addcmul(self.bias, found, scale))
+        for (numbers, scale), target in zip(blocks, out.split(rows), strict=True):
+            target.copy_(self._answer(numbers, scale, weight))
         return out
 
-    def _use_kernel(self, rows: Tensor) -> bool:
-        return rows.device.type == "cpu" and not torch.is_grad_enabled() and whole_number_kernel()
+    def _without_kernel(self, rows: Tensor) -> Tensor | None:
+        """The weights in floats, where whole numbers cannot be multiplied."""
+        fits = rows.device.type == "cpu" and not torch.is_grad_enabled() and whole_number_kernel()
+        return None if fits else self.weight
+
+    def _answer(self, numbers: Tensor, scale: Tensor, weight: Tensor | None) -> Tensor:
+        """What the layer says of :func:`_rounded` inputs, float32 [n, n_out]."""
+        found = self._multiply(numbers) if weight is None else functional.linear(numbers.float() - 128.0, weight)
+        # In place: a second block of the same size would push this one out of the cache.
+        return found.mul_(scale) if self.bias is None else torch.addcmul(self.bias, found, scale, out=found)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
         """Weights times ``numbers`` (uint8, 128 is zero), float32 [n, n_out]."""
@@ -215,11 +226,33 @@ class QuantisedLinear(nn.Module):
         )
 
 
+def one_after_the_other(
+    first: QuantisedLinear, second: QuantisedLinear, x: Tensor, between: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Two layers with 8-bit activations and what is done ``between`` them, without gradients: [..., n] -> [..., n_out].
+
+    Block by block, so that what lies between them, often four times as wide, never leaves the cache; it stays in
+    float32. ``between`` is given [n, width] and must not look from one row to another.
+    """
+    rows = _block_rows(first.in_features, first.out_features, second.out_features)
+    weights = first._without_kernel(x), second._without_kernel(x)
+    out = x.new_empty(x.numel() // first.in_features, second.out_features)
+    for (numbers, scale), target in zip(Rounded(rows).blocks(x), out.split(rows), strict=True):
+        inner = between(first._answer(numbers, scale, weights[0]))
+        target.copy_(second._answer(*_rounded(inner), weights[1]))
+    return out.view(*x.shape[:-1], second.out_features)
+
+
+def _block_rows(*widths: int) -> int:
+    """Tokens in a block of layers that are as wide."""
+    return max(_LEAST_ROWS, _BLOCK_CELLS // max(widths))
+
+
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row as uint8 around 128, and its scale float32 [n, 1]."""
-    top = rows.abs().amax(1, keepdim=True).clamp_min_(1e-20)
+    """Each row as uint8 around 128, and its scale float32 [n, 1]; ``rows``, float32, is used up."""
+    top = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg()).clamp_min_(1e-20)
     # By way of signed numbers, which processors convert to several times as fast; flipping the first bit adds 128.
-    numbers = torch.mul(rows, 127.0 / top).round_().to(torch.int8)
+    numbers = rows.mul_(127.0 / top).round_().to(torch.int8)
     return numbers.view(torch.uint8).bitwise_xor_(128), top / 127.0
 
 

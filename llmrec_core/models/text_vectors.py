@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llmrec_core.models.laid_out import laid_out
 from llmrec_core.models.loading import Backbone
 
 Vectors = npt.NDArray[np.float32]
@@ -22,7 +23,7 @@ def embed_texts(backbone: Backbone, texts: Sequence[str], *, max_tokens: int = 6
     backbone.model.eval()
     distinct = {text: position for position, text in enumerate(dict.fromkeys(texts))}
     rows = token_rows(backbone, list(distinct), max_tokens)
-    with torch.inference_mode():
+    with torch.inference_mode(), laid_out(backbone.model, sum(map(len, rows))):
         found = read_rows(backbone, rows, batch_size).float().cpu().numpy()
     return np.asarray(found[[distinct[text] for text in texts]], np.float32)
 

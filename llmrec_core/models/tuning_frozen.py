@@ -7,14 +7,15 @@ replaced for a while.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmrec_core.errors import SpecError
+from llmrec_core.models.calling import called_instead
 from llmrec_core.models.tuning import layer_stack, norms_behind
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES
 
@@ -76,16 +77,3 @@ class FrozenPart:
 
         with called_instead(self._layers[: self.n_layers], give):
             yield
-
-
-@contextmanager
-def called_instead(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, these layers answer as ``forward`` does."""
-    try:
-        for layer in layers:
-            # Found before the method of the class.
-            vars(layer)["forward"] = forward
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)

@@ -45,7 +45,7 @@ from llmrec_core.recommenders._storage import RANKER_FOLDER, check_head, read_ru
 from llmrec_core.saved import catalogue_sha256
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.augmentation import Wordings, augmented, n_rounds
-from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.batches import BatchPlan, sized
 from llmrec_core.training.behaviour import Behaviour
 from llmrec_core.training.network import Pooling, PromptNetwork, can_share
 from llmrec_core.training.packing import TokenisedPrompts, pack, tokenise
@@ -310,7 +310,7 @@ class CrossEncoderRecommender(Recommender):
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()
-        training = self.run.training
+        training = sized(self.run.training, network)
         return BatchPlan(lists, tokens, training, seed, network.backbone.pad_id, n_rounds(training))
 
     def _load_base(self, folder: Path, ctx: FitContext, *, trainable: bool) -> Backbone:

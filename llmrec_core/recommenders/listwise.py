@@ -39,7 +39,7 @@ from llmrec_core.recommenders._language_models import precision_of
 from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.specs import CrossEncoderSpec, ListwiseSpec, PipelineSpec, RecommenderSpec, RunSpec, Task
 from llmrec_core.training.augmentation import Wordings, n_rounds
-from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.batches import BatchPlan, sized
 from llmrec_core.training.listwise import ListBatchPlan, ListNetwork, ListPrompts
 from llmrec_core.training.network import PromptNetwork, can_share
 from llmrec_core.training.packing import TokenisedPrompts, tokenise
@@ -269,7 +269,7 @@ class ListwiseRecommender(CrossEncoderRecommender):
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()
-        training = self.run.training
+        training = sized(self.run.training, network)
         return ListBatchPlan(lists, tokens, training, seed, network.backbone.pad_id, n_rounds(training))
 
     @staticmethod

@@ -16,7 +16,7 @@ from llmrec_core.recommenders.cross_encoder import CrossEncoderRecommender
 from llmrec_core.recommenders.generative import GenerativeRecommender
 from llmrec_core.recommenders.pipeline import PipelineRecommender, ranker_of
 from llmrec_core.specs import TuningSpec
-from llmrec_core.training.batches import BatchPlan
+from llmrec_core.training.batches import BatchPlan, sized
 from llmrec_core.training.behaviour import Behaviour
 from llmrec_core.training.features import BehaviourFeatures
 from llmrec_core.training.network import PromptNetwork
@@ -106,7 +106,7 @@ def practice(
     if reader.behaviour is not None:
         lists = replace(lists, offsets=_out_of_fold(reader.behaviour, reader, split, ctx).of_training(lists))
     tokens = reader._tokenise(lists, ctx=ctx)
-    training = reader.run.training.model_copy(update={"epochs": max(epochs, 1e-6)})
+    training = sized(reader.run.training, network).model_copy(update={"epochs": max(epochs, 1e-6)})
     plan = BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id)
     held_out = _held_out(reader, split, ctx)
     return plan, _validation(reader, held_out, ctx), held_out

@@ -111,7 +111,12 @@ class ObjectiveSpec(Spec):
 class TrainingSpec(TrickFields):
     max_samples: int | None = Field(8000, ge=1, description="training prompts drawn by seed; empty means all")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training prompts")
-    batch_size: int = Field(32, ge=1, description="prompts a step before accumulation")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="prompts a step before accumulation; empty: chosen for the device, 48 where an encoder's products "
+        "are in bf16, else 32",
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed before one optimizer step")
     learning_rate: float = Field(
         2e-4,

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from llmrec_core.contracts import IntArray
+from llmrec_core.models.device import resolve_batch_size
 from llmrec_core.specs import TrainingSpec
-from llmrec_core.training.network import MAX_TAILS
+from llmrec_core.training.network import MAX_TAILS, PromptNetwork
 from llmrec_core.training.objectives import Labels
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 from llmrec_core.training.samples import SampleLists
@@ -33,6 +34,12 @@ class Batch:
     whole: bool = True
 
 
+def sized(spec: TrainingSpec, network: PromptNetwork) -> TrainingSpec:
+    """``spec`` with the batch size that suits the network where it is, if the spec names none."""
+    size = resolve_batch_size(spec.batch_size, network.computes_in, causal=network.causal)
+    return spec.model_copy(update={"batch_size": size})
+
+
 class BatchPlan(TorchDataset[Batch]):
     """The whole training as a list of ready batches: element i is the i-th batch of all epochs.
 
@@ -41,7 +48,7 @@ class BatchPlan(TorchDataset[Batch]):
     Args:
         lists: samples; all prompts of a list stay in one batch.
         tokens: their prompts, in the same order.
-        spec: batch size (in prompts), epochs and bucketing.
+        spec: batch size (in prompts, see :func:`sized`), epochs and bucketing.
         seed: of the order.
         pad_id: padding token.
         n_rounds: ``lists`` are the same ones so many times over (see ``augmentation``): each pass takes its own.
@@ -63,6 +70,8 @@ class BatchPlan(TorchDataset[Batch]):
         n_lists = len(lists.queries)
         self._starts = np.searchsorted(lists.list_of, np.arange(n_lists + 1))
         list_size = max(1, int(np.diff(self._starts).max(initial=1)))
+        assert spec.batch_size is not None
+        self.batch_size = spec.batch_size
         per_batch = max(1, spec.batch_size // list_size)
         lengths = self._lengths() if n_lists else np.empty(0, np.int64)
         rounds = np.split(lengths, n_rounds)
@@ -120,8 +129,13 @@ class BatchPlan(TorchDataset[Batch]):
         return np.concatenate([np.arange(self._starts[i], self._starts[i + 1], dtype=np.int64) for i in lists])
 
     def _lengths(self) -> IntArray:
-        """Tokens of each list, [n_lists]."""
-        return np.add.reduceat(self.tokens.n_tokens, self._starts[:-1])
+        """Tokens that each list reads, [n_lists]: what its prompts share is read once, so batches of even lengths have
+        rows of even lengths."""
+        lists = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts))
+        heads = np.unique(np.stack([lists, self.tokens.head_of]), axis=1)
+        tails = self.tokens.tails.lengths[self.tokens.tail_of]
+        found = np.bincount(heads[0], self.tokens.heads.lengths[heads[1]]) + np.bincount(lists, tails)
+        return found.astype(np.int64)
 
     def _pack(self, prompts: IntArray) -> Packed:
         rows = plan_rows(self.tokens, prompts, MAX_TAILS)

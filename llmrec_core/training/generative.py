@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrec_core.contracts import FloatArray, IntArray, Query
+from llmrec_core.models.device import BATCH_SIZE
 from llmrec_core.models.generation import MOST, Beginning, TitleDecoder
 from llmrec_core.models.label_words import LanguageHead
 from llmrec_core.models.loading import Backbone
@@ -105,7 +106,9 @@ class WritingPlan(BatchPlan):
         n = len(samples)
         each = np.arange(n, dtype=np.int64)
         lists = SampleLists([Query("")] * n, np.zeros(n, np.int64), each, np.zeros(n, np.int64), {})
-        super().__init__(lists, TokenisedPrompts(samples.heads, samples.tails, each, each), spec, seed, pad_id)
+        size = BATCH_SIZE if spec.batch_size is None else spec.batch_size
+        tokens = TokenisedPrompts(samples.heads, samples.tails, each, each)
+        super().__init__(lists, tokens, spec.model_copy(update={"batch_size": size}), seed, pad_id)
         self._samples, self._trie = samples, trie
         # The same place in the trie of all titles, which has the columns and the biases.
         twin = np.zeros(trie.n_nodes, np.int64)

@@ -24,10 +24,11 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from llmrec_core.contracts import IntArray
+from llmrec_core.models.calling import called_instead
 from llmrec_core.models.device import BATCH_TOKENS
+from llmrec_core.models.laid_out import laid_out
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning import layer_stack
-from llmrec_core.models.tuning_frozen import called_instead
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
 from llmrec_core.training.memory import Portion, until_it_fits
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
@@ -101,11 +102,19 @@ def _score(
 ) -> Iterator[tuple[IntArray, Predictions]]:
     """Prompts of a batch and their outputs."""
     read = _read_batches if reads_trees(network.backbone) else _padded_batches
+    # Where memory ran out, none is spent on a second copy of the weights.
+    n_tokens = 0 if portion(network).halved else _n_tokens(tokens)
     # Closed whatever happens: attention is put back with it.
-    with closing(read(network, tokens)) as batches:
+    with laid_out(network.encoder, n_tokens), closing(read(network, tokens)) as batches:
         for members, vectors in batches:
             scores = network.heads(vectors)
             yield members, {task: scores[task].float().cpu().numpy() for task in tasks}
+
+
+def _n_tokens(tokens: TokenisedPrompts) -> int:
+    """Tokens of all prompts, a head's once."""
+    heads = tokens.heads.lengths[np.unique(tokens.head_of)]
+    return int(heads.sum() + tokens.tails.lengths[tokens.tail_of].sum())
 
 
 def batch_tokens(network: Reader) -> int:
@@ -332,13 +341,18 @@ def block_attention(
             found = torch.matmul(weights[..., n_head:], v)
             found += torch.matmul(weights[..., :n_head].flatten(1, 3), head_v).view_as(found)
         rows = found.flatten(0, 1).flatten(1, 2).transpose(0, 1)
-        out[block.tokens] = (rows if block.inside is None else rows[block.inside]).to(out.dtype)
+        out[block.tokens] = (rows if block.inside is None else rows.index_select(0, block.inside)).to(out.dtype)
     return out.unsqueeze(0), None
 
 
 def _sequences(states: Tensor, block: Block) -> Tensor:
     """The block's part of [..., n_tokens, width] as [..., n, longest, width]."""
-    part = states[..., block.tokens, :] if block.inside is None else states[..., block.place.reshape(-1), :]
+    if block.inside is None:
+        part = states[..., block.tokens, :]
+    else:
+        # Tokens with all their heads, as they lie in memory: an index further inside takes four times as long.
+        tokens = states.movedim(-2, 0).index_select(0, block.place.reshape(-1))
+        part = tokens.movedim(0, -2).contiguous()
     return part.unflatten(-2, tuple(block.place.shape))
 
 

@@ -28,6 +28,7 @@ from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.device import left_of_padding, memory_in_use
 from llmrec_core.models.tuning import recomputed_layers
 from llmrec_core.models.tuning_adalora import RankSchedule, rank_schedule
+from llmrec_core.models.tuning_lora import frozen_laid_out
 from llmrec_core.specs import LOWER_IS_BETTER, TrainingSpec
 from llmrec_core.training import checkpoints
 from llmrec_core.training.balancing import make_balance
@@ -94,9 +95,10 @@ def train(
         _quiet_transformers(),
         keeping_states(network, plan, validation, spec, ctx) as known,
         recomputed,
+        frozen_laid_out(network.encoder),
         without_padding(network, whole_rows=bool(spec.adversarial_epsilon) or spec.gradient_checkpointing),
     ):
-        ctx.emit("log", level="info", message=_how(network, spec))
+        ctx.emit("log", level="info", message=_how(network, plan, spec))
         trainer = _Trainer(network, plan, validation, weights, spec, ctx, known)
         trainer.train(resume_from_checkpoint=trainer.checkpoint_to_resume())
         trainer.keep_best()
@@ -471,14 +473,14 @@ class _Trainer(HuggingFaceTrainer):
         self.ctx.emit("log", level=level, message=message)
 
 
-def _how(network: PromptNetwork, spec: TrainingSpec) -> str:
+def _how(network: PromptNetwork, plan: BatchPlan, spec: TrainingSpec) -> str:
     """What was chosen for the device, as it is now: attention, padding, batch sizes."""
     unpadded = getattr(network, "unpadded", False)
     attention = "row by row" if unpadded else network.backbone.attention
     padding = left_of_padding(network.computes_in) if unpadded else "rows padded to the longest of a batch"
     if spec.bucket_by_length and not unpadded:
         padding += ", those of like length together"
-    step = f"{spec.batch_size:,} prompts a batch"
+    step = f"{plan.batch_size:,} prompts a batch"
     if spec.gradient_accumulation_steps > 1:
         step += f" and {spec.gradient_accumulation_steps:,} batches a step"
     scored = f"scoring takes {batch_tokens(network):,} tokens at once"

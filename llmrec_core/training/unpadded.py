@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from llmrec_core.models.calling import called_instead
 from llmrec_core.models.tuning import layer_stack
-from llmrec_core.models.tuning_frozen import called_instead
 from llmrec_core.models.tuning_lora import FusedLoraLinear, side_by_side
 from llmrec_core.models.tuning_soft import soft_states
 from llmrec_core.training.packing import Packed, tree_mask

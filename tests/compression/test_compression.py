@@ -81,6 +81,8 @@ def test_eight_bits_are_a_quarter_and_nearly_the_same_scores(tiny_parent, tmp_pa
 
 
 def test_the_kernel_and_the_plain_way_round_alike(monkeypatch):
+    # More rows than a block has.
+    monkeypatch.setattr(quantised, "_BLOCK_CELLS", 1)
     torch.manual_seed(0)
     rows, weight, bias = torch.randn(700, 48) * 3, torch.randn(40, 48), torch.randn(40)
     layer = quantised.QuantisedLinear(*quantised.quantise_rows(weight), None, bias, 48, "int8")

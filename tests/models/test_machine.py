@@ -11,7 +11,6 @@ from llmrec_core.models import machine
 from llmrec_core.models.device import MatmulPeaks, device_facts
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.machine import MINILM, EncoderSize, allowed, choices, measured_peaks
-from llmrec_core.specs import TrainingSpec
 
 
 def test_operations_by_hand():
@@ -52,7 +51,8 @@ def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
     )
     assert found["precision"] == device_facts("cpu").precision
     assert found["batch_tokens"] == 4096
-    assert found["batch_size"].startswith(f"{TrainingSpec().batch_size} prompts a step, in parts")
+    size = {"bf16": 48, "float32": 32}[weights]
+    assert found["batch_size"].startswith(f"{size} prompts a step (32 of decoders), in parts")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_models import WRITERS
 from torch import Tensor
 
 from llmrec_core.errors import ModelError, SpecError
+from llmrec_core.models.laid_out import LaidOut
 from llmrec_core.models.loading import Backbone, load_backbone
 from llmrec_core.models.tuning import (
     adapters_off,
@@ -21,7 +23,7 @@ from llmrec_core.models.tuning import (
     parameter_counts,
     trainable_state,
 )
-from llmrec_core.models.tuning_lora import FusedLoraLinear
+from llmrec_core.models.tuning_lora import FusedLoraLinear, frozen_laid_out
 from llmrec_core.models.tuning_soft import soft_states
 from llmrec_core.specs import TUNING_METHODS, TuningMethod, TuningSpec
 
@@ -122,8 +124,9 @@ def test_sizes_by_hand(folders: dict[str, Path]) -> None:
     assert trained("bottleneck", bottleneck_places="feed-forward") == 2 * one
 
 
-def lora_step(folder: Path, dtype: torch.dtype) -> Tensor:
-    """Pooled outputs and all gradients of one step, in one vector."""
+def lora_step(folder: Path, dtype: torch.dtype, laid_out: int = 0) -> Tensor:
+    """Pooled outputs and all gradients of one step, in one vector; with frozen matrices ``laid_out``, of the last of
+    that many equal steps."""
     backbone = load_backbone(folder, dtype=dtype)
     apply_tuning(backbone.model, TuningSpec(method="lora", lora_rank=3))
     assert any(isinstance(module, FusedLoraLinear) for module in backbone.model.modules())
@@ -132,8 +135,11 @@ def lora_step(folder: Path, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
-    vectors = outputs(backbone).float()
-    vectors[:, ::2].square().sum().backward()
+    with frozen_laid_out(backbone.model) if laid_out else nullcontext():
+        for _ in range(max(1, laid_out)):
+            backbone.model.zero_grad()
+            vectors = outputs(backbone).float()
+            vectors[:, ::2].square().sum().backward()
     return torch.cat([vectors.detach().flatten(), *(p.grad.flatten() for p in trained if p.grad is not None)])
 
 
@@ -147,6 +153,44 @@ def test_fused_lora_computes_what_peft_does(
     assert (fused - plain).norm() <= 1e-5 * plain.norm()
     # Small updates, as trained ones are: then the rounding of the base weights outweighs that of the adapters.
     assert (rough - plain).norm() <= 1.5 * (rough_plain - plain).norm()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_frozen_matrices_are_laid_out_once(
+    folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same step; each matrix is laid out once for each direction, and let go afterwards."""
+    monkeypatch.setattr("llmrec_core.models.tuning_lora.can_be_laid_out", lambda matrix: True)
+    made: list[LaidOut] = []
+    monkeypatch.setattr(
+        "llmrec_core.models.tuning_lora.LaidOut", lambda *given: made.append(LaidOut(*given)) or made[-1]
+    )
+    exact, rough = lora_step(folders[name], torch.float32), lora_step(folders[name], torch.bfloat16)
+    assert not made
+    laid_out = lora_step(folders[name], torch.bfloat16, laid_out=2)
+    n_layers = sum(isinstance(m, FusedLoraLinear) for m in tuned(folders[name], "lora").model.modules())
+    assert 0 < len(made) <= n_layers, "when first multiplied, and once in two steps"
+    assert (laid_out - exact).norm() <= 1.3 * (rough - exact).norm()
+
+
+def test_without_memory_or_gain_nothing_is_laid_out(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_backbone(folders["bert"], dtype=torch.bfloat16)
+    apply_tuning(backbone.model, TuningSpec(method="lora"))
+    layers = [module for module in backbone.model.modules() if isinstance(module, FusedLoraLinear)]
+    n_bytes = sum(4 * layer.matrix().numel() for layer in layers)
+
+    def laid_out(possible: bool, memory: int) -> bool:
+        monkeypatch.setattr("llmrec_core.models.tuning_lora.can_be_laid_out", lambda matrix: possible)
+        monkeypatch.setattr("llmrec_core.models.tuning_lora.keepable_memory", lambda device: memory)
+        with frozen_laid_out(backbone.model):
+            return all(layer._laid_out is not None for layer in layers)
+
+    assert laid_out(True, n_bytes)
+    assert all(layer._laid_out is None for layer in layers)
+    assert not laid_out(True, n_bytes - 1)
+    assert not laid_out(False, n_bytes)
+    with frozen_laid_out(load_backbone(folders["bert"]).model):
+        pass
 
 
 def test_a_dropped_out_adapter_is_left_to_peft(folders: dict[str, Path]) -> None:

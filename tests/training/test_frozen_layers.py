@@ -181,7 +181,7 @@ def test_a_plan_tells_which_prompts_its_batches_read(folders, listwise):
     labels = {"rank": np.tile(np.array([1, 0, 0], np.float32), 3)}
     of_list = np.repeat(np.arange(3), 3)
     lists = SampleLists([Query(str(n)) for n in range(3)], np.arange(3), of_list, np.zeros(9, np.int64), labels)
-    spec, pad_id = TrainingSpec(), network.backbone.pad_id
+    spec, pad_id = TrainingSpec(batch_size=32), network.backbone.pad_id
     plan: BatchPlan
     if listwise:
         letters = [np.arange(3)] * 3

@@ -189,3 +189,19 @@ def test_a_plan_covers_each_epoch_once(split, bucket, epochs):
     assert lengths == sorted(lengths), "rows of one length go through attention together"
     assert batch.n_prompts == 3 * len(batch.lists)
     assert batch.labels.list_of.tolist() == np.repeat(np.arange(len(batch.lists)), 3).tolist()
+
+
+def test_lists_are_as_long_as_the_rows_that_they_become(split):
+    """What the prompts of a list share is read once: three of 40 + 3 tokens are a row of 49, of 31 + 12 one of 67."""
+    run = _run("click", negatives_per_positive=2, batch_size=6)
+    lists = training_lists(split, run, 0)
+    short = np.arange(len(lists.queries)) % 2 == 0
+    heads = Ragged.of([[1] * (40 if one else 31) for one in short])
+    tails = Ragged.of([[2] * (3 if short[of] else 12) for of in lists.list_of])
+    tokens = TokenisedPrompts(heads, tails, lists.list_of, np.arange(len(lists)))
+    assert set(tokens.n_tokens.tolist()) == {43}
+    plan = BatchPlan(lists, tokens, run.training, 0, 0)
+    kinds = [set((plan[number].packed.segment >= 0).sum(1).tolist()) for number in range(len(plan))]
+    assert set().union(*kinds) == {49, 67}
+    # Where the lengths change in a block of sorted lists, and at its end, are both.
+    assert sum(len(kind) > 1 for kind in kinds) <= 2 * -(-len(plan) // 16)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from llmrec_core.errors import RunFailedError
+from llmrec_core.models import laid_out
 from llmrec_core.models.heads import TaskHeads
 from llmrec_core.models.loading import Backbone
 from llmrec_core.models.tuning_soft import add_soft_states
@@ -22,6 +24,9 @@ from llmrec_core.training.packing import Ragged, TokenisedPrompts, pack, plan_ro
 ENCODERS = ("bert", "electra")
 DECODERS = ("gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 _N_WORDS = 50
+_EMULATED = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="PyTorch does not even emulate bfloat16 here"
+)
 
 
 def _network(model_type: str, *, shared: bool = True, pooling: str | None = None, autocast=None) -> PromptNetwork:
@@ -277,3 +282,63 @@ def test_the_last_layer_feeds_tails_forward_and_nothing_else(model_type, monkeyp
     monkeypatch.setattr(scoring, "LAST_LAYERS", frozenset())
     np.testing.assert_allclose(scores, network.predict(TOKENS, ("click",))["click"], atol=1e-6)
     assert sum(seen[1]) == n_tails + sum(seen[0]) / 2
+
+
+def _bfloat16(model_type: str, monkeypatch) -> PromptNetwork:
+    """A network whose weights are laid out when it scores, on any processor."""
+    monkeypatch.setattr(laid_out, "cpu_bf16_unit", lambda: "AVX-512 BF16")
+    monkeypatch.setattr(laid_out, "LEAST_TOKENS", 1)
+    network = _network(model_type)
+    network.encoder.to(torch.bfloat16)
+    return network
+
+
+@_EMULATED
+@pytest.mark.parametrize("trees", [True, False])
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_laid_out_weights_score_the_same_and_new_ones_are_seen(model_type, trees, monkeypatch):
+    network = _bfloat16(model_type, monkeypatch)
+    monkeypatch.setattr(scoring, "reads_trees", lambda _: trees)
+    made: list[int] = []
+    in_order = laid_out._in_order
+    monkeypatch.setattr(laid_out, "_in_order", lambda weight: made.append(1) or in_order(weight))
+
+    def both() -> np.ndarray:
+        """Scores, which are those of plain products."""
+        made.clear()
+        found = network.predict(TOKENS, ("click",))["click"]
+        n_made = len(made)
+        with monkeypatch.context() as patch:
+            patch.setattr(laid_out, "LEAST_TOKENS", 1000)
+            plain = network.predict(TOKENS, ("click",))["click"]
+        assert len(made) == n_made > 0
+        # Eight bits of precision, through two layers.
+        np.testing.assert_allclose(found, plain, atol=0.05 * np.ptp(plain))
+        return found
+
+    before = both()
+    with torch.no_grad():
+        for weight in network.encoder.parameters():
+            weight.mul_(0.5)
+    assert np.abs(both() - before).max() > 0.1 * np.ptp(before)
+    assert not any("forward" in vars(part) for part in network.encoder.modules())
+
+
+@_EMULATED
+def test_where_memory_ran_out_no_weights_are_laid_out_again(monkeypatch):
+    network = _bfloat16("bert", monkeypatch)
+    whole = network.predict(TOKENS, ("click",))["click"]
+    read, widths, laid = network.encoder.forward, [], []
+
+    def small_memory(input_ids, **options):
+        widths.append(input_ids.numel())
+        laid.append(any("forward" in vars(part) for part in network.encoder.modules() if isinstance(part, nn.Linear)))
+        if len(widths) == 1:
+            raise MemoryError
+        return read(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(network.encoder, "forward", small_memory)
+    np.testing.assert_allclose(network.predict(TOKENS, ("click",))["click"], whole, atol=0.05 * np.ptp(whole))
+    assert laid[0]
+    assert not any(laid[1:])
+    assert len(laid) > 1

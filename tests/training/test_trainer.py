@@ -14,6 +14,7 @@ import torch
 from training.training_cases import Events, fit, planted_run, planted_split, test_auc
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
+from llmrec_core.models.device import resolve_batch_size
 from llmrec_core.training import scoring, unpadded
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
@@ -80,6 +81,19 @@ def test_the_log_says_what_was_chosen_for_the_device(models, split, settings, sa
     events = Events()
     fit(planted_run(models, **SHORT, **settings), split, models, events=events)
     assert f"Training with {said}" in events.messages
+
+
+@pytest.mark.parametrize(("precision", "asked", "size"), [("fp32", None, 32), ("bf16", None, 48), ("bf16", 8, 8)])
+def test_a_batch_size_that_nobody_names_is_chosen_for_the_precision(models, split, precision, asked, size):
+    events = Events()
+    run = planted_run(models, **{**SHORT, "precision": precision, "batch_size": asked, "max_samples": 96})
+    assert fit(run, split, models, events=events).outcome.steps == 96 // size
+    assert f" {size} prompts a batch; " in events.messages
+
+
+def test_decoders_take_small_batches_in_bf16_too():
+    assert resolve_batch_size(None, torch.bfloat16, causal=True) == 32
+    assert resolve_batch_size(5, torch.bfloat16, causal=True) == 5
 
 
 def test_nothing_is_printed_and_global_generators_stay_as_they_were(models, split, capfd):
