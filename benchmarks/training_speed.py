@@ -155,17 +155,32 @@ def our_windows(network: PromptNetwork, plan: BatchPlan, run: RunSpec) -> Iterat
             yield batch.n_prompts
 
 
-def timed(step: Step, at_least: int) -> float:
-    """Samples a second over steps that cover at least so many samples, after one that is not counted."""
+@dataclass
+class Window:
+    """Some steps, one after the other."""
+
+    n_samples: int
+    n_steps: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Samples a second."""
+        return self.n_samples / self.seconds
+
+
+def timed(step: Step, at_least: int) -> Window:
+    """Steps that cover at least so many samples, after one that is not counted."""
     step()
-    started, done = time.perf_counter(), 0
-    while done < at_least:
-        done += step()
-    return done / (time.perf_counter() - started)
+    started, n_samples, n_steps = time.perf_counter(), 0, 0
+    while n_samples < at_least:
+        n_samples += step()
+        n_steps += 1
+    return Window(n_samples, n_steps, time.perf_counter() - started)
 
 
-def encoder_operations(network: PromptNetwork, plan: BatchPlan) -> float:
-    """Floating point operations of the encoder's matrix products in one training step, a mean over the plan.
+def encoder_operations(network: PromptNetwork, plan: BatchPlan) -> np.ndarray:
+    """Floating point operations of the encoder's matrix products in a training step on each batch, [n_batches].
 
     What is asked of real tokens: keys and values of all; in the last layer the rest for pooled tokens alone. Backwards
     twice as much: the embeddings are frozen, but their norm is trained, so that the first layer too hands its gradient
@@ -175,7 +190,7 @@ def encoder_operations(network: PromptNetwork, plan: BatchPlan) -> float:
     size, n_layers = config.hidden_size, config.num_hidden_layers
     read, asked = 2 * size * size, 2 * size * (size + config.intermediate_size)
     found = []
-    for position in range(min(len(plan), 50)):
+    for position in range(len(plan)):
         packed = plan[position].packed
         lengths = (packed.segment >= 0).sum(1).double()
         pooled = (network.pooling_weights(packed) > 0).any(1).sum(1).double()
@@ -183,7 +198,7 @@ def encoder_operations(network: PromptNetwork, plan: BatchPlan) -> float:
         forward = 2 * (n_tokens * n_layers * read + ((n_layers - 1) * n_tokens + n_pooled) * asked)
         pairs = 4 * size * float(((n_layers - 1) * lengths**2 + pooled * lengths).sum())
         found.append(3 * (forward + pairs))
-    return float(np.mean(found))
+    return np.array(found)
 
 
 class Kept:
@@ -275,11 +290,14 @@ def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
     plan = prompts.plan(network, run.seed)
     textbook = Textbook(prompts.folder, prompts.train, prompts.n_steps, run.seed)
     loop = our_windows(network, plan, run)
+    operations, n_taken = encoder_operations(network, plan), 0
 
     def ours_step() -> int:
+        nonlocal n_taken
+        n_taken += 1
         return next(loop)
 
-    peaks, windows = [], []
+    peaks, windows, speeds = [], [], []
     for number in range(n_windows + 1):
         pair = (
             timed(textbook.step, WINDOW_STEPS * TEXTBOOK_BATCH),
@@ -288,22 +306,21 @@ def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
         if number:
             windows.append(pair)
             peaks.append(matmul_peaks(1.0))
+            taken = np.arange(n_taken - pair[1].n_steps, n_taken) % len(plan)
+            speeds.append(float(operations[taken].sum()) / pair[1].seconds / 1e9)
             print(
-                f"window {number}: textbook {pair[0]:.1f}, ours {pair[1]:.1f} samples/s, "
-                f"bf16 peak {peaks[-1].bf16_gflops:.0f} GFLOP/s",
+                f"window {number}: textbook {pair[0].rate:.1f}, ours {pair[1].rate:.1f} samples/s and "
+                f"{speeds[-1]:.0f} of {peaks[-1].bf16_gflops:.0f} GFLOP/s in bf16",
                 flush=True,
             )
-    ratios = [ours / book for book, ours in windows]
-    samples_per_s = statistics.median(ours for _, ours in windows)
-    batch = float(np.mean([plan[position].n_prompts for position in range(min(len(plan), 50))]))
-    per_sample = encoder_operations(network, plan) / batch / 1e9
-    gflops = samples_per_s * per_sample
+    ratios = [ours.rate / book.rate for book, ours in windows]
+    gflops = statistics.median(speeds)
     peak = {name: max(getattr(one, name) for one in peaks) for name in ("fp32_gflops", "bf16_gflops")}
-    shares = [ours * per_sample / one.bf16_gflops for (_, ours), one in zip(windows, peaks, strict=True)]
+    shares = [one / best.bf16_gflops for one, best in zip(speeds, peaks, strict=True)]
     return {
         "samples_per_s": {
-            "textbook": round(statistics.median(book for book, _ in windows), 2),
-            "ours": round(samples_per_s, 2),
+            "textbook": round(statistics.median(book.rate for book, _ in windows), 2),
+            "ours": round(statistics.median(ours.rate for _, ours in windows), 2),
         },
         "ratio": round(statistics.median(ratios), 2),
         "ratio_of_each_window": [round(ratio, 2) for ratio in ratios],

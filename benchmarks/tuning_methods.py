@@ -245,7 +245,7 @@ def main() -> None:
         "what": "one training step of each way of tuning, windows in turn; validation AUC after one pass",
         "model": "minilm",
         "dataset": given.dataset,
-        "batch_size": bench.run.training.batch_size,
+        "batch_size": bench.plan.batch_size,
         "learning_rate": bench.run.training.learning_rate,
     }
     if given.part != "frozen":
