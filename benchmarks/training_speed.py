@@ -280,7 +280,7 @@ class Prompts:
 
     def plan(self, network: PromptNetwork, seed: int) -> BatchPlan:
         tokens = tokenise(network.backbone, self.train.prompts, shared=True)
-        return BatchPlan(self.train.lists, tokens, sized(self.run.training, network), seed, network.backbone.pad_id)
+        return BatchPlan(self.train.lists, tokens, sized(self.run, network), seed, network.backbone.pad_id)
 
 
 def speed(prompts: Prompts, n_windows: int) -> dict[str, object]:
@@ -403,7 +403,7 @@ def main() -> None:
     prompts = Prompts.of(dataset, fetch_model(workspace, "minilm"), given.samples, given.held_out)
     facts = device_facts(str(resolve_device("cpu")))
     dtype = resolve_precision("auto", resolve_device("cpu")).dtype
-    batch_size = resolve_batch_size(prompts.run.training.batch_size, dtype)
+    batch_size = resolve_batch_size(prompts.run.training.batch_size, dtype, clicks=True)
     result: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.only else {}
     result |= {
         "what": "training samples per second, one process, alternating windows; AUC after the same samples",

@@ -90,7 +90,7 @@ class Bench:
         backbone = self.network("full").backbone
         self.tokens = tokenise(backbone, self.samples.prompts, shared=True)
         self.held_tokens = tokenise(backbone, self.held.prompts, shared=True)
-        self.plan = BatchPlan(lists, self.tokens, sized(self.run.training, self.network("full")), 0, backbone.pad_id)
+        self.plan = BatchPlan(lists, self.tokens, sized(self.run, self.network("full")), 0, backbone.pad_id)
 
     def network(self, way: str) -> PromptNetwork:
         dtype = resolve_precision(self.run.training.precision, torch.device("cpu")).dtype
@@ -166,7 +166,8 @@ def frozen(bench: Bench, n_rounds: int, epochs: float, every: int) -> dict[str, 
     changes = {"epochs": epochs, "validation_every": every, "early_stopping_patience": 0}
     spec = bench.run.training.model_copy(update=changes)
     any_one = bench.network("top-layers")
-    plan = BatchPlan(bench.samples.lists, bench.tokens, sized(spec, any_one), 0, any_one.backbone.pad_id)
+    sized_spec = sized(bench.run.model_copy(update={"training": spec}), any_one)
+    plan = BatchPlan(bench.samples.lists, bench.tokens, sized_spec, 0, any_one.backbone.pad_id)
     validation = Validation("auc", bench.held.lists, bench.held_tokens, {"click": 1.0})
     seconds: dict[str, list[float]] = {"kept": [], "computed again": []}
     losses: dict[str, list[float]] = {}

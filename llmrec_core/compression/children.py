@@ -134,7 +134,7 @@ def _matched(kept: list[int], place: int, n_layers: int) -> int:
 def _judged_on(reader: CrossEncoderRecommender, held_out: SampleLists, n_prompts: int, ctx: FitContext) -> list[Batch]:
     """Validation prompts in batches, with their labels."""
     network = network_of(reader)
-    training = sized(reader.run.training, network).model_copy(update={"epochs": 1.0})
+    training = sized(reader.run, network).model_copy(update={"epochs": 1.0})
     plan = BatchPlan(held_out, reader._tokenise(held_out), training, ctx.seed, network.backbone.pad_id)
     found, seen = [], 0
     for number in range(len(plan)):

@@ -16,8 +16,9 @@ from llmrec_core.errors import SpecError
 
 #: Tokens in one scoring batch (or one head with one tail, if that is longer), by kind of device.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
-#: Prompts of a training step where a spec names no number; the second where an encoder's products are in bf16. The
+#: Prompts of a training step where a spec names no number; the second where an encoder learns clicks in bf16. The
 #: shorter products take, the larger a share of a step is what each step takes once: the update of weights, and calls.
+#: Ratings and lists are learned worse in fewer steps, and decoders take long for each.
 BATCH_SIZE, _FAST_BATCH_SIZE = 32, 48
 #: What a training may keep of frozen layers: a share of the memory that is free when it begins, and never more bytes.
 KEPT_SHARE, KEPT_BYTES = 0.25, 2 * 2**30
@@ -123,12 +124,15 @@ def resolve_precision(precision: str, device: torch.device) -> PrecisionChoice:
     return PrecisionChoice(torch.float32, f"fp32: bf16 training is not proven on {device.type}")
 
 
-def resolve_batch_size(batch_size: int | None, dtype: torch.dtype, *, causal: bool = False) -> int:
-    """Prompts of a training step: the spec's own number, or what suits products in ``dtype`` of an encoder or, with
-    ``causal``, a decoder."""
+def resolve_batch_size(batch_size: int | None, dtype: torch.dtype, *, clicks: bool) -> int:
+    """Prompts of a training step: the spec's own number, or what suits products in ``dtype``.
+
+    Args:
+        clicks: an encoder is trained, and for clicks alone.
+    """
     if batch_size is not None:
         return batch_size
-    return _FAST_BATCH_SIZE if dtype == torch.bfloat16 and not causal else BATCH_SIZE
+    return _FAST_BATCH_SIZE if dtype == torch.bfloat16 and clicks else BATCH_SIZE
 
 
 def cpu_bf16_unit() -> str | None:

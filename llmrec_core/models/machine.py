@@ -101,6 +101,7 @@ def choices(name: str = "auto") -> Choices:
     device = resolve_device(name)
     precision = resolve_precision("auto", device)
     half = precision.dtype == torch.bfloat16
+    fast = resolve_batch_size(None, precision.dtype, clicks=True)
     if device.type == "cpu":
         attention = "eager: PyTorch's fused attention is slow backwards on processors; training goes row by row"
         left = left_of_padding(precision.dtype)
@@ -117,7 +118,7 @@ def choices(name: str = "auto") -> Choices:
         precision=str(precision.dtype).removeprefix("torch."),
         weights=weights,
         padding=f"{padding}; scoring: none",
-        batch_size=f"{resolve_batch_size(None, precision.dtype)} prompts a step ({BATCH_SIZE} of decoders), in parts "
+        batch_size=f"{fast} prompts a step for clicks on an encoder, else {BATCH_SIZE}, in parts "
         "that add up to it where memory is short",
         batch_tokens=BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]),
         frozen_layers=f"read once where prompts come again, {keepable_memory(device) / 1e6:,.0f} MB kept at most",

@@ -310,7 +310,7 @@ class CrossEncoderRecommender(Recommender):
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()
-        training = sized(self.run.training, network)
+        training = sized(self.run, network)
         return BatchPlan(lists, tokens, training, seed, network.backbone.pad_id, n_rounds(training))
 
     def _load_base(self, folder: Path, ctx: FitContext, *, trainable: bool) -> Backbone:

@@ -269,7 +269,7 @@ class ListwiseRecommender(CrossEncoderRecommender):
 
     def _plan(self, lists: SampleLists, tokens: TokenisedPrompts, seed: int) -> BatchPlan:
         network, _, _ = self._fitted()
-        training = sized(self.run.training, network)
+        training = sized(self.run, network)
         return ListBatchPlan(lists, tokens, training, seed, network.backbone.pad_id, n_rounds(training))
 
     @staticmethod

@@ -106,7 +106,7 @@ def practice(
     if reader.behaviour is not None:
         lists = replace(lists, offsets=_out_of_fold(reader.behaviour, reader, split, ctx).of_training(lists))
     tokens = reader._tokenise(lists, ctx=ctx)
-    training = sized(reader.run.training, network).model_copy(update={"epochs": max(epochs, 1e-6)})
+    training = sized(reader.run, network).model_copy(update={"epochs": max(epochs, 1e-6)})
     plan = BatchPlan(lists, tokens, training, ctx.seed, network.backbone.pad_id)
     held_out = _held_out(reader, split, ctx)
     return plan, _validation(reader, held_out, ctx), held_out

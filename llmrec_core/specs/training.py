@@ -114,8 +114,8 @@ class TrainingSpec(TrickFields):
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="prompts a step before accumulation; empty: chosen for the device, 48 where an encoder's products "
-        "are in bf16, else 32",
+        description="prompts a step before accumulation; empty means as suits the device: 48 where an encoder learns "
+        "clicks alone and its products are in bf16, else 32",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed before one optimizer step")
     learning_rate: float = Field(

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from llmrec_core.contracts import IntArray
 from llmrec_core.models.device import resolve_batch_size
-from llmrec_core.specs import TrainingSpec
+from llmrec_core.specs import RunSpec, TrainingSpec
 from llmrec_core.training.network import MAX_TAILS, PromptNetwork
 from llmrec_core.training.objectives import Labels
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
@@ -34,10 +34,11 @@ class Batch:
     whole: bool = True
 
 
-def sized(spec: TrainingSpec, network: PromptNetwork) -> TrainingSpec:
-    """``spec`` with the batch size that suits the network where it is, if the spec names none."""
-    size = resolve_batch_size(spec.batch_size, network.computes_in, causal=network.causal)
-    return spec.model_copy(update={"batch_size": size})
+def sized(run: RunSpec, network: PromptNetwork) -> TrainingSpec:
+    """How the run trains, with the batch size that suits the network where it is, if the spec names none."""
+    clicks = not network.causal and {objective.task for objective in run.objectives} == {"click"}
+    size = resolve_batch_size(run.training.batch_size, network.computes_in, clicks=clicks)
+    return run.training.model_copy(update={"batch_size": size})
 
 
 class BatchPlan(TorchDataset[Batch]):

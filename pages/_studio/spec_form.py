@@ -170,7 +170,8 @@ def _number(field: FormField, key: str, title: str) -> int | float | None:
         "format": "%d" if field.kind == "int" else "%g",
     }
     # Without a number nothing is bounded: every user is tested.
-    nothing = "no limit" if field.path.rpartition(".")[2].startswith("max_") else "not set"
+    unset = "automatic" if "empty means" in field.help else "not set"
+    nothing = "no limit" if field.path.rpartition(".")[2].startswith("max_") else unset
     value: int | float | None = st.number_input(
         title, placeholder=nothing, key=key, help=field.help, persist_state="session", **options
     )

@@ -52,7 +52,7 @@ def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
     assert found["precision"] == device_facts("cpu").precision
     assert found["batch_tokens"] == 4096
     size = {"bf16": 48, "float32": 32}[weights]
-    assert found["batch_size"].startswith(f"{size} prompts a step (32 of decoders), in parts")
+    assert found["batch_size"].startswith(f"{size} prompts a step for clicks on an encoder, else 32, in parts")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import torch
 from training.training_cases import Events, fit, planted_run, planted_split, test_auc
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
-from llmrec_core.models.device import resolve_batch_size
 from llmrec_core.training import scoring, unpadded
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
@@ -83,17 +82,25 @@ def test_the_log_says_what_was_chosen_for_the_device(models, split, settings, sa
     assert f"Training with {said}" in events.messages
 
 
-@pytest.mark.parametrize(("precision", "asked", "size"), [("fp32", None, 32), ("bf16", None, 48), ("bf16", 8, 8)])
-def test_a_batch_size_that_nobody_names_is_chosen_for_the_precision(models, split, precision, asked, size):
+@pytest.mark.parametrize(
+    ("precision", "tasks", "asked", "size"),
+    [
+        ("fp32", ["click"], None, 32),
+        ("bf16", ["click"], None, 48),
+        ("bf16", ["click"], 8, 8),
+        ("bf16", ["rating"], None, 32),
+        ("bf16", ["click", "rating"], None, 32),
+    ],
+)
+def test_a_batch_size_that_nobody_names_is_chosen(models, split, precision, tasks, asked, size):
     events = Events()
-    run = planted_run(models, **{**SHORT, "precision": precision, "batch_size": asked, "max_samples": 96})
+    run = planted_run(
+        models,
+        **{**SHORT, "precision": precision, "batch_size": asked, "max_samples": 96, "ratings_per_history": 1},
+        objectives=[{"task": task} for task in tasks],
+    )
     assert fit(run, split, models, events=events).outcome.steps == 96 // size
     assert f" {size} prompts a batch; " in events.messages
-
-
-def test_decoders_take_small_batches_in_bf16_too():
-    assert resolve_batch_size(None, torch.bfloat16, causal=True) == 32
-    assert resolve_batch_size(5, torch.bfloat16, causal=True) == 5
 
 
 def test_nothing_is_printed_and_global_generators_stay_as_they_were(models, split, capfd):

@@ -11,11 +11,21 @@ from training.training_cases import fit, planted_run, planted_split
 from llmrec_core.models.compact import prune_heads
 from llmrec_core.models.tuning import apply_tuning
 from llmrec_core.models.tuning_soft import add_soft_states
-from llmrec_core.specs import TuningSpec
+from llmrec_core.specs import RunSpec, TuningSpec
 from llmrec_core.training import unpadded
+from llmrec_core.training.batches import sized
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import pack, plan_rows
 from llmrec_core.training.unpadded import without_padding
+
+
+@pytest.mark.parametrize(("model_type", "size"), [("bert", 48), ("llama", 32)])
+def test_a_decoder_takes_no_larger_batches_in_bf16(model_type, size):
+    network = _network(model_type)
+    run = RunSpec.model_validate({"dataset": {"name": "d"}, "objectives": [{"task": "click"}]})
+    assert sized(run, network).batch_size == 32
+    network.encoder.to(torch.bfloat16)
+    assert sized(run, network).batch_size == size
 
 
 def _packed(tokens, max_tails=3):
