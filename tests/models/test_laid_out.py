@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from bf16_products import needs_bf16_products
 from tiny_models import write_tiny_bert
 from torch import nn
 from torch.nn import functional
@@ -17,9 +18,7 @@ from llmrec_core.models.laid_out import LaidOut
 from llmrec_core.models.loading import load_backbone
 from llmrec_core.models.text_vectors import embed_texts
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="PyTorch does not even emulate bfloat16 here"
-)
+pytestmark = needs_bf16_products
 
 #: A result is rounded once to eight bits of precision; sums are float32.
 ROUNDING = {"rtol": 2**-8, "atol": 1e-4}

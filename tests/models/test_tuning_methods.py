@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bf16_products import needs_bf16_products
 from models.tuning_cases import TEXTS, outputs
 from peft.tuners.lora import Linear as PeftLinear
 from tiny_models import WRITERS
@@ -155,6 +156,7 @@ def test_fused_lora_computes_what_peft_does(
     assert (rough - plain).norm() <= 1.5 * (rough_plain - plain).norm()
 
 
+@needs_bf16_products
 @pytest.mark.parametrize("name", WRITERS)
 def test_frozen_matrices_are_laid_out_once(
     folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch

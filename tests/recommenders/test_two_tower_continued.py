@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recommenders.continued_cases import all_but_first_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_bert
 
@@ -414,9 +415,7 @@ def test_what_does_not_fit_is_refused_in_words(shop):
     nothing.continued = replace(nothing.continued, trained=cut.split.train)
     with pytest.raises(DataError, match="nothing new to learn from: the first run was trained on every row"):
         TwoTowerRecommender(shop.spec).fit(cut.split, nothing)
-    starts = training_histories(cut.split).starts
-    firsts = training_rows(cut.split)[np.unique(starts[:-1])]
-    nothing.continued = replace(nothing.continued, trained=np.setdiff1d(cut.split.train, firsts))
+    nothing.continued = replace(nothing.continued, trained=all_but_first_rows(cut.split))
     with pytest.raises(DataError, match=r"continue_from: .*each newer interaction is its user's first"):
         TwoTowerRecommender(shop.spec).fit(cut.split, nothing)
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bf16_products import needs_bf16_products
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -24,9 +25,6 @@ from llmrec_core.training.packing import Ragged, TokenisedPrompts, pack, plan_ro
 ENCODERS = ("bert", "electra")
 DECODERS = ("gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 _N_WORDS = 50
-_EMULATED = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="PyTorch does not even emulate bfloat16 here"
-)
 
 
 def _network(model_type: str, *, shared: bool = True, pooling: str | None = None, autocast=None) -> PromptNetwork:
@@ -293,7 +291,7 @@ def _bfloat16(model_type: str, monkeypatch) -> PromptNetwork:
     return network
 
 
-@_EMULATED
+@needs_bf16_products
 @pytest.mark.parametrize("trees", [True, False])
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_laid_out_weights_score_the_same_and_new_ones_are_seen(model_type, trees, monkeypatch):
@@ -324,7 +322,7 @@ def test_laid_out_weights_score_the_same_and_new_ones_are_seen(model_type, trees
     assert not any("forward" in vars(part) for part in network.encoder.modules())
 
 
-@_EMULATED
+@needs_bf16_products
 def test_where_memory_ran_out_no_weights_are_laid_out_again(monkeypatch):
     network = _bfloat16("bert", monkeypatch)
     whole = network.predict(TOKENS, ("click",))["click"]
