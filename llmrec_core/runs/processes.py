@@ -120,7 +120,10 @@ def import_path() -> dict[str, str]:
 
 
 def computing_environment() -> dict[str, str]:
-    """Environment for a process that computes: :func:`sharing_environment`, and freed memory stays with the process.
+    """Environment for a process that computes: :func:`sharing_environment`, and what it frees or makes is kept.
+
+    oneDNN makes code for each shape of a product and keeps the last 1,024, of which one pass over some thousand prompts
+    can ask for more: then the next pass makes it all again.
 
     A training step frees all it has made, and by default glibc hands that back: the next step takes it from the kernel
     anew, page by page, which costs bf16 training on processors a sixth of its time. Pages of 2 MB make that rarer
@@ -135,6 +138,7 @@ def computing_environment() -> dict[str, str]:
     }
     if not platform.libc_ver()[0].startswith("glibc"):
         wanted = {}
+    wanted["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "4096"
     return sharing_environment() | {name: value for name, value in wanted.items() if name not in os.environ}
 
 

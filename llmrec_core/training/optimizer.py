@@ -91,15 +91,18 @@ class MasterWeightAdamW(torch.optim.AdamW):
 
         All together, gradients in float32 and rounded weights would go to memory and back in between.
         """
+        room = torch.empty(max(master.numel() for _, master in self.pairs))
         for group in self.param_groups:
             members = [m for m in group["params"] if self._owner[id(m)].grad is not None]
             # Of biases and norms calls would cost more than the work.
             small = [master for master in members if master.numel() < _SMALLEST]
-            for masters in [small, *([master] for master in members if master.numel() >= _SMALLEST)]:
-                if masters:
-                    self._step_these(masters, group)
+            if small:
+                self._step_these(small, [cast(Tensor, self._owner[id(master)].grad).float() for master in small], group)
+            for master in members:
+                if master.numel() >= _SMALLEST:
+                    self._step_these([master], [_float32(cast(Tensor, self._owner[id(master)].grad), room)], group)
 
-    def _step_these(self, masters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_these(self, masters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         owners, states = [self._owner[id(master)] for master in masters], [self.state[master] for master in masters]
         for master, state in zip(masters, states, strict=True):
             if not state:
@@ -108,7 +111,7 @@ class MasterWeightAdamW(torch.optim.AdamW):
         beta1, beta2 = group["betas"]
         adamw(
             masters,
-            [cast(Tensor, owner.grad).float() for owner in owners],
+            gradients,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -206,9 +209,18 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         flat = [one.reshape(-1) for one in gradients if one.numel() >= _SMALLEST]
         small = [one.reshape(-1).float() for one in gradients if one.numel() < _SMALLEST]
         whole = [*flat, *([torch.cat(small)] if small else [])]
-        parts = (part.float() for one in whole for part in one.split(_NORM_BLOCK))
+        room = torch.empty(_NORM_BLOCK)
+        parts = (_float32(part, room) for one in whole for part in one.split(_NORM_BLOCK))
         return torch.tensor(math.fsum(float(torch.dot(part, part)) for part in parts)).sqrt()
     return nn.utils.get_total_norm(list(gradients)).float()
+
+
+def _float32(tensor: Tensor, room: Tensor) -> Tensor:
+    """A bf16 tensor as a copy in ``room``, float32 and at least as large, in place of what was there.
+
+    To take megabytes for each matrix anew and give them back costs about as much as a small operation.
+    """
+    return tensor if tensor.dtype == torch.float32 else room[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def round_stochastically(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ For processors, where time goes with the operations. PyTorch's fused attention o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ _ROWS = "llmrec-rows"
 _ROW_STEP, _TOTAL_STEP = 8, 32
 #: Pairs of tokens for which attention is computed at once, in all rows of a group: what it makes of them should stay in
 #: the processor's cache until it is used.
-_GROUPED_PAIRS = 1 << 18
+_GROUPED_PAIRS = 1 << 17
+#: Powers whose sum is as far from 1 are computed anew: gradients are multiplied by its inverse, and the range ends at
+#: 2^127.
+_FAR = 2.0**90
 
 
 @contextmanager
@@ -172,7 +176,9 @@ class Rows:
             dtype: in which attention is computed.
         """
         kept = _kept(packed, dtype)
-        mask = tree_mask(packed.segment, packed.position_ids, dtype, causal=causal)[:, 0]
+        # What fills a row up reads the head, so that its softmax is one; nothing reads it.
+        segment = packed.segment.where(packed.segment >= 0, packed.n_slots + 1)
+        mask = tree_mask(segment, packed.position_ids, dtype, causal=causal)[:, 0]
         asks = (weights > 0).any(1)
         n_missing = _filled(asks.sum(1), dtype) - asks.sum(1)
         others = kept & ~asks
@@ -256,96 +262,133 @@ def _row_attention(
 def _attend(query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float) -> Tensor:
     """[n_asked, n_heads, size] of queries [n_asked, n_heads, size] that read [n_tokens, n_key_heads, size]."""
     kind = value.dtype
-    found: Tensor = _RowAttention.apply(query.to(kind), key.to(kind), value, questions, scaling, dropout)
+    found: Tensor = _RowAttention.apply(questions, scaling, dropout, query.to(kind), key.to(kind), value)
     return found
 
 
 class _RowAttention(torch.autograd.Function):
-    """Softmax attention of rows. Several query heads may share a key head."""
+    """Softmax attention of rows: of queries, keys and values, or of them side by side [n_tokens, 3, n_heads, size].
 
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float
-    ) -> Tensor:
-        found, saved = _answers(query, key, value, questions, scaling, dropout)
-        ctx.questions, ctx.scaling, ctx.dropout = questions, scaling, dropout
-        ctx.shapes = query.shape, key.shape, value.shape
-        ctx.save_for_backward(*saved)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_each = [gradients[0].new_empty(shape) for shape in ctx.shapes]
-        _hand_back(ctx, gradients[0], *to_each)
-        return *to_each, None, None, None
-
-
-class _JointAttention(torch.autograd.Function):
-    """The same of queries, keys and values that stand side by side, [n_tokens, 3, n_heads, size]."""
-
-    @staticmethod
-    def forward(ctx: Any, joint: Tensor, questions: Questions, scaling: float, dropout: float) -> Tensor:
-        query, key, value = joint.unbind(1)
-        found, saved = _answers(query, key, value, questions, scaling, dropout)
-        ctx.questions, ctx.scaling, ctx.dropout, ctx.shape = questions, scaling, dropout, joint.shape
-        ctx.save_for_backward(*saved)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_joint = gradients[0].new_empty(ctx.shape)
-        _hand_back(ctx, gradients[0], *to_joint.unbind(1))
-        return to_joint, None, None, None
-
-
-def _answers(
-    query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float
-) -> tuple[Tensor, list[Tensor]]:
-    """What is read, [n_asked, n_heads, size], and what the way back needs.
-
-    It goes group of rows by group of rows: what a group needs stays in the processor's cache until it is used.
+    Several query heads may share a key head. It goes group of rows by group of rows: what a group needs stays in the
+    processor's cache until it is used.
     """
-    n_heads, n_key_heads = query.shape[1], key.shape[1]
-    found = query.new_empty(query.shape[:2] + value.shape[2:])
-    saved: list[Tensor] = []
-    with torch.autocast(query.device.type, enabled=False):
-        for group, at in _places(questions):
+
+    @staticmethod
+    def forward(ctx: Any, questions: Questions, scaling: float, dropout: float, *states: Tensor) -> Tensor:
+        n_heads, n_key_heads, size = states[0].shape[-2], states[-1].shape[-2], states[-1].shape[-1]
+        found = states[0].new_empty(len(states[0]), n_heads, size)
+        saved: list[Tensor] = []
+        with torch.autocast(found.device.type, enabled=False):
+            for group, at in _places(questions):
+                n_rows = len(group.mask)
+                asked, keys, values = _gathered(states, at, n_rows)
+                shares, factor = _shares(asked, keys, group, scaling)
+                used, kept = shares, []
+                if dropout:
+                    kept = [torch.empty_like(shares).bernoulli_(1 - dropout).div_(1 - dropout)]
+                    used = shares * kept[0]
+                read = torch.bmm(used, values).mul_(factor)
+                _put(read, found[at.asked], n_rows)
+                saved += [asked, keys, values, shares, factor, read, *kept]
+        found[questions.n_asked :] = 0
+        ctx.questions, ctx.scaling, ctx.n_saved = questions, scaling, 7 if dropout else 6
+        ctx.shapes, ctx.n_key_heads = [one.shape for one in states], n_key_heads
+        ctx.save_for_backward(*saved)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), saved = gradients, ctx.saved_tensors
+        to_each = [gradient.new_empty(shape) for shape in ctx.shapes]
+        to_each[0][ctx.questions.n_asked :] = 0
+        for one in to_each[1:]:
+            one[ctx.questions.n_read :] = 0
+        for number, (group, at) in enumerate(_places(ctx.questions)):
+            asked, keys, values, shares, factor, read, *kept = saved[number * ctx.n_saved : (number + 1) * ctx.n_saved]
             n_rows = len(group.mask)
-            asked = _by_heads(query[at.asked], n_rows, n_key_heads)
-            keys, values = (_by_heads(states[at.read], n_rows, n_key_heads) for states in (key, value))
-            scores = asked.new_empty(*asked.shape[:2], group.n_read)
-            sizes = n_rows, n_key_heads, n_heads // n_key_heads, group.n_asked, group.n_read
-            scores.view(sizes).copy_(group.mask[:, None])
-            share = _softmax(scores.baddbmm_(asked, keys.mT, alpha=scaling))
-            used, kept = share, []
-            if dropout:
-                kept = [torch.empty_like(share).bernoulli_(1 - dropout).div_(1 - dropout)]
-                used = share * kept[0]
-            _put(torch.bmm(used, values), found[at.asked], n_rows)
-            saved += [asked, keys, values, share, *kept]
-    found[questions.n_asked :] = 0
-    return found, saved
+            to_read = (_by_heads(gradient[at.asked], n_rows, ctx.n_key_heads) * factor).to(read.dtype)
+            # Of the gradients of a token's shares, weighed by them: softmax takes it off.
+            mean = (to_read * read).sum(-1, keepdim=True, dtype=factor.dtype)
+            if kept:
+                used = shares * kept[0]
+                to_scores = torch.bmm(to_read, values.mT).mul_(kept[0]).sub_(mean).mul_(shares)
+            else:
+                used = shares
+                to_scores = _product_less(to_read, values, mean).mul_(shares)
+            whole, room = _room(asked, keys, values, joint=len(to_each) == 1)
+            torch.baddbmm(room[0], to_scores, keys, beta=0, alpha=ctx.scaling, out=room[0])
+            torch.baddbmm(room[1], to_scores.mT, asked, beta=0, alpha=ctx.scaling, out=room[1])
+            torch.bmm(used.mT, to_read, out=room[2])
+            _scatter(whole, to_each, at, n_rows)
+        return None, None, None, *to_each
 
 
-def _hand_back(ctx: Any, gradient: Tensor, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> None:
-    """Fills in the gradients of what :func:`_answers` was given, from that of what it found."""
-    n_key_heads, saved, n_each = d_key.shape[1], ctx.saved_tensors, 5 if ctx.dropout else 4
-    d_query[ctx.questions.n_asked :] = 0
-    for states in (d_key, d_value):
-        states[ctx.questions.n_read :] = 0
-    for number, (group, at) in enumerate(_places(ctx.questions)):
-        asked, keys, values, share, *kept = saved[number * n_each : (number + 1) * n_each]
-        n_rows = len(group.mask)
-        d_out = _by_heads(gradient[at.asked], n_rows, n_key_heads)
-        d_share = torch.bmm(d_out, values.mT)
-        used = share
-        if kept:
-            used = share * kept[0]
-            d_share.mul_(kept[0])
-        _put(torch.bmm(used.mT, d_out), d_value[at.read], n_rows)
-        d_scores = torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype)
-        _put(torch.bmm(d_scores, keys), d_query[at.asked], n_rows, ctx.scaling)
-        _put(torch.bmm(d_scores.mT, asked), d_key[at.read], n_rows, ctx.scaling)
+def _shares(asked: Tensor, keys: Tensor, group: RowGroup, scaling: float) -> tuple[Tensor, Tensor]:
+    """Softmax [n, n_asked, n_read] as powers of two, and their factors to the sum 1: float32 [n, n_asked, 1].
+
+    The largest score is not taken off first, which saves a pass over all pairs: bf16 reaches as far as float32 does,
+    and the sums of a pretrained MiniLM reach 2^67. Where sums come near the ends of that range, it is.
+    """
+    n_rows = len(group.mask)
+    sizes = n_rows, len(asked) // n_rows, asked.shape[1] // max(1, group.n_asked), group.n_asked, group.n_read
+
+    def scores() -> Tensor:
+        found = asked.new_empty(*asked.shape[:2], group.n_read)
+        found.view(sizes).copy_(group.mask[:, None])
+        return found.baddbmm_(asked, keys.mT, alpha=scaling * math.log2(math.e))
+
+    wide = torch.promote_types(asked.dtype, torch.float32)
+    powers = scores().exp2_()
+    sums = powers.sum(-1, keepdim=True, dtype=wide)
+    if not _in_range(sums):
+        powers = scores()
+        powers.sub_(powers.amax(-1, keepdim=True)).exp2_()
+        sums = powers.sum(-1, keepdim=True, dtype=wide)
+    return powers, sums.reciprocal_()
+
+
+def _in_range(sums: Tensor) -> bool:
+    if not sums.numel():
+        return True
+    least, most = (float(one) for one in torch.aminmax(sums))
+    # Comparisons with NaN are false.
+    return least > 1 / _FAR and most < _FAR
+
+
+def _product_less(first: Tensor, second: Tensor, less: Tensor) -> Tensor:
+    """``first`` [n, rows, size] times the transpose of ``second`` [n, columns, size], minus ``less`` [n, rows, 1]."""
+    # As two more columns, the second of what rounding the first one leaves: the product adds up in float32.
+    high = less.to(first.dtype)
+    low = (less - high).to(first.dtype)
+    return torch.bmm(torch.cat([first, high, low], -1), nn.functional.pad(second, (0, 2), value=-1.0).mT)
+
+
+def _gathered(states: Sequence[Tensor], at: _Place, n_rows: int) -> Sequence[Tensor]:
+    """Queries, keys and values of a group of rows, each as :func:`_by_heads`."""
+    if len(states) == 1:
+        by_row = states[0][at.read].unflatten(0, (n_rows, -1)).permute(2, 0, 3, 1, 4)
+        return by_row.reshape(3, -1, *by_row.shape[-2:]).unbind(0)
+    places = at.asked, at.read, at.read
+    return [_by_heads(one[place], n_rows, states[-1].shape[1]) for one, place in zip(states, places, strict=True)]
+
+
+def _room(asked: Tensor, keys: Tensor, values: Tensor, *, joint: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Where their gradients go; and each one's place in that."""
+    if joint:
+        whole = asked.new_empty(3, *asked.shape)
+        return [whole], whole.unbind(0)
+    each = [torch.empty_like(one) for one in (asked, keys, values)]
+    return each, each
+
+
+def _scatter(found: Sequence[Tensor], states: Sequence[Tensor], at: _Place, n_rows: int) -> None:
+    """The way back from :func:`_gathered`."""
+    if len(found) == 1:
+        room = states[0][at.read].unflatten(0, (n_rows, -1))
+        room.copy_(found[0].unflatten(1, (n_rows, -1)).permute(1, 3, 0, 2, 4))
+    else:
+        for one, to, place in zip(found, states, (at.asked, at.read, at.read), strict=True):
+            _put(one, to[place], n_rows)
 
 
 class _Beside(torch.autograd.Function):
@@ -394,9 +437,8 @@ def _self_attention(attention: Any, plain: Any, states: Tensor, *args: Any, **gi
         found: tuple[Tensor, None] = plain(states, *args, **given)
         return found
     dropout = attention.dropout.p if attention.training else 0.0
-    read = _JointAttention.apply(
-        joint.unflatten(1, (3, -1, attention.attention_head_size)), given["rows"].questions, attention.scaling, dropout
-    )
+    states = joint.unflatten(1, (3, -1, attention.attention_head_size))
+    read = _RowAttention.apply(given["rows"].questions, attention.scaling, dropout, states)
     return read.flatten(1).unsqueeze(0), None
 
 
@@ -422,18 +464,7 @@ def _by_heads(states: Tensor, n_rows: int, n_key_heads: int) -> Tensor:
     return by_row.reshape(n_rows * n_key_heads, n_sharing * n, size)
 
 
-def _put(found: Tensor, states: Tensor, n_rows: int, factor: float = 1.0) -> None:
-    """The way back: ``factor * found`` into ``states``, [n_rows * n, n_heads, size]."""
+def _put(found: Tensor, states: Tensor, n_rows: int) -> None:
+    """The way back: into ``states`` [n_rows * n, n_heads, size]."""
     n, n_heads, size = len(states) // n_rows, *states.shape[1:]
-    by_heads, room = found.view(n_rows, n_heads, n, size), states.view(n_rows, n, n_heads, size).transpose(1, 2)
-    if factor == 1.0:
-        room.copy_(by_heads)
-    else:
-        torch.mul(by_heads, factor, out=room)
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Over the last size. PyTorch's own for bf16 takes twice the time on processors, and rounds in between."""
-    if scores.dtype != torch.bfloat16:
-        return scores.softmax(-1)
-    return scores.softmax(-1, dtype=torch.float32).to(torch.bfloat16)
+    states.view(n_rows, n, n_heads, size).transpose(1, 2).copy_(found.view(n_rows, n_heads, n, size))

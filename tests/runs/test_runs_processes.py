@@ -90,15 +90,19 @@ def test_a_worker_keeps_the_memory_that_it_freed(tmp_path: Path) -> None:
 
 
 def test_what_somebody_has_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_TRIM_THRESHOLD_"):
+    code = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_TRIM_THRESHOLD_", code):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(processes.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setenv("MALLOC_TOP_PAD_", "0")
     assert "MALLOC_TOP_PAD_" not in processes.computing_environment()
     assert {"MALLOC_TRIM_THRESHOLD_", "GOMP_SPINCOUNT"} <= processes.computing_environment().keys()
     monkeypatch.setattr(processes.platform, "libc_ver", lambda: ("", ""))
-    assert processes.computing_environment() == processes.sharing_environment() == {"GOMP_SPINCOUNT": "2000"}
+    assert processes.sharing_environment() == {"GOMP_SPINCOUNT": "2000"}
+    assert processes.computing_environment() == {"GOMP_SPINCOUNT": "2000", code: "4096"}
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert processes.computing_environment() == {code: "4096"}
+    monkeypatch.setenv(code, "100")
     assert processes.computing_environment() == {}
 
 

@@ -282,6 +282,33 @@ def test_gradients_of_attention_against_differences(dropout, n_heads):
     assert moved[1].abs().max() > 1 or dropout
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shift", [0.0, 70.0, 400.0, -400.0])
+def test_shares_of_scores_of_every_size(kind, shift):
+    """Powers of two of scores around ``shift`` leave float32 beyond 88; shares and gradients stay those of softmax."""
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(12, 2, 8, generator=generator) for _ in range(3))
+    # One column of its own for the shift: every query meets every key in it.
+    query[..., 0], key[..., 0] = 20.0, shift / 20.0
+    states = [one.to(kind).requires_grad_() for one in (query, key, value)]
+    wanted_of = [one.detach().double().requires_grad_() for one in states]
+    questions = unpadded.Questions.of([torch.zeros(6, 6, dtype=kind)] * 2)
+    found = unpadded._attend(*states, questions, 1.0, 0.0)
+    asked, read, values = (one.view(2, 6, 2, 8).transpose(1, 2) for one in wanted_of)
+    wanted = ((asked @ read.mT).softmax(-1) @ values).transpose(1, 2).reshape(12, 2, 8)
+    weights = torch.randn(12, 2, 8, generator=generator)
+    (found.float() * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    # In bf16 scores around 400 are multiples of 2: what they tell apart is lost before softmax.
+    if kind == torch.bfloat16 and abs(shift) > 100:
+        assert all(bool(one.grad.isfinite().all()) for one in states)
+        return
+    near = {torch.float32: 1e-3, torch.bfloat16: 0.3 if shift else 0.05}[kind]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=near)
+    for one, other in zip(states, wanted_of, strict=True):
+        torch.testing.assert_close(one.grad.double()[..., 1:], other.grad[..., 1:], rtol=0, atol=4 * near)
+
+
 def test_dropout_is_drawn_and_keeps_the_mean():
     states = torch.ones(4, 1, 2)
     questions = unpadded.Questions.of([torch.zeros(4, 4)])
