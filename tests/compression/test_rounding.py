@@ -100,7 +100,12 @@ def test_a_child_is_fed_forward_by_blocks_while_it_scores(tiny_parent, monkeypat
         return quantised.one_after_the_other(first, second, x, between)
 
     monkeypatch.setattr(laid_out, "one_after_the_other", watched)
+    # What looks at a whole layer, as transformers' recorder of attention does from its first use on, changes nothing.
+    looked: list[int] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: looked.append(1))
     found = scores(child, split)
+    assert looked
     assert len(calls) % len(layers) == 0 < len(calls)
     assert not any({"forward", "feed_forward_chunk"} & vars(part).keys() for part in layers.modules())
     with laid_out.laid_out(network_of(child).encoder, 0), torch.enable_grad():
