@@ -65,7 +65,7 @@ class MatmulPeaks:
 
 def left_of_padding(dtype: torch.dtype) -> str:
     """What is left of padding, in words, where a processor trains on rows without it (see ``training.unpadded``)."""
-    return "rows filled up to multiples of 8 tokens" if dtype == torch.bfloat16 else "no padding"
+    return "rows filled up to multiples of 8 tokens in attention" if dtype == torch.bfloat16 else "no padding"
 
 
 def resolve_device(name: str = "auto") -> torch.device:

@@ -8,8 +8,8 @@ Scores, gradients and updates are those of the padded rows (see ``packing``), bu
   tokens alone ask and are fed forward; of a history with its candidates they are a third or less.
 
 In bf16 some padding stays. oneDNN, which multiplies there, makes code for each new shape, and that takes about as long
-as the product; so rows end at multiples of 8 tokens and all of them together at one of 32: 4 % more tokens, and shapes
-that come again.
+as the product. So all tokens together are filled up to a multiple of 16, and rows to multiples of 8, but for attention
+alone: elsewhere the length of a row is no shape.
 
 For processors, where time goes with the operations. PyTorch's fused attention on cards takes padded rows.
 """
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from llmrec_core.training.network import PromptNetwork
 
 _ROWS = "llmrec-rows"
-#: What the tokens of a row, and of all rows together, are filled up to in bf16.
-_ROW_STEP, _TOTAL_STEP = 8, 32
+#: What the tokens of a row, for attention, and those of all rows together are filled up to in bf16.
+_ROW_STEP, _TOTAL_STEP = 8, 16
 #: Pairs of tokens for which attention is computed at once, in all rows of a group: what it makes of them should stay in
 #: the processor's cache until it is used.
 _GROUPED_PAIRS = 1 << 17
@@ -90,7 +90,7 @@ def _possible(network: Any) -> bool:
 
 
 class RowGroup(NamedTuple):
-    """Neighbouring rows in which as many tokens ask, and as many are read.
+    """Rows in which as many tokens ask, and as many are read.
 
     Attributes:
         n_asked, n_read: in each row, how many ask and how many are read.
@@ -102,47 +102,107 @@ class RowGroup(NamedTuple):
     mask: Tensor
 
 
-class Questions(NamedTuple):
-    """Tokens that ask, row by row, end to end. Behind the last row may be others, which read nothing."""
+class Places(NamedTuple):
+    """Where tokens go that stand row by row, end to end, when rows of one length are put side by side and filled up.
 
-    groups: list[RowGroup]
+    Behind the last row may be tokens of no row. They are what rows are filled up with, and nothing may be made of what
+    attention returns for them.
+
+    Attributes:
+        tokens: int64 [n_places], the token in each place; None: all of them, as they stand.
+        places: int64 [n_tokens in rows], the place of each token.
+        n_behind: tokens behind the last row.
+    """
+
+    tokens: Tensor | None
+    places: Tensor
+    n_behind: int
 
     @classmethod
-    def of(cls, masks: Sequence[Tensor]) -> Questions:
-        """Of what attention adds in each row, [n_asked, n_read]."""
-        groups = []
-        for (n_asked, n_read), members in groupby(masks, key=lambda mask: mask.shape):
-            alike = list(members)
-            most = max(1, _GROUPED_PAIRS // max(1, n_asked * n_read))
-            for start in range(0, len(alike), most):
-                groups.append(RowGroup(n_asked, n_read, torch.stack(alike[start : start + most]).unsqueeze(1)))
-        return cls(groups)
+    def of(cls, lengths: Tensor, filled: Tensor, order: Sequence[int], n_behind: int) -> Places:
+        """
+        Args:
+            lengths, filled: int64 [n_rows], tokens of each row, and with those that fill it up.
+            order: in which rows are put.
+        """
+        n_tokens = int(lengths.sum())
+        at = torch.arange(int(filled.max())) if len(filled) else filled
+        starts = (lengths.cumsum(0) - lengths)[:, None]
+        grid = torch.where(at < lengths[:, None], starts + at, n_tokens)[order]
+        tokens = grid[at < filled[order, None]]
+        real = (tokens < n_tokens).nonzero().squeeze(1)
+        places = torch.empty(n_tokens, dtype=torch.int64).index_copy_(0, tokens[real], real)
+        unmoved = not n_behind and len(tokens) == n_tokens and bool((tokens[1:] > tokens[:-1]).all())
+        return cls(None if unmoved else tokens, places, n_behind)
 
-    @property
-    def n_asked(self) -> int:
-        return sum(len(group.mask) * group.n_asked for group in self.groups)
+    def there(self, states: Tensor) -> Tensor:
+        """States of tokens [n_tokens, ...] in their places, [n_places, ...]."""
+        return states if self.tokens is None else states.index_select(0, self.tokens)
 
-    @property
-    def n_read(self) -> int:
-        return sum(len(group.mask) * group.n_read for group in self.groups)
+    def back(self, states: Tensor) -> Tensor:
+        """The way back, with 0 for tokens behind."""
+        if self.tokens is None:
+            return states
+        n_tokens = len(self.places)
+        found = states.new_empty(n_tokens + self.n_behind, *states.shape[1:])
+        torch.index_select(states, 0, self.places, out=found[:n_tokens])
+        found[n_tokens:] = 0
+        return found
+
+
+class Questions(NamedTuple):
+    """Tokens that ask and tokens that are read, row by row.
+
+    Attributes:
+        groups: rows one after the other in the places of ``asked`` and ``read``.
+    """
+
+    groups: list[RowGroup]
+    asked: Places
+    read: Places
+
+    @classmethod
+    def of(
+        cls, mask: Tensor, n_asked: Tensor, n_read: Tensor, step: int = 1, behind: tuple[int, int] = (0, 0)
+    ) -> Questions:
+        """
+        Args:
+            mask: what attention adds in each row, [n_rows, most that ask, most that are read], filled up. What fills
+                up may be read by itself alone, and reads something.
+            n_asked, n_read: int64 [n_rows].
+            step: both are filled up to its multiples.
+            behind: how many tokens of no row stand behind those that ask and behind those that are read; at least one
+                where something is filled up.
+        """
+        filled = [_up_to(step, numbers) for numbers in (n_asked, n_read)]
+        sizes = list(zip(*(numbers.tolist() for numbers in filled), strict=True))
+        order = sorted(range(len(sizes)), key=lambda row: sizes[row][::-1])
+        mask, groups, start = mask[order], [], 0
+        for (asked, read), members in groupby(sizes[row] for row in order):
+            end = start + len(list(members))
+            most = max(1, _GROUPED_PAIRS // max(1, asked * read))
+            for first in range(start, end, most):
+                seen = mask[first : min(first + most, end), None, :asked, :read]
+                groups.append(RowGroup(asked, read, seen))
+            start = end
+        numbers = zip((n_asked, n_read), filled, behind, strict=True)
+        return cls(groups, *(Places.of(each, fill, order, left) for each, fill, left in numbers))
 
 
 def end_to_end(packed: Packed, values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` [n_rows, width] of tokens as they stand in :class:`Rows`, [n_tokens]; 0 for those behind the rows."""
-    found = values[_kept(packed, dtype)]
-    return nn.functional.pad(found, (0, -len(found) % _steps(dtype)[1]))
+    found = values[packed.segment >= 0]
+    return nn.functional.pad(found, (0, _n_behind(len(found), dtype)))
 
 
-def _kept(packed: Packed, dtype: torch.dtype) -> Tensor:
-    """Which tokens of the rows stay, bool [n_rows, width]; a row's padding stands behind its tokens."""
-    lengths = _filled((packed.segment >= 0).sum(1), dtype)
-    return torch.arange(packed.segment.shape[1]) < lengths[:, None]
+def _n_behind(n_tokens: int, dtype: torch.dtype) -> int:
+    """At least one where rows are filled up."""
+    step = _steps(dtype)[1]
+    return step - n_tokens % step if step > 1 else 0
 
 
-def _filled(lengths: Tensor, dtype: torch.dtype) -> Tensor:
-    # The width of packed rows is a multiple of this step too.
-    step = _steps(dtype)[0]
-    return -(-lengths // step) * step
+def _up_to(step: int, numbers: Tensor) -> Tensor:
+    return -(-numbers // step) * step
 
 
 def _steps(dtype: torch.dtype) -> tuple[int, int]:
@@ -151,7 +211,7 @@ def _steps(dtype: torch.dtype) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens of packed rows end to end.
+    """Tokens of packed rows end to end, and behind them, in bf16, some that fill their number up.
 
     Attributes:
         input_ids, position_ids: int64 [1, n_tokens].
@@ -175,28 +235,23 @@ class Rows:
             weights: of :func:`llmrec_core.training.packing.pooling_weights`.
             dtype: in which attention is computed.
         """
-        kept = _kept(packed, dtype)
         # What fills a row up reads the head, so that its softmax is one; nothing reads it.
         segment = packed.segment.where(packed.segment >= 0, packed.n_slots + 1)
         mask = tree_mask(segment, packed.position_ids, dtype, causal=causal)[:, 0]
-        asks = (weights > 0).any(1)
-        n_missing = _filled(asks.sum(1), dtype) - asks.sum(1)
-        others = kept & ~asks
-        asks |= others & (others.cumsum(1) <= n_missing[:, None])
+        lengths, asks = (packed.segment >= 0).sum(1), (weights > 0).any(1)
         row, at = asks.nonzero(as_tuple=True)
-        lengths = kept.sum(1)
-        starts = lengths.cumsum(0) - lengths
-        masks = [mask[number, :length, :length] for number, length in enumerate(lengths.tolist())]
-        asked_masks = [seen[places] for seen, places in zip(masks, at.split(asks.sum(1).tolist()), strict=True)]
+        n_asked, step = asks.sum(1), _steps(dtype)[0]
+        asked = nn.utils.rnn.pad_sequence(at.split(n_asked.tolist()), batch_first=True)
+        asked = nn.functional.pad(asked, (0, -asked.shape[1] % step))
+        behind = _n_behind(len(row), dtype), _n_behind(int(lengths.sum()), dtype)
         of_prompt = weights[packed.row[:, None], packed.slot[:, None], at] * (packed.row[:, None] == row)
-        behind = (0, -len(row) % _steps(dtype)[1])
         return cls(
             end_to_end(packed, packed.input_ids, dtype)[None],
             end_to_end(packed, packed.position_ids, dtype)[None],
-            Questions.of(masks),
-            nn.functional.pad(starts[row] + at, behind),
-            Questions.of(asked_masks),
-            nn.functional.pad(of_prompt, behind),
+            Questions.of(mask, lengths, lengths, step, (behind[1], behind[1])),
+            nn.functional.pad((lengths.cumsum(0) - lengths)[row] + at, (0, behind[0])),
+            Questions.of(mask[torch.arange(len(mask))[:, None], asked], n_asked, lengths, step, behind),
+            nn.functional.pad(of_prompt, (0, behind[0])),
         )
 
 
@@ -276,10 +331,12 @@ class _RowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, questions: Questions, scaling: float, dropout: float, *states: Tensor) -> Tensor:
         n_heads, n_key_heads, size = states[0].shape[-2], states[-1].shape[-2], states[-1].shape[-1]
+        places = _of_each(questions, len(states))
+        states = tuple(place.there(one) for place, one in zip(places, states, strict=True))
         found = states[0].new_empty(len(states[0]), n_heads, size)
         saved: list[Tensor] = []
         with torch.autocast(found.device.type, enabled=False):
-            for group, at in _places(questions):
+            for group, at in _spans(questions):
                 n_rows = len(group.mask)
                 asked, keys, values = _gathered(states, at, n_rows)
                 shares, factor = _shares(asked, keys, group, scaling)
@@ -290,20 +347,17 @@ class _RowAttention(torch.autograd.Function):
                 read = torch.bmm(used, values).mul_(factor)
                 _put(read, found[at.asked], n_rows)
                 saved += [asked, keys, values, shares, factor, read, *kept]
-        found[questions.n_asked :] = 0
         ctx.questions, ctx.scaling, ctx.n_saved = questions, scaling, 7 if dropout else 6
         ctx.shapes, ctx.n_key_heads = [one.shape for one in states], n_key_heads
         ctx.save_for_backward(*saved)
-        return found
+        return questions.asked.back(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), saved = gradients, ctx.saved_tensors
+        saved = ctx.saved_tensors
+        gradient = ctx.questions.asked.there(gradients[0])
         to_each = [gradient.new_empty(shape) for shape in ctx.shapes]
-        to_each[0][ctx.questions.n_asked :] = 0
-        for one in to_each[1:]:
-            one[ctx.questions.n_read :] = 0
-        for number, (group, at) in enumerate(_places(ctx.questions)):
+        for number, (group, at) in enumerate(_spans(ctx.questions)):
             asked, keys, values, shares, factor, read, *kept = saved[number * ctx.n_saved : (number + 1) * ctx.n_saved]
             n_rows = len(group.mask)
             to_read = (_by_heads(gradient[at.asked], n_rows, ctx.n_key_heads) * factor).to(read.dtype)
@@ -320,7 +374,13 @@ class _RowAttention(torch.autograd.Function):
             torch.baddbmm(room[1], to_scores.mT, asked, beta=0, alpha=ctx.scaling, out=room[1])
             torch.bmm(used.mT, to_read, out=room[2])
             _scatter(whole, to_each, at, n_rows)
-        return None, None, None, *to_each
+        places = _of_each(ctx.questions, len(to_each))
+        return None, None, None, *(place.back(one) for place, one in zip(places, to_each, strict=True))
+
+
+def _of_each(questions: Questions, n_states: int) -> Sequence[Places]:
+    """Places of what is asked and what is read, twice; or of all three side by side."""
+    return [questions.read] if n_states == 1 else [questions.asked, questions.read, questions.read]
 
 
 def _shares(asked: Tensor, keys: Tensor, group: RowGroup, scaling: float) -> tuple[Tensor, Tensor]:
@@ -363,7 +423,7 @@ def _product_less(first: Tensor, second: Tensor, less: Tensor) -> Tensor:
     return torch.bmm(torch.cat([first, high, low], -1), nn.functional.pad(second, (0, 2), value=-1.0).mT)
 
 
-def _gathered(states: Sequence[Tensor], at: _Place, n_rows: int) -> Sequence[Tensor]:
+def _gathered(states: Sequence[Tensor], at: _Span, n_rows: int) -> Sequence[Tensor]:
     """Queries, keys and values of a group of rows, each as :func:`_by_heads`."""
     if len(states) == 1:
         by_row = states[0][at.read].unflatten(0, (n_rows, -1)).permute(2, 0, 3, 1, 4)
@@ -381,7 +441,7 @@ def _room(asked: Tensor, keys: Tensor, values: Tensor, *, joint: bool) -> tuple[
     return each, each
 
 
-def _scatter(found: Sequence[Tensor], states: Sequence[Tensor], at: _Place, n_rows: int) -> None:
+def _scatter(found: Sequence[Tensor], states: Sequence[Tensor], at: _Span, n_rows: int) -> None:
     """The way back from :func:`_gathered`."""
     if len(found) == 1:
         room = states[0][at.read].unflatten(0, (n_rows, -1))
@@ -442,18 +502,18 @@ def _self_attention(attention: Any, plain: Any, states: Tensor, *args: Any, **gi
     return read.flatten(1).unsqueeze(0), None
 
 
-class _Place(NamedTuple):
+class _Span(NamedTuple):
     asked: slice
     read: slice
 
 
-def _places(questions: Questions) -> Iterator[tuple[RowGroup, _Place]]:
-    """Where the tokens of each group stand."""
+def _spans(questions: Questions) -> Iterator[tuple[RowGroup, _Span]]:
+    """Where each group stands in the places of what asks and of what is read."""
     asked = read = 0
     for group in questions.groups:
         n_rows = len(group.mask)
         ends = asked + n_rows * group.n_asked, read + n_rows * group.n_read
-        yield group, _Place(slice(asked, ends[0]), slice(read, ends[1]))
+        yield group, _Span(slice(asked, ends[0]), slice(read, ends[1]))
         asked, read = ends
 
 

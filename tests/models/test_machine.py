@@ -45,7 +45,7 @@ def test_choices_are_those_that_are_made(tmp_path, monkeypatch, flags, weights):
     assert found["device"] == "cpu"
     assert found["attention"].startswith(load_backbone(write_tiny_bert(tmp_path / "m")).attention)
     assert found["weights"].startswith(weights)
-    left = {"bf16": "rows filled up to multiples of 8 tokens", "float32": "no padding"}[weights]
+    left = {"bf16": "rows filled up to multiples of 8 tokens in attention", "float32": "no padding"}[weights]
     assert found["padding"].startswith(
         f"training: {left} where the model takes a ready mask, else rows of like length;"
     )

@@ -66,7 +66,7 @@ def test_events_tell_the_whole_story(models, split):
         ({}, "attention row by row, no padding, 16 prompts a batch; scoring takes 4,096 tokens at once."),
         (
             {"precision": "bf16"},
-            f"attention row by row, rows filled up to multiples of {unpadded._ROW_STEP} tokens, 16",
+            f"attention row by row, rows filled up to multiples of {unpadded._ROW_STEP} tokens in attention, 16",
         ),
         # Adversarial pushes go by rows, which are padded then.
         (

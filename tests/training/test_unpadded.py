@@ -202,12 +202,13 @@ def test_rows_are_filled_up_in_bf16_alone():
     packed = _packed(_tokens([(9, [3, 5, 5]), (2, [6]), (17, [2, 2, 2])]))
     weights = _network("bert").pooling_weights(packed)
     plain = unpadded.Rows.of(packed, weights, torch.float32, causal=False)
-    assert [group.n_read for group in plain.questions.groups] == [22, 8, 23]
-    assert [group.n_asked for group in plain.of_pooled.groups] == [13, 6, 6]
+    assert [group.n_read for group in plain.questions.groups] == [8, 22, 23]
+    assert [group.n_asked for group in plain.of_pooled.groups] == [6, 13, 6]
     assert plain.input_ids.shape == (1, 53)
     filled = unpadded.Rows.of(packed, weights, torch.bfloat16, causal=False)
-    assert [group.n_read for group in filled.questions.groups] == [24, 8, 24]
-    assert [group.n_asked for group in filled.of_pooled.groups] == [16, 8, 8]
+    # For attention each row, elsewhere all together.
+    assert [(len(group.mask), group.n_read) for group in filled.questions.groups] == [(1, 8), (2, 24)]
+    assert [(group.n_asked, group.n_read) for group in filled.of_pooled.groups] == [(8, 8), (8, 24), (16, 24)]
     assert filled.input_ids.shape == filled.position_ids.shape == (1, 64)
     assert len(filled.pooled) == filled.weights.shape[1] == 32
     # What fills is read by nobody and makes no vector.
@@ -216,7 +217,29 @@ def test_rows_are_filled_up_in_bf16_alone():
         used = rows.weights @ torch.nn.functional.one_hot(rows.input_ids[0][rows.pooled], 50).float()
         rows_of_words = plain.weights @ torch.nn.functional.one_hot(plain.input_ids[0][plain.pooled], 50).float()
         assert torch.equal(used, rows_of_words)
-    assert (filled.questions.groups[0].mask[0, 0, :22, 22:] < -1e30).all()
+    assert (filled.questions.groups[1].mask[0, 0, :22, 22:] < -1e30).all()
+
+
+def test_tokens_find_their_way_to_their_places_and_back():
+    lengths, filled = torch.tensor([5, 8, 2]), torch.tensor([8, 8, 8])
+    states = torch.arange(1.0, 17.0)
+    places = unpadded.Places.of(lengths, filled, [2, 0, 1], 1)
+    there = places.there(states)
+    assert there.tolist() == [14, 15, *[16] * 6, 1, 2, 3, 4, 5, 16, 16, 16, 6, 7, 8, 9, 10, 11, 12, 13]
+    assert places.back(there).tolist() == [*range(1, 16), 0]
+    # Rows that stand in that order and need nothing more are left where they are.
+    assert unpadded.Places.of(lengths, lengths, [0, 1, 2], 0).tokens is None
+    assert unpadded.Places.of(lengths, lengths, [1, 0, 2], 0).there(states).tolist()[:9] == [
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "electra", "llama"])
@@ -239,12 +262,7 @@ def test_rows_of_one_length_go_through_attention_together(monkeypatch):
     alike = _packed(_tokens([(4, [3, 2]), (5, [4]), (2, [7]), (3, [1, 2, 3])]))
     rows = unpadded.Rows.of(alike, network.pooling_weights(alike), torch.float32, causal=False)
     assert [tuple(group.mask.shape) for group in rows.questions.groups] == [(4, 1, 9, 9)]
-    assert [tuple(group.mask.shape) for group in rows.of_pooled.groups] == [
-        (1, 1, 5, 9),
-        (1, 1, 4, 9),
-        (1, 1, 7, 9),
-        (1, 1, 6, 9),
-    ]
+    assert [tuple(group.mask.shape) for group in rows.of_pooled.groups] == [(1, 1, n, 9) for n in (4, 5, 6, 7)]
     _assert_the_same(network, alike)
     monkeypatch.setattr(unpadded, "_GROUPED_PAIRS", 200)
     rows = unpadded.Rows.of(alike, network.pooling_weights(alike), torch.float32, causal=False)
@@ -252,9 +270,22 @@ def test_rows_of_one_length_go_through_attention_together(monkeypatch):
     _assert_the_same(network, alike)
 
 
+def _questions(masks, **more):
+    """Of rows one after the other, by what attention adds in each."""
+    numbers = [torch.tensor([mask.shape[side] for mask in masks]) for side in (0, 1)]
+    step = more.get("step", 1)
+    n_asked, n_read = (-(-int(each.max()) // step) * step for each in numbers)
+    whole = torch.full((len(masks), n_asked, n_read), torch.finfo(masks[0].dtype).min / 4, dtype=masks[0].dtype)
+    for row, mask in zip(whole, masks, strict=True):
+        row[: mask.shape[0], : mask.shape[1]] = mask
+        row[mask.shape[0] :, 0] = 0
+    return unpadded.Questions.of(whole, *numbers, **more)
+
+
+@pytest.mark.parametrize("filled", [{}, {"step": 4, "behind": (1, 2)}])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("n_heads", [2, 4])
-def test_gradients_of_attention_against_differences(dropout, n_heads):
+def test_gradients_of_attention_against_differences(dropout, n_heads, filled):
     """In float64, with several heads to a key, rows of other sizes, fewer tokens that ask, and what may not be read."""
     generator = torch.Generator().manual_seed(4)
 
@@ -264,17 +295,20 @@ def test_gradients_of_attention_against_differences(dropout, n_heads):
     seen = torch.zeros(2, 3, dtype=torch.float64)
     seen[0, 2] = torch.finfo(torch.float64).min / 4
     alone = torch.zeros(1, 5, dtype=torch.float64)
-    questions = unpadded.Questions.of([seen, seen.flip(1), alone])
+    questions = _questions([seen, alone, seen.flip(1)], **filled)
     assert [len(group.mask) for group in questions.groups] == [2, 1]
-    # A sixth query and a twelfth token belong to no row: nothing is read there.
-    query, key, value = drawn(6, n_heads, 3), drawn(12, 2, 3), drawn(12, 2, 4)
+    # Tokens of no row stand behind where rows are filled up.
+    n_behind = filled.get("behind", (0, 0))
+    query, key, value = drawn(5 + n_behind[0], n_heads, 3), drawn(11 + n_behind[1], 2, 3), drawn(11 + n_behind[1], 2, 4)
 
     def attend(*given):
         torch.manual_seed(0)
-        return unpadded._attend(*given, questions, 0.7, dropout)
+        found = unpadded._attend(*given, questions, 0.7, dropout)
+        assert found.shape == (len(query), n_heads, 4)
+        assert found[5:].abs().sum() == 0
+        return found[:5]
 
     assert torch.autograd.gradcheck(attend, (query, key, value))
-    assert attend(query, key, value)[5].abs().max() == 0
     hidden = value.detach().clone()
     hidden[2] += 100.0
     moved = attend(query, key, hidden) - attend(query, key, value)
@@ -292,7 +326,7 @@ def test_shares_of_scores_of_every_size(kind, shift):
     query[..., 0], key[..., 0] = 20.0, shift / 20.0
     states = [one.to(kind).requires_grad_() for one in (query, key, value)]
     wanted_of = [one.detach().double().requires_grad_() for one in states]
-    questions = unpadded.Questions.of([torch.zeros(6, 6, dtype=kind)] * 2)
+    questions = _questions([torch.zeros(6, 6, dtype=kind)] * 2)
     found = unpadded._attend(*states, questions, 1.0, 0.0)
     asked, read, values = (one.view(2, 6, 2, 8).transpose(1, 2) for one in wanted_of)
     wanted = ((asked @ read.mT).softmax(-1) @ values).transpose(1, 2).reshape(12, 2, 8)
@@ -311,7 +345,7 @@ def test_shares_of_scores_of_every_size(kind, shift):
 
 def test_dropout_is_drawn_and_keeps_the_mean():
     states = torch.ones(4, 1, 2)
-    questions = unpadded.Questions.of([torch.zeros(4, 4)])
+    questions = _questions([torch.zeros(4, 4)])
     torch.manual_seed(0)
     found = torch.stack([unpadded._attend(states, states, states, questions, 1.0, 0.5) for _ in range(400)])
     assert found.mean() == pytest.approx(1.0, abs=0.05)
