@@ -36,6 +36,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
     from llmrec_core.models.catalogue import list_models
     from llmrec_core.models.device import device_facts
     from llmrec_core.models.machine import allowed, choices, measured_peaks
+    from llmrec_core.runs.processes import allocator_in_words
     from llmrec_core.training.token_cache import MAX_BYTES, kept_bytes
 
     place = workspace_of(workspace)
@@ -52,7 +53,7 @@ def doctor(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> No
         "python": sys.version.split()[0],
         "packages": packages,
         "device": device_facts().as_json(),
-        "choices": choices().as_json(),
+        "choices": {**choices().as_json(), "allocator": allocator_in_words()},
         "matmul": peaks.as_json(),
         "allows": {bound.precision: bound.as_json() for bound in bounds},
         "workspace": str(place.root),

@@ -11,6 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ import psutil
 _LINUX = sys.platform.startswith("linux")
 #: Away from Linux the start time comes from the wall clock with the system's own rounding.
 _TOLERANCE_S = 0.0 if _LINUX else 1.0
+#: Allocators that hand freed pieces out again sooner than glibc's does, the faster one first, and what keeps the
+#: memory of large pieces with the process.
+_ALLOCATORS = {
+    "libjemalloc.so.2": {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0"},
+    "libtcmalloc_minimal.so.4": {"TCMALLOC_RELEASE_RATE": "0"},
+    "libtcmalloc.so.4": {"TCMALLOC_RELEASE_RATE": "0"},
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ def computing_environment() -> dict[str, str]:
 
     A training step frees all it has made, and by default glibc hands that back: the next step takes it from the kernel
     anew, page by page, which costs bf16 training on processors a sixth of its time. Pages of 2 MB make that rarer
-    still. What whoever started this process has set stands.
+    still. :func:`allocator` takes the place of glibc's where it is installed. What whoever started this process has set
+    stands.
     """
     wanted = {
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -138,8 +147,38 @@ def computing_environment() -> dict[str, str]:
     }
     if not platform.libc_ver()[0].startswith("glibc"):
         wanted = {}
+    instead = allocator()
+    if instead is not None and "LD_PRELOAD" not in os.environ:
+        # The loader ignores what it cannot load, and then glibc reads what it is told above.
+        wanted |= {"LD_PRELOAD": str(instead), **_ALLOCATORS[instead.name]}
     wanted["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "4096"
     return sharing_environment() | {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def allocator() -> Path | None:
+    """An allocator that this machine has beside glibc's and that trains faster: jemalloc, else tcmalloc, else None.
+
+    A training step asks for thousands of pieces of memory, and glibc walks lists of large free ones for each: on two
+    cores in bf16 jemalloc takes some 5 % less time a step.
+    """
+    if not platform.libc_ver()[0].startswith("glibc"):
+        return None
+    system = sysconfig.get_config_var("MULTIARCH") or ""
+    folders = (f"{sys.prefix}/lib", "/usr/local/lib", f"/usr/lib/{system}", "/usr/lib64", "/usr/lib")
+    places = (Path(folder, name) for name in _ALLOCATORS for folder in folders)
+    return next((place for place in places if place.is_file()), None)
+
+
+def allocator_in_words() -> str:
+    """What hands out memory in a process with :func:`computing_environment`, and what would be faster."""
+    found = allocator()
+    if "LD_PRELOAD" in os.environ:
+        return "as LD_PRELOAD says"
+    if found is not None:
+        return f"{found.name.removeprefix('lib').split('.')[0]} ({found})"
+    if platform.libc_ver()[0].startswith("glibc"):
+        return "glibc's; with jemalloc (Debian: libjemalloc2) a training on a processor takes some 5 % less time"
+    return "the system's"
 
 
 def sharing_environment() -> dict[str, str]:

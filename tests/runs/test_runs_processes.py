@@ -89,6 +89,56 @@ def test_a_worker_keeps_the_memory_that_it_freed(tmp_path: Path) -> None:
     assert kept < 1_000
 
 
+def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """As if these libraries, and no others, were on this machine; they hold nothing that could be loaded."""
+    (folder / "lib").mkdir()
+    for name in names:
+        (folder / "lib" / name).write_bytes(b"no library")
+    monkeypatch.setattr(processes.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(processes.sys, "prefix", str(folder))
+    monkeypatch.setattr(processes.Path, "is_file", lambda path: path.parent == folder / "lib" and path.exists())
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+
+
+def test_an_allocator_that_is_installed_takes_the_place_of_glibcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _installed(tmp_path, monkeypatch, "libtcmalloc_minimal.so.4")
+    assert processes.computing_environment()["LD_PRELOAD"] == f"{tmp_path}/lib/libtcmalloc_minimal.so.4"
+    assert processes.allocator_in_words() == f"tcmalloc_minimal ({tmp_path}/lib/libtcmalloc_minimal.so.4)"
+    (tmp_path / "lib" / "libjemalloc.so.2").write_bytes(b"no library")
+    environment = processes.computing_environment()
+    assert environment["LD_PRELOAD"] == f"{tmp_path}/lib/libjemalloc.so.2"
+    assert "dirty_decay_ms:-1" in environment["MALLOC_CONF"]
+    assert "MALLOC_TRIM_THRESHOLD_" in environment
+    monkeypatch.setenv("LD_PRELOAD", "libother.so")
+    assert not {"LD_PRELOAD", "MALLOC_CONF"} & processes.computing_environment().keys()
+    assert processes.allocator_in_words() == "as LD_PRELOAD says"
+
+
+def test_without_another_allocator_glibcs_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _installed(tmp_path, monkeypatch)
+    assert "LD_PRELOAD" not in processes.computing_environment()
+    assert "libjemalloc2" in processes.allocator_in_words()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the loader of Linux")
+def test_an_allocator_that_cannot_be_loaded_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched:
+        _installed(tmp_path, patched, "libjemalloc.so.2")
+        environment = processes.computing_environment()
+    log = tmp_path / "log"
+    assert processes.spawn([sys.executable, "-c", "print('computed')"], log, environment).wait(30) == 0
+    assert log.read_text().splitlines()[-1] == "computed"
+
+
+@pytest.mark.skipif(processes.allocator() is None or "LD_PRELOAD" in os.environ, reason="glibc's allocator alone")
+def test_a_worker_takes_the_allocator(tmp_path: Path):
+    code, log = "print(open('/proc/self/maps').read())", tmp_path / "log"
+    assert processes.spawn([sys.executable, "-c", code], log, processes.computing_environment()).wait(30) == 0
+    allocator = processes.allocator()
+    assert allocator is not None
+    assert allocator.name.split(".")[0] in log.read_text()
+
+
 def test_what_somebody_has_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_TRIM_THRESHOLD_", code):
