@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def machine(*, precision: bool = False, **versions: str) -> dict[str, Any]:
         "torch": torch.__version__,
         **versions,
         "python": platform.python_version(),
+        "allocator": Path(os.environ.get("LD_PRELOAD", "")).name or "the system's",
     }
 
 
