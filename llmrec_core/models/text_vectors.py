@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmrec_core.models.laid_out import laid_out
 from llmrec_core.models.loading import Backbone
+from llmrec_core.models.memory import Portion
 
 Vectors = npt.NDArray[np.float32]
 #: Texts in one call of the tokenizer, which goes through them on all processors.
@@ -19,13 +20,31 @@ _TOKENISED_AT_ONCE = 8192
 
 
 def embed_texts(backbone: Backbone, texts: Sequence[str], *, max_tokens: int = 64, batch_size: int = 64) -> Vectors:
-    """One pooled vector a text, [n_texts, hidden_size]; equal texts are read once, long ones cut at ``max_tokens``."""
+    """One pooled vector a text, [n_texts, hidden_size]; equal texts are read once, long ones cut at ``max_tokens``.
+
+    Where the device's memory runs out, smaller batches are read.
+
+    Raises:
+        RunFailedError: not even few texts fit.
+    """
     backbone.model.eval()
     distinct = {text: position for position, text in enumerate(dict.fromkeys(texts))}
     rows = token_rows(backbone, list(distinct), max_tokens)
+    found = np.empty((len(rows), backbone.hidden_size), np.float32)
+    by_length = _by_length(rows)
+    portion = Portion(
+        "memory is too small to read even a few texts with the language model.",
+        where="model",
+        fix="Take a smaller model, free memory of the device, or use another one.",
+    )
+
+    def read(part: slice) -> None:
+        members = by_length[part]
+        found[members] = _pooled(backbone, [rows[i] for i in members]).float().cpu().numpy()
+
     with torch.inference_mode(), laid_out(backbone.model, sum(map(len, rows))):
-        found = read_rows(backbone, rows, batch_size).float().cpu().numpy()
-    return np.asarray(found[[distinct[text] for text in texts]], np.float32)
+        portion.each(len(rows), batch_size, read, backbone.device)
+    return found[[distinct[text] for text in texts]]
 
 
 def token_rows(backbone: Backbone, texts: Sequence[str], max_tokens: int = 64) -> list[list[int]]:
@@ -48,14 +67,23 @@ def read_rows(backbone: Backbone, rows: Sequence[Sequence[int]], batch_size: int
     """
     if not rows:
         return torch.empty(0, backbone.hidden_size, device=backbone.device)
-    by_length = np.argsort([len(row) for row in rows], kind="stable")
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        batch = backbone.pad([rows[i] for i in by_length[start : start + batch_size]])
-        ids, mask = (batch[name].to(backbone.device) for name in ("input_ids", "attention_mask"))
-        parts.append(backbone.pooled(ids, mask, backbone.default_pooling))
+    by_length = _by_length(rows)
+    starts = range(0, len(rows), batch_size)
+    parts = [_pooled(backbone, [rows[i] for i in by_length[start : start + batch_size]]) for start in starts]
     back = torch.from_numpy(np.argsort(by_length, kind="stable"))
     return torch.cat(parts)[back.to(backbone.device)]
+
+
+def _by_length(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    """Their numbers, the shortest first."""
+    return np.argsort([len(row) for row in rows], kind="stable").astype(np.int64)
+
+
+def _pooled(backbone: Backbone, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Pooled outputs of one batch, [n_rows, hidden_size]."""
+    batch = backbone.pad(rows)
+    ids, mask = (batch[name].to(backbone.device) for name in ("input_ids", "attention_mask"))
+    return backbone.pooled(ids, mask, backbone.default_pooling)
 
 
 @dataclass(frozen=True)

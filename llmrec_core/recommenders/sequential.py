@@ -29,6 +29,7 @@ from llmrec_core.contracts import (
 from llmrec_core.data.companions import Companions
 from llmrec_core.errors import DataError, InputError, ModelError
 from llmrec_core.models.device import resolve_device
+from llmrec_core.models.memory import Portion
 from llmrec_core.models.text_vectors import Vectors, Whitening, embed_texts
 from llmrec_core.recommenders._going_on import First
 from llmrec_core.recommenders._histories import query_histories, training_histories, training_rows
@@ -39,7 +40,6 @@ from llmrec_core.recommenders._watch import METRIC, watched
 from llmrec_core.recommenders.item_texts import item_texts
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import SequentialSpec
-from llmrec_core.training.memory import Portion
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.sequence_network import SequenceNetwork
 from llmrec_core.training.sequences import Mix, last_item_scores, train_sequences

@@ -30,6 +30,7 @@ from llmrec_core.contracts import (
 )
 from llmrec_core.errors import InputError, ModelError, SpecError
 from llmrec_core.models.loading import Backbone
+from llmrec_core.models.memory import Portion
 from llmrec_core.models.text_vectors import Whitening, embed_texts, token_rows
 from llmrec_core.models.tuning import apply_tuning, parameter_counts
 from llmrec_core.prompts import PromptRenderer, TokenCounter
@@ -51,7 +52,6 @@ from llmrec_core.recommenders.vector_search import VectorIndex
 from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import PromptSpec, TwoTowerSpec
 from llmrec_core.training.contrastive import PromptExamples, TextTable, train_two_towers
-from llmrec_core.training.memory import Portion
 from llmrec_core.training.rounds import Outcome
 from llmrec_core.training.samples import new_and_replayed
 from llmrec_core.training.sequence_network import Sequences

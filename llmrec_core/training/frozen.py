@@ -24,11 +24,11 @@ from torch import Tensor
 from llmrec_core.contracts import FitContext, IntArray
 from llmrec_core.errors import RunCancelledError, RunFailedError
 from llmrec_core.models.device import keepable_memory
+from llmrec_core.models.memory import until_it_fits
 from llmrec_core.models.tuning_frozen import FrozenPart, n_frozen_layers
 from llmrec_core.specs import TrainingSpec
 from llmrec_core.training import scoring
 from llmrec_core.training.batches import Batch, BatchPlan
-from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import HEAD, Packed, TokenisedPrompts
 from llmrec_core.training.steps import Known, nothing_known

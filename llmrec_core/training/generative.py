@@ -23,11 +23,11 @@ from llmrec_core.models.device import BATCH_SIZE
 from llmrec_core.models.generation import MOST, Beginning, TitleDecoder
 from llmrec_core.models.label_words import LanguageHead
 from llmrec_core.models.loading import Backbone
+from llmrec_core.models.memory import until_it_fits
 from llmrec_core.models.trie import ROOT, Trie
 from llmrec_core.specs import TrainingSpec
 from llmrec_core.training import scoring, title_trees
 from llmrec_core.training.batches import Batch, BatchPlan
-from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.objectives import Labels
 from llmrec_core.training.packing import Ragged, TokenisedPrompts
 from llmrec_core.training.samples import SampleLists

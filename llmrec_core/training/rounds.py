@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
+from llmrec_core.models.memory import until_it_fits
 from llmrec_core.training import checkpoints
-from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
 _EVENT_INTERVAL_S = 0.3

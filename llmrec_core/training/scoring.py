@@ -28,9 +28,9 @@ from llmrec_core.models.calling import called_instead
 from llmrec_core.models.device import BATCH_TOKENS
 from llmrec_core.models.laid_out import laid_out
 from llmrec_core.models.loading import Backbone
+from llmrec_core.models.memory import Portion, until_it_fits
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
-from llmrec_core.training.memory import Portion, until_it_fits
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
 
 if TYPE_CHECKING:

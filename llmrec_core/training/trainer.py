@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from llmrec_core.contracts import FitContext
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError
 from llmrec_core.models.device import left_of_padding, memory_in_use
+from llmrec_core.models.memory import until_it_fits
 from llmrec_core.models.tuning import recomputed_layers
 from llmrec_core.models.tuning_adalora import RankSchedule, rank_schedule
 from llmrec_core.models.tuning_lora import frozen_laid_out
@@ -35,7 +36,6 @@ from llmrec_core.training.balancing import make_balance
 from llmrec_core.training.batches import Batch, BatchPlan
 from llmrec_core.training.clock import Clock
 from llmrec_core.training.frozen import keeping_states
-from llmrec_core.training.memory import until_it_fits
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.objectives import LIST_TASKS
 from llmrec_core.training.optimizer import MasterWeightAdamW, make_optimizer

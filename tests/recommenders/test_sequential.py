@@ -423,6 +423,30 @@ def test_equal_texts_get_equal_vectors_in_any_company(tmp_path: Path):
     np.testing.assert_allclose(embed_texts(backbone, texts[:1], max_tokens=16)[0], together[0], atol=1e-5)
 
 
+def test_texts_are_read_in_smaller_batches_where_memory_runs_out(tmp_path: Path, monkeypatch):
+    from llmrec_core.models.loading import Backbone, load_backbone
+
+    write_tiny_bert(tmp_path / "tiny")
+    backbone = load_backbone(tmp_path / "tiny", trainable=False)
+    texts = [f"{'a red film ' * (n % 5)}{n}" for n in range(40)]
+    whole, read, plain = embed_texts(backbone, texts), [], Backbone.pooled
+
+    def pooled(self, ids, *more):
+        read.append(len(ids))
+        if len(ids) > most:
+            raise MemoryError
+        return plain(self, ids, *more)
+
+    monkeypatch.setattr(Backbone, "pooled", pooled)
+    most = 10
+    np.testing.assert_allclose(embed_texts(backbone, texts), whole, atol=1e-5)
+    # Forty texts are one batch; halves of 64 are tried until ten fit, and go on as small.
+    assert read == [40, 32, 16, 8, 8, 8, 8, 8]
+    most = 0
+    with pytest.raises(RunFailedError, match="even a few texts"):
+        embed_texts(backbone, texts)
+
+
 class Stops(Exception):
     pass
 

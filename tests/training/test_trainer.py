@@ -14,10 +14,10 @@ import torch
 from training.training_cases import Events, fit, planted_run, planted_split, test_auc
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
+from llmrec_core.models.memory import out_of_memory
 from llmrec_core.training import scoring, unpadded
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
-from llmrec_core.training.memory import out_of_memory
 from llmrec_core.training.optimizer import MasterWeightAdamW
 
 SHORT = {"max_samples": 96, "validation_every": 2, "early_stopping_patience": 0}
