@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -41,9 +42,16 @@ class Ragged:
         flat = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
         return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
-    @property
+    @cached_property
     def lengths(self) -> IntArray:
         return np.diff(self.starts)
+
+    def taken(self, rows: IntArray) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
+        """Values of ``rows`` end to end, [n]; of each, which of ``rows`` it comes from and its place there."""
+        sizes = self.lengths[rows]
+        which = np.repeat(np.arange(len(rows)), sizes)
+        place = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self.flat[self.starts[rows][which] + place], which, place
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -205,23 +213,25 @@ def plan_rows(tokens: TokenisedPrompts, prompts: IntArray, max_tails: int) -> li
     Returns:
         index arrays into ``prompts``; together every position once.
     """
-    heads = tokens.head_of[prompts]
-    order = np.argsort(heads, kind="stable")
-    borders = np.flatnonzero(np.diff(heads[order])) + 1
-    rows: list[IntArray] = []
-    lengths = tokens.heads.lengths
-    for run in np.split(order, borders):
-        if len(run):
-            size = max_tails if lengths[heads[run[0]]] else 1
-            rows += [run[start : start + size] for start in range(0, len(run), size)]
-    return rows
+    if not len(prompts):
+        return []
+    order = np.argsort(tokens.head_of[prompts], kind="stable")
+    heads = tokens.head_of[prompts][order]
+    first = np.flatnonzero(np.diff(heads, prepend=-1))
+    place = np.arange(len(heads)) - np.repeat(first, np.diff(first, append=len(heads)))
+    most = np.where(tokens.heads.lengths[heads] > 0, max_tails, 1)
+    return np.split(order, np.flatnonzero(place % most == 0)[1:])
 
 
 def row_lengths(tokens: TokenisedPrompts, prompts: IntArray, rows: Sequence[IntArray]) -> IntArray:
     """Tokens in each planned row, [n_rows]."""
-    tails = tokens.tails.lengths[tokens.tail_of[prompts]]
-    heads = tokens.heads.lengths[tokens.head_of[prompts]]
-    return np.fromiter((heads[row[0]] + tails[row].sum() for row in rows), np.int64, len(rows))
+    if not len(rows):
+        return np.empty(0, np.int64)
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    starts = np.cumsum(sizes) - sizes
+    chosen = prompts[np.concatenate(rows)]
+    tails = np.add.reduceat(tokens.tails.lengths[tokens.tail_of[chosen]], starts)
+    return tokens.heads.lengths[tokens.head_of[chosen[starts]]] + tails
 
 
 def pack(
@@ -235,23 +245,27 @@ def pack(
     segment = np.full((len(rows), wide), PADDING, np.int16)
     row_of = np.empty(len(prompts), np.int64)
     slot_of = np.empty(len(prompts), np.int64)
-    for number, row in enumerate(rows):
-        head = tokens.heads[int(tokens.head_of[prompts[row[0]]])]
-        at = len(head)
-        ids[number, :at] = head
-        positions[number, :at] = np.arange(at)
-        segment[number, :at] = HEAD
-        for slot, place in enumerate(row.tolist()):
-            tail = tokens.tails[int(tokens.tail_of[prompts[place]])]
-            end = at + len(tail)
-            ids[number, at:end] = tail
-            positions[number, at:end] = np.arange(len(head), len(head) + len(tail))
-            segment[number, at:end] = slot + 1
-            row_of[place], slot_of[place] = number, slot
-            at = end
-    n_slots = max((len(row) for row in rows), default=0)
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    if len(rows):
+        # Of all tails, row by row: their prompts, rows, and places among the tails of their row.
+        place = np.concatenate(rows)
+        row = np.repeat(np.arange(len(rows)), sizes)
+        first = np.cumsum(sizes) - sizes
+        slot = np.arange(len(place)) - first[row]
+        row_of[place], slot_of[place] = row, slot
+        head, tail = tokens.head_of[prompts[place[first]]], tokens.tail_of[prompts[place]]
+        behind = tokens.heads.lengths[head]
+        n_tail = tokens.tails.lengths[tail]
+        before = np.cumsum(n_tail) - n_tail
+        values, which, at = tokens.heads.taken(head)
+        ids[which, at], positions[which, at], segment[which, at] = values, at, HEAD
+        values, which, at = tokens.tails.taken(tail)
+        column = (behind[row] + before - before[first][row])[which] + at
+        ids[row[which], column] = values
+        positions[row[which], column] = behind[row][which] + at
+        segment[row[which], column] = slot[which] + 1
     tensors = [torch.from_numpy(array) for array in (ids, positions, segment, row_of, slot_of)]
-    return Packed(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], n_slots)
+    return Packed(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], int(sizes.max(initial=0)))
 
 
 def tree_mask(segment: Tensor, position_ids: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:

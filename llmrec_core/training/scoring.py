@@ -240,7 +240,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
             at += len(head)
         tails = tokens.tail_of[group]
         sizes = tokens.tails.lengths[tails]
-        ids += [tokens.tails[tail] for tail in tails.tolist()]
+        ids.append(tokens.tails.taken(tails)[0])
         after = at + np.cumsum(sizes)
         starts.append(after - sizes)
         ends.append(after)

@@ -22,10 +22,13 @@ from llmrec_core.training.network import PromptNetwork, can_share
 from llmrec_core.training.packing import (
     HEAD,
     PADDING,
+    Ragged,
+    TokenisedPrompts,
     head_length,
     pack,
     plan_rows,
     pooling_weights,
+    row_lengths,
     tokenise,
     tree_mask,
 )
@@ -70,6 +73,35 @@ def test_heads_and_tails_are_the_prompt(bert):
         assert joined == whole
         tail = bert.tokenizer.decode(tokens.tails[int(tokens.tail_of[number])].tolist())
         assert tail == prompt.text[prompt.spans[0].start :]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_prompt_can_be_read_from_its_row(data):
+    ids = st.integers(1, 9)
+    heads = Ragged.of(data.draw(st.lists(st.lists(ids, max_size=5), min_size=1, max_size=4)))
+    tails = Ragged.of(data.draw(st.lists(st.lists(ids, min_size=1, max_size=4), min_size=1, max_size=5)))
+    numbers = st.tuples(st.integers(0, len(heads) - 1), st.integers(0, len(tails) - 1))
+    which = np.array(data.draw(st.lists(numbers, min_size=1, max_size=12)), np.int64)
+    tokens = TokenisedPrompts(heads, tails, which[:, 0], which[:, 1])
+    prompts = np.array(data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=12)), np.int64)
+    most = data.draw(st.integers(1, 4))
+    rows = plan_rows(tokens, prompts, most)
+    packed = pack(tokens, prompts, rows, pad_id=0)
+    assert sorted(place for row in rows for place in row) == list(range(len(prompts)))
+    assert packed.n_slots == max(map(len, rows), default=0)
+    for row in rows:
+        (head,) = {int(tokens.head_of[prompts[place]]) for place in row}
+        assert len(row) <= (most if len(heads[head]) else 1)
+    for place, prompt in enumerate(prompts):
+        head, tail = heads[int(tokens.head_of[prompt])], tails[int(tokens.tail_of[prompt])]
+        row, slot = int(packed.row[place]), int(packed.slot[place])
+        at = [packed.segment[row] == HEAD, packed.segment[row] == slot + 1]
+        assert [packed.input_ids[row][where].tolist() for where in at] == [head.tolist(), tail.tolist()]
+        positions = torch.cat([packed.position_ids[row][where] for where in at])
+        assert positions.tolist() == list(range(len(head) + len(tail)))
+    assert packed.n_tokens == int(row_lengths(tokens, prompts, rows).sum())
+    assert (packed.input_ids[packed.segment == PADDING] == 0).all()
 
 
 def test_without_sharing_heads_are_empty(bert):
