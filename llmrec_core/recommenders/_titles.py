@@ -6,6 +6,7 @@ read never depends on what could be written behind it. Titles are tokenised as t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,8 +15,11 @@ from llmrec_core.contracts import ITEM, TITLE, Query, RenderedPrompt, Span
 from llmrec_core.errors import InputError
 from llmrec_core.models.loading import Backbone
 from llmrec_core.prompts import PromptRenderer
+from llmrec_core.specs import PromptSpec
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
+
     from llmrec_core.data import Dataset
 
 #: Stands in the middle of a title that was cut.
@@ -50,7 +54,16 @@ class TitlePrompts:
 
     def heads(self, queries: Sequence[Query]) -> list[list[int]]:
         """Token ids of what stands before the title, at least one each."""
-        return [self.tokens(self._head(query)[0].text) for query in queries]
+        texts = [head.text for head, _ in self._heads(queries)]
+        return [self._open(encoding) for encoding in self._backbone.tokenizer.encode_batch(texts)]
+
+    @property
+    def spec(self) -> PromptSpec:
+        return self.renderer.spec
+
+    def identity(self) -> str:
+        """Text that is equal only where :meth:`heads` are, with one tokenizer."""
+        return json.dumps(["before a title", self.renderer.identity(), self._start_token()])
 
     def render(self, query: Query, item_idx: int) -> RenderedPrompt:
         """What was read, with the title of an item behind it, as it would be written."""
@@ -63,15 +76,17 @@ class TitlePrompts:
 
     def _head(self, query: Query) -> tuple[RenderedPrompt, str]:
         """The prompt before its candidate, and the space between them ("" or " ")."""
-        prompt = self.renderer.render(replace(query, hidden_fields=self._hidden), 0)
-        start = min((span.start for span in prompt.spans if span.kind == "candidate"), default=len(prompt.text))
-        text = prompt.text[:start].rstrip(" ")
-        spans = tuple(span for span in prompt.spans if span.kind != "candidate" and span.end <= len(text))
-        return replace(prompt, text=text, spans=spans, clipped_fields=()), " " if len(text) < start else ""
+        return self._heads([query])[0]
+
+    def _heads(self, queries: Sequence[Query]) -> list[tuple[RenderedPrompt, str]]:
+        asked = [(replace(query, hidden_fields=self._hidden), 0) for query in queries]
+        return [_before_candidate(prompt) for prompt in self.renderer.render_many(asked)]
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text that goes on, at least one."""
-        encoding = self._backbone.tokenizer.encode(text)
+        return self._open(self._backbone.tokenizer.encode(text))
+
+    def _open(self, encoding: Encoding) -> list[int]:
         ids, special = list(encoding.ids), encoding.special_tokens_mask
         # Some tokenizers close a text; here it goes on.
         while ids and special[len(ids) - 1]:
@@ -111,6 +126,13 @@ class TitlePrompts:
         value = self._backbone.facts.config.get(name)
         value = value[0] if isinstance(value, list) and value else value
         return value if type(value) is int and 0 <= value < self._backbone.tokenizer.get_vocab_size() else otherwise
+
+
+def _before_candidate(prompt: RenderedPrompt) -> tuple[RenderedPrompt, str]:
+    start = min((span.start for span in prompt.spans if span.kind == "candidate"), default=len(prompt.text))
+    text = prompt.text[:start].rstrip(" ")
+    spans = tuple(span for span in prompt.spans if span.kind != "candidate" and span.end <= len(text))
+    return replace(prompt, text=text, spans=spans, clipped_fields=()), " " if len(text) < start else ""
 
 
 def check_room(prompt_tokens: int, behind: int, backbone: Backbone) -> None:

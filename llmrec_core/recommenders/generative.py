@@ -58,7 +58,9 @@ from llmrec_core.saved import FIX, catalogue_sha256
 from llmrec_core.specs import GenerativeSpec, ObjectiveSpec, RunSpec, TuningSpec
 from llmrec_core.training.generative import TASK, TitleQuestions, WritingNetwork, WritingPlan, WritingSamples
 from llmrec_core.training.network import PromptNetwork, can_share
+from llmrec_core.training.packing import Ragged, TokenisedPrompts
 from llmrec_core.training.samples import training_lists, validation_lists
+from llmrec_core.training.token_cache import Question, kept_tokens
 from llmrec_core.training.trainer import TrainingOutcome, train
 from llmrec_core.training.validation import Validation
 
@@ -89,6 +91,25 @@ class _Parts:
         """As :meth:`TitleDecoder.search`, behind a query; in parts where memory runs out."""
         (head,) = self.prompts.heads([query])
         return self.network.in_parts(lambda: self.decoder.search(self.network.read(head), n_wanted, width, n_below))
+
+    def kept_heads(self, queries: Sequence[Query], ctx: FitContext, what: str) -> list[list[int]]:
+        """As :meth:`TitlePrompts.heads`, or what that gave when a run before asked for the same.
+
+        Args:
+            what: they are read for, in the log.
+        """
+        none = np.empty(0, np.int64)
+        question = Question("histories", self.prompts, queries, none, none, shared=False)
+
+        def make() -> TokenisedPrompts:
+            distinct: dict[tuple[int, ...], int] = {}
+            which = [distinct.setdefault(tuple(head), len(distinct)) for head in self.prompts.heads(queries)]
+            # Kept as tails of an empty head: what is kept has no empty tails.
+            tails, head_of = Ragged.of(list(distinct)), np.zeros(len(which), np.int64)
+            return TokenisedPrompts(Ragged.of([()]), tails, head_of, np.array(which, np.int64))
+
+        tokens = kept_tokens(question, make, self.backbone, ctx, what)
+        return [tokens.tails[tail].tolist() for tail in tokens.tail_of.tolist()]
 
 
 class GenerativeRecommender(Recommender):
@@ -196,7 +217,7 @@ class GenerativeRecommender(Recommender):
         once = self.run.training.model_copy(update={"negatives_per_positive": 0})
         click = self.run.model_copy(update={"objectives": (ObjectiveSpec(task="click"),), "training": once})
         lists = training_lists(split, click, ctx.seed, continued=ctx.continued)
-        heads = parts.prompts.heads(lists.queries)
+        heads = parts.kept_heads(lists.queries, ctx, "training")
         # Items that do not exist yet while training are no continuations there: nothing is learned against them.
         offered = split.offered("train")
         trie = Trie.of([parts.prompts.titles[item] for item in offered.tolist()], parts.prompts.end)
@@ -244,7 +265,8 @@ class GenerativeRecommender(Recommender):
         lists = validation_lists(split, ranking, ctx.seed)
         leaves = parts.decoder.trie.leaf_of[lists.items]
         plus = parts.log_share[lists.items].astype(np.float32)
-        questions = TitleQuestions(parts.prompts.heads(lists.queries), lists.list_of, leaves, plus)
+        heads = parts.kept_heads(lists.queries, ctx, "validation")
+        questions = TitleQuestions(heads, lists.list_of, leaves, plus)
         return Validation(self.run.training.validation_metric, lists, cast(Any, questions), {TASK: 1.0})
 
     # -- asking ----------------------------------------------------------------------------------------------------

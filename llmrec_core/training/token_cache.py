@@ -64,7 +64,8 @@ class Question:
     """Which prompts are wanted.
 
     Attributes:
-        layout: a prompt for each of ``items``, or one for each query with its items as a list.
+        layout: a prompt for each of ``items``, one for each query with its items as a list, or one for each query
+            without items.
         words: what makes them.
         queries: [n_queries].
         query_of: the query of each item, [n_items], ascending.
@@ -72,7 +73,7 @@ class Question:
         shared: whether prompts are cut where the candidate begins.
     """
 
-    layout: Literal["pairs", "lists"]
+    layout: Literal["pairs", "lists", "histories"]
     words: Words
     queries: Sequence[Query]
     query_of: IntArray
@@ -309,6 +310,7 @@ def _code() -> str:
     digest = hashlib.sha256(llmrec_core.__version__.encode())
     for path in sorted((root / "prompts").glob("*.py")):
         digest.update(path.read_bytes())
-    for name in ("training/packing.py", "training/token_cache.py", "training/augmentation.py", "data/dataset.py"):
+    names = ("packing.py", "token_cache.py", "augmentation.py")
+    for name in (*(f"training/{name}" for name in names), "recommenders/_titles.py", "data/dataset.py"):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()

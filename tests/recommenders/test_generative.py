@@ -104,6 +104,27 @@ def test_without_history_and_training_popularity_orders(models):
     assert np.abs(own - scores).max() > 0.1
 
 
+def test_kept_tokens_are_those_that_were_made(models, tmp_path):
+    """Of what is read before titles; and a training on them is the training without."""
+    split, tuned = tiny_split(), {"tuning": {"method": "full"}, "training": {"learning_rate": 1e-3}}
+    plain = fitted(split, models, **tuned)
+    queries = split.queries("valid").queries
+    assert plain.renderer.heads(queries) == [plain.renderer.heads([query])[0] for query in queries]
+    asked = (split.queries("test").queries, np.arange(split.dataset.n_items))
+    for read in (False, True):
+        events = Events()
+        kept = fitted(split, models, ctx={"token_cache": tmp_path / "tiny", "emit": events.emit}, **tuned)
+        assert sum("read from the cache" in message for message in events.messages.split("\n")) == 2 * read
+        np.testing.assert_array_equal(kept.score(*asked), plain.score(*asked))
+    run = run_of(models)
+    shorter = registry.build(
+        run.model_copy(update={"prompt": run.prompt.model_copy(update={"max_history": 2})}), run.recommender
+    )
+    shorter.fit(split, FitContext(workspace_models=models, device="cpu"))
+    assert isinstance(shorter, GenerativeRecommender)
+    assert plain.renderer.identity() != shorter.renderer.identity()
+
+
 def test_titles_as_tokens(models):
     long = " ".join(WORDS[:40])
     split = renamed({1: f"{long} three", 2: f"{long} four", 6: "star [SEP] wars", 7: "star\nwars"})
