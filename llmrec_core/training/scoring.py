@@ -3,8 +3,9 @@
 Heads and tails (see ``packing``) stand one after the other in a single row of tokens, so linear layers work on exactly
 the tokens there are. Attention goes by blocks: a head reads itself; a block of tails reads the keys and values of its
 head, which are computed once and never copied, and each tail itself. Its cost grows with the number of tails, where
-a mask over a packed row grows with its square. The block attention is registered with transformers as an attention of
-its own, so every architecture that takes one runs with the code it came with.
+a mask over a packed row grows with its square. Where few candidates share a history, a processor reads it with them
+under such a mask all the same (see ``row_attention``): there are fewer calls then. Both are registered with
+transformers as an attention of their own, so every architecture that takes one runs with the code it came with.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from llmrec_core.models.loading import Backbone
 from llmrec_core.models.memory import Portion, until_it_fits
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
-from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, row_lengths
+from llmrec_core.training.packing import HEAD, Packed, TokenisedPrompts, pack, plan_rows, row_lengths, tree_mask
+from llmrec_core.training.row_attention import Questions, attend, n_behind, steps
 
 if TYPE_CHECKING:
     from llmrec_core.training.network import PromptNetwork
@@ -42,6 +44,8 @@ Predictions = dict[str, npt.NDArray[np.float32]]
 LAST_LAYERS = frozenset({"bert", "electra"})
 #: Attention scores of one block of tails over all its heads of attention: few enough to stay in a processor's cache.
 _BLOCK_CELLS = {"cpu": 250_000, "cuda": 200_000_000, "mps": 20_000_000}
+#: Row by row is faster as long as it meets at most so many times the pairs of tokens that blocks meet.
+_MORE_PAIRS = {torch.bfloat16: 3.0, torch.float32: 2.0}
 _BLOCKS = "llmrec-blocks"
 
 
@@ -174,14 +178,14 @@ class FlatBatch:
 
     Attributes:
         input_ids, position_ids: int64 [1, n_tokens].
-        blocks: they cover the row.
+        blocks: they cover the row; or each history with its candidates reads itself, see :func:`_goes_by_rows`.
         members: the prompts, in the order of their tails.
         starts, ends: int64 [n_prompts], where each tail stands.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] | Questions
     members: IntArray
     starts: Tensor
     ends: Tensor
@@ -229,6 +233,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
     blocks: list[Block] = []
     starts: list[IntArray] = []
     ends: list[IntArray] = []
+    by_rows = _goes_by_rows(tokens, groups, network)
     at = 0
     for group in groups:
         head = tokens.heads[int(tokens.head_of[group[0]])]
@@ -236,7 +241,8 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
         if len(head):
             ids.append(head)
             positions.append(np.arange(len(head), dtype=np.int64))
-            blocks.append(block_of(np.array([len(head)]), slice(at, at), at, network))
+            if not by_rows:
+                blocks.append(block_of(np.array([len(head)]), slice(at, at), at, network))
             at += len(head)
         tails = tokens.tail_of[group]
         sizes = tokens.tails.lengths[tails]
@@ -245,7 +251,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
         starts.append(after - sizes)
         ends.append(after)
         positions.append(len(head) + np.arange(at, after[-1]) - np.repeat(after - sizes, sizes))
-        start = 0
+        start = len(group) if by_rows else 0
         while start < len(group):
             # Tails come short ones first, so this many of the longest still fit.
             rows = np.arange(1, len(group) - start + 1) * sizes[start:] * (len(head) + sizes[start:])
@@ -254,14 +260,66 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
             start = stop
         at = int(after[-1])
     device = network.device
+    row, place = np.concatenate(ids).astype(np.int64), np.concatenate(positions)
+    read: tuple[Block, ...] | Questions = tuple(blocks)
+    if by_rows:
+        behind = n_behind(len(row), network.computes_in)
+        read = _questions(tokens, groups, place, network)
+        row, place = np.pad(row, (0, behind)), np.pad(place, (0, behind))
     return FlatBatch(
-        torch.from_numpy(np.concatenate(ids).astype(np.int64)[None]).to(device),
-        torch.from_numpy(np.concatenate(positions)[None]).to(device),
-        tuple(blocks),
+        torch.from_numpy(row[None]).to(device),
+        torch.from_numpy(place[None]).to(device),
+        read,
         np.concatenate(groups),
         torch.from_numpy(np.concatenate(starts)).to(device),
         torch.from_numpy(np.concatenate(ends)).to(device),
     )
+
+
+def _goes_by_rows(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNetwork) -> bool:
+    """Whether each history reads itself and its candidates as one row, in which most pairs of tokens may be hidden.
+
+    Where few candidates share a history that is faster than blocks: these are small then, and many.
+    """
+    if network.device.type != "cpu" or soft_states(network.encoder) is not None:
+        return False
+    heads, tails, row = _lengths(tokens, groups)
+    in_rows = ((heads + np.bincount(row, tails)) ** 2).sum()
+    in_blocks = (heads**2).sum() + (tails * (heads[row] + tails)).sum()
+    return bool(in_rows <= _MORE_PAIRS.get(network.computes_in, 0.0) * in_blocks)
+
+
+def _lengths(tokens: TokenisedPrompts, groups: list[IntArray]) -> tuple[IntArray, IntArray, IntArray]:
+    """Tokens of each head and of each tail of a batch, and the number of each tail's head."""
+    first = np.fromiter((group[0] for group in groups), np.int64, len(groups))
+    sizes = np.fromiter(map(len, groups), np.int64, len(groups))
+    tails = tokens.tails.lengths[tokens.tail_of[np.concatenate(groups)]]
+    return tokens.heads.lengths[tokens.head_of[first]], tails, np.repeat(np.arange(len(groups)), sizes)
+
+
+def _questions(tokens: TokenisedPrompts, groups: list[IntArray], place: IntArray, network: PromptNetwork) -> Questions:
+    """
+    Args:
+        place: position of each token in its prompt, [n_tokens].
+    """
+    heads, tails, row = _lengths(tokens, groups)
+    lengths = heads + np.bincount(row, tails).astype(np.int64)
+    step = steps(network.computes_in)[0]
+    wide = -(-int(lengths.max()) // step) * step
+    first = np.concatenate([[0], np.cumsum([len(group) for group in groups])[:-1]])
+    slot = np.arange(len(row)) - first[row] + 1
+    # The head of a row stands before its tails.
+    parts = np.insert(tails, first, heads)
+    # What fills a row up reads the head, so that its softmax is one; nothing reads it.
+    segment = np.full((len(groups), wide), len(row) + 1, np.int64)
+    position = np.zeros((len(groups), wide), np.int64)
+    real = np.arange(wide) < lengths[:, None]
+    segment[real] = np.repeat(np.insert(slot, first, HEAD), parts)
+    position[real] = place
+    where = torch.from_numpy(segment), torch.from_numpy(position)
+    mask = tree_mask(*where, network.computes_in, causal=network.causal)[:, 0]
+    numbers, behind = torch.from_numpy(lengths), n_behind(len(place), network.computes_in)
+    return Questions.of(mask, numbers, numbers, step, (behind, behind))
 
 
 def block_of(sizes: IntArray, prefix: slice, at: int, network: Reader) -> Block:
@@ -293,7 +351,7 @@ def block_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    blocks: tuple[Block, ...] | None = None,
+    blocks: tuple[Block, ...] | Questions | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one row by blocks, in the form that transformers calls.
@@ -317,6 +375,9 @@ def block_attention(
     n_heads, n_tokens, width = query.shape[1:]
     n_key_heads, n_given = key.shape[1], key.shape[2] - n_tokens
     scale = width**-0.5 if scaling is None else scaling
+    if isinstance(blocks, Questions):
+        asked, keys, values = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+        return attend(asked, keys, values, blocks, scale, 0.0).unsqueeze(0), None
     # Query heads of one key head side by side: [n_key_heads, shared, n_tokens, width], without copying keys.
     asked = query[0].reshape(n_key_heads, n_heads // n_key_heads, n_tokens, width) * scale
     keys, values = key[0], value[0]
@@ -370,10 +431,14 @@ def attending_by_blocks(encoder: Any) -> Iterator[None]:
 
 def n_flat_tokens(network: PromptNetwork, tokens: TokenisedPrompts) -> int:
     """Tokens in all batches of :func:`flat_batches` as they are now."""
-    heads = tokens.heads.lengths
-    batches = plan_batches(tokens, batch_tokens(network))
-    n_heads = sum(int(heads[tokens.head_of[group[0]]]) for groups in batches for group in groups)
-    return n_heads + int(tokens.tails.lengths[tokens.tail_of].sum())
+    found = 0
+    for groups in plan_batches(tokens, batch_tokens(network)):
+        heads, tails, _ = _lengths(tokens, groups)
+        n_tokens = int(heads.sum() + tails.sum())
+        found += n_tokens
+        if _goes_by_rows(tokens, groups, network):
+            found += n_behind(n_tokens, network.computes_in)
+    return found
 
 
 def flat_batches(network: PromptNetwork, tokens: TokenisedPrompts, at_once: int) -> Generator[FlatBatch]:

@@ -27,6 +27,7 @@ from llmrec_core.training.frozen import KeptStates, keeping_states
 from llmrec_core.training.listwise import ListBatchPlan, ListPrompts
 from llmrec_core.training.network import MAX_TAILS, PromptNetwork
 from llmrec_core.training.packing import Packed, TokenisedPrompts, pack, plan_rows, tokenise
+from llmrec_core.training.row_attention import n_behind
 from llmrec_core.training.samples import SampleLists
 from llmrec_core.training.steps import nothing_known
 
@@ -152,6 +153,8 @@ def test_states_are_kept_as_they_were_computed_and_a_model_is_left_as_it_was(fol
     assert kept._states.dtype == torch.bfloat16
     assert not kept._states.requires_grad
     n_tokens = int(tokens.heads.lengths.sum() + tokens.tails.lengths[tokens.tail_of].sum())
+    # One row, filled up.
+    n_tokens += n_behind(n_tokens, torch.bfloat16)
     assert KeptStates.size(network, tokens) == (n_tokens, kept._states.nbytes) == (n_tokens, n_tokens * 32 * 2)
     assert network.training
     assert network.encoder.training

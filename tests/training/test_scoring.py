@@ -21,6 +21,7 @@ from llmrec_core.models.tuning_soft import add_soft_states
 from llmrec_core.training import scoring
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import Ragged, TokenisedPrompts, pack, plan_rows
+from llmrec_core.training.row_attention import Questions
 
 ENCODERS = ("bert", "electra")
 DECODERS = ("gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
@@ -64,6 +65,16 @@ def _tokens(sizes: list[tuple[int, list[int]]], seed: int = 0) -> TokenisedPromp
 
 
 TOKENS = _tokens([(9, [3, 5, 5, 1, 4]), (2, [6]), (14, [2, 2, 2])])
+#: Times the pairs of blocks that rows may meet: never by rows, always.
+BLOCKS: dict[torch.dtype, float] = {}
+ROWS = {torch.float32: 1e9, torch.bfloat16: 1e9}
+
+
+@pytest.fixture(autouse=True, params=["blocks", "rows"])
+def way(request, monkeypatch):
+    """Attention goes by blocks or by rows, which is chosen by how many candidates a history has."""
+    monkeypatch.setattr(scoring, "_MORE_PAIRS", BLOCKS if request.param == "blocks" else ROWS)
+    return request.param
 
 
 @torch.inference_mode()
@@ -82,6 +93,30 @@ def test_blocks_equal_the_tree_mask(model_type):
     assert np.ptp(scores["click"]) > 0.01, "prompts differ, or nothing is proven"
     assert np.abs(scores["rank"] - scores["click"]).max() > 0.01
     assert network.encoder.config._attn_implementation == "eager"
+
+
+def test_few_candidates_go_by_rows_and_many_by_blocks(monkeypatch):
+    monkeypatch.undo()
+    network = _network("bert")
+    few, many = _tokens([(30, [4, 4]), (20, [3])]), _tokens([(30, [6] * 20)])
+    for tokens, kind in ((few, Questions), (many, tuple)):
+        (groups,) = scoring.plan_batches(tokens, 10_000)
+        assert isinstance(scoring.lay_out(tokens, groups, network).blocks, kind)
+    learned = _network("bert")
+    add_soft_states(learned.encoder, 3, 0, deep=True)
+    (groups,) = scoring.plan_batches(few, 10_000)
+    assert isinstance(scoring.lay_out(few, groups, learned).blocks, tuple), "trained states belong to blocks"
+
+
+def test_rows_are_filled_up_in_bf16(way):
+    network = _network("bert", autocast=torch.bfloat16)
+    plain = _network("bert").predict(TOKENS, ("click",))["click"]
+    np.testing.assert_allclose(network.predict(TOKENS, ("click",))["click"], plain, atol=0.03)
+    (groups,) = scoring.plan_batches(TOKENS, 10_000)
+    batch = scoring.lay_out(TOKENS, groups, network)
+    # Fifty-five tokens.
+    assert batch.input_ids.shape == batch.position_ids.shape == (1, {"rows": 64, "blocks": 55}[way])
+    assert scoring.n_flat_tokens(network, TOKENS) == batch.input_ids.shape[1]
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -216,8 +251,9 @@ def test_half_precision_stays_close():
 
 
 @torch.inference_mode()
-def test_what_was_given_before_the_row_is_read_by_all():
+def test_what_was_given_before_the_row_is_read_by_all(monkeypatch):
     """Trained prefixes come as keys and values without tokens: as if they stood in every head."""
+    monkeypatch.setattr(scoring, "_MORE_PAIRS", BLOCKS)
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, n, 6, 8) for n in (4, 2, 2))
     given_k, given_v = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)

@@ -15,7 +15,7 @@ from training.training_cases import Events, fit, planted_run, planted_split, tes
 
 from llmrec_core.errors import ModelError, RunCancelledError, RunFailedError, SpecError
 from llmrec_core.models.memory import out_of_memory
-from llmrec_core.training import scoring, unpadded
+from llmrec_core.training import row_attention, scoring
 from llmrec_core.training import steps as steps_module
 from llmrec_core.training import trainer as trainer_module
 from llmrec_core.training.optimizer import MasterWeightAdamW
@@ -66,7 +66,7 @@ def test_events_tell_the_whole_story(models, split):
         ({}, "attention row by row, no padding, 16 prompts a batch; scoring takes 4,096 tokens at once."),
         (
             {"precision": "bf16"},
-            f"attention row by row, rows filled up to multiples of {unpadded._ROW_STEP} tokens in attention, 16",
+            f"attention row by row, rows filled up to multiples of {row_attention._ROW_STEP} tokens in attention, 16",
         ),
         # Adversarial pushes go by rows, which are padded then.
         (

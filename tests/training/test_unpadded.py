@@ -12,7 +12,7 @@ from llmrec_core.models.compact import prune_heads
 from llmrec_core.models.tuning import apply_tuning
 from llmrec_core.models.tuning_soft import add_soft_states
 from llmrec_core.specs import RunSpec, TuningSpec
-from llmrec_core.training import unpadded
+from llmrec_core.training import row_attention, unpadded
 from llmrec_core.training.batches import sized
 from llmrec_core.training.network import PromptNetwork
 from llmrec_core.training.packing import pack, plan_rows
@@ -223,13 +223,13 @@ def test_rows_are_filled_up_in_bf16_alone():
 def test_tokens_find_their_way_to_their_places_and_back():
     lengths, filled = torch.tensor([5, 8, 2]), torch.tensor([8, 8, 8])
     states = torch.arange(1.0, 17.0)
-    places = unpadded.Places.of(lengths, filled, [2, 0, 1], 1)
+    places = row_attention.Places.of(lengths, filled, [2, 0, 1], 1)
     there = places.there(states)
     assert there.tolist() == [14, 15, *[16] * 6, 1, 2, 3, 4, 5, 16, 16, 16, 6, 7, 8, 9, 10, 11, 12, 13]
     assert places.back(there).tolist() == [*range(1, 16), 0]
     # Rows that stand in that order and need nothing more are left where they are.
-    assert unpadded.Places.of(lengths, lengths, [0, 1, 2], 0).tokens is None
-    assert unpadded.Places.of(lengths, lengths, [1, 0, 2], 0).there(states).tolist()[:9] == [
+    assert row_attention.Places.of(lengths, lengths, [0, 1, 2], 0).tokens is None
+    assert row_attention.Places.of(lengths, lengths, [1, 0, 2], 0).there(states).tolist()[:9] == [
         6,
         7,
         8,
@@ -248,7 +248,7 @@ def test_what_fills_rows_changes_nothing(model_type, monkeypatch):
     network = _network(model_type)
     packed = _packed(TOKENS)
     vectors, gradients = _computed(network, packed)
-    monkeypatch.setattr(unpadded, "_steps", lambda dtype: (8, 32))
+    monkeypatch.setattr(row_attention, "steps", lambda dtype: (8, 32))
     with without_padding(network, whole_rows=False):
         fast, fast_gradients = _computed(network, packed)
     torch.testing.assert_close(fast, vectors, atol=1e-4, rtol=1e-4)
@@ -264,7 +264,7 @@ def test_rows_of_one_length_go_through_attention_together(monkeypatch):
     assert [tuple(group.mask.shape) for group in rows.questions.groups] == [(4, 1, 9, 9)]
     assert [tuple(group.mask.shape) for group in rows.of_pooled.groups] == [(1, 1, n, 9) for n in (4, 5, 6, 7)]
     _assert_the_same(network, alike)
-    monkeypatch.setattr(unpadded, "_GROUPED_PAIRS", 200)
+    monkeypatch.setattr(row_attention, "_GROUPED_PAIRS", 200)
     rows = unpadded.Rows.of(alike, network.pooling_weights(alike), torch.float32, causal=False)
     assert [len(group.mask) for group in rows.questions.groups] == [2, 2]
     _assert_the_same(network, alike)
@@ -279,7 +279,7 @@ def _questions(masks, **more):
     for row, mask in zip(whole, masks, strict=True):
         row[: mask.shape[0], : mask.shape[1]] = mask
         row[mask.shape[0] :, 0] = 0
-    return unpadded.Questions.of(whole, *numbers, **more)
+    return row_attention.Questions.of(whole, *numbers, **more)
 
 
 @pytest.mark.parametrize("filled", [{}, {"step": 4, "behind": (1, 2)}])
@@ -303,7 +303,7 @@ def test_gradients_of_attention_against_differences(dropout, n_heads, filled):
 
     def attend(*given):
         torch.manual_seed(0)
-        found = unpadded._attend(*given, questions, 0.7, dropout)
+        found = row_attention.attend(*given, questions, 0.7, dropout)
         assert found.shape == (len(query), n_heads, 4)
         assert found[5:].abs().sum() == 0
         return found[:5]
@@ -327,7 +327,7 @@ def test_shares_of_scores_of_every_size(kind, shift):
     states = [one.to(kind).requires_grad_() for one in (query, key, value)]
     wanted_of = [one.detach().double().requires_grad_() for one in states]
     questions = _questions([torch.zeros(6, 6, dtype=kind)] * 2)
-    found = unpadded._attend(*states, questions, 1.0, 0.0)
+    found = row_attention.attend(*states, questions, 1.0, 0.0)
     asked, read, values = (one.view(2, 6, 2, 8).transpose(1, 2) for one in wanted_of)
     wanted = ((asked @ read.mT).softmax(-1) @ values).transpose(1, 2).reshape(12, 2, 8)
     weights = torch.randn(12, 2, 8, generator=generator)
@@ -347,7 +347,7 @@ def test_dropout_is_drawn_and_keeps_the_mean():
     states = torch.ones(4, 1, 2)
     questions = _questions([torch.zeros(4, 4)])
     torch.manual_seed(0)
-    found = torch.stack([unpadded._attend(states, states, states, questions, 1.0, 0.5) for _ in range(400)])
+    found = torch.stack([row_attention.attend(states, states, states, questions, 1.0, 0.5) for _ in range(400)])
     assert found.mean() == pytest.approx(1.0, abs=0.05)
     assert found.std() > 0.3
 
