@@ -196,6 +196,11 @@ class Packed:
     n_slots: int
 
     @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, int64 [n_rows]; its padding stands behind them."""
+        return (self.segment >= 0).sum(1)
+
+    @property
     def n_tokens(self) -> int:
         return int((self.segment >= 0).sum())
 
@@ -280,6 +285,13 @@ def tree_mask(segment: Tensor, position_ids: Tensor, dtype: torch.dtype, *, caus
         allowed &= position_ids[:, None, :] <= position_ids[:, :, None]
     mask = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min / 4).unsqueeze(1)
+
+
+def filled_mask(packed: Packed, dtype: torch.dtype, *, causal: bool) -> Tensor:
+    """As :func:`tree_mask`, [n_rows, width, width], but that what fills a row up reads the head, so that its softmax is
+    one; nothing reads it."""
+    segment = packed.segment.where(packed.segment >= 0, packed.n_slots + 1)
+    return tree_mask(segment, packed.position_ids, dtype, causal=causal)[:, 0]
 
 
 def pooling_weights(packed: Packed, how: str, mask_id: int = -1, slots: Tensor | None = None) -> Tensor:

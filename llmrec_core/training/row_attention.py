@@ -156,6 +156,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, questions: Questions, scal
     return found
 
 
+def attend_by_heads(
+    query: Tensor, key: Tensor, value: Tensor, questions: Questions, scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """The same in the form that transformers calls: [1, n_heads, n_tokens, size] -> [1, n_tokens, n_heads, size]."""
+    asked, keys, values = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    return attend(asked, keys, values, questions, scaling, dropout).unsqueeze(0)
+
+
 class RowAttention(torch.autograd.Function):
     """Softmax attention of rows: of queries, keys and values, or of them side by side [n_tokens, 3, n_heads, size].
 

@@ -32,8 +32,8 @@ from llmrec_core.models.loading import Backbone
 from llmrec_core.models.memory import Portion, until_it_fits
 from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_soft import READY_MASK_TYPES, soft_states
-from llmrec_core.training.packing import HEAD, Packed, TokenisedPrompts, pack, plan_rows, row_lengths, tree_mask
-from llmrec_core.training.row_attention import Questions, attend, n_behind, steps
+from llmrec_core.training.packing import Packed, TokenisedPrompts, filled_mask, pack, plan_rows, row_lengths
+from llmrec_core.training.row_attention import Questions, attend_by_heads, n_behind, steps
 
 if TYPE_CHECKING:
     from llmrec_core.training.network import PromptNetwork
@@ -264,7 +264,7 @@ def lay_out(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNet
     read: tuple[Block, ...] | Questions = tuple(blocks)
     if by_rows:
         behind = n_behind(len(row), network.computes_in)
-        read = _questions(tokens, groups, place, network)
+        read = _questions(tokens, groups, network)
         row, place = np.pad(row, (0, behind)), np.pad(place, (0, behind))
     return FlatBatch(
         torch.from_numpy(row[None]).to(device),
@@ -297,29 +297,15 @@ def _lengths(tokens: TokenisedPrompts, groups: list[IntArray]) -> tuple[IntArray
     return tokens.heads.lengths[tokens.head_of[first]], tails, np.repeat(np.arange(len(groups)), sizes)
 
 
-def _questions(tokens: TokenisedPrompts, groups: list[IntArray], place: IntArray, network: PromptNetwork) -> Questions:
-    """
-    Args:
-        place: position of each token in its prompt, [n_tokens].
-    """
-    heads, tails, row = _lengths(tokens, groups)
-    lengths = heads + np.bincount(row, tails).astype(np.int64)
-    step = steps(network.computes_in)[0]
-    wide = -(-int(lengths.max()) // step) * step
-    first = np.concatenate([[0], np.cumsum([len(group) for group in groups])[:-1]])
-    slot = np.arange(len(row)) - first[row] + 1
-    # The head of a row stands before its tails.
-    parts = np.insert(tails, first, heads)
-    # What fills a row up reads the head, so that its softmax is one; nothing reads it.
-    segment = np.full((len(groups), wide), len(row) + 1, np.int64)
-    position = np.zeros((len(groups), wide), np.int64)
-    real = np.arange(wide) < lengths[:, None]
-    segment[real] = np.repeat(np.insert(slot, first, HEAD), parts)
-    position[real] = place
-    where = torch.from_numpy(segment), torch.from_numpy(position)
-    mask = tree_mask(*where, network.computes_in, causal=network.causal)[:, 0]
-    numbers, behind = torch.from_numpy(lengths), n_behind(len(place), network.computes_in)
-    return Questions.of(mask, numbers, numbers, step, (behind, behind))
+def _questions(tokens: TokenisedPrompts, groups: list[IntArray], network: PromptNetwork) -> Questions:
+    """Of the rows of a batch, each a head with its tails."""
+    members, kind = np.concatenate(groups), network.computes_in
+    rows = np.split(np.arange(len(members)), np.cumsum([len(group) for group in groups])[:-1])
+    packed = pack(tokens, members, rows, network.backbone.pad_id)
+    lengths, behind = packed.lengths, n_behind(packed.n_tokens, kind)
+    return Questions.of(
+        filled_mask(packed, kind, causal=network.causal), lengths, lengths, steps(kind)[0], (behind, behind)
+    )
 
 
 def block_of(sizes: IntArray, prefix: slice, at: int, network: Reader) -> Block:
@@ -376,8 +362,7 @@ def block_attention(
     n_key_heads, n_given = key.shape[1], key.shape[2] - n_tokens
     scale = width**-0.5 if scaling is None else scaling
     if isinstance(blocks, Questions):
-        asked, keys, values = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
-        return attend(asked, keys, values, blocks, scale, 0.0).unsqueeze(0), None
+        return attend_by_heads(query, key, value, blocks, scale), None
     # Query heads of one key head side by side: [n_key_heads, shared, n_tokens, width], without copying keys.
     asked = query[0].reshape(n_key_heads, n_heads // n_key_heads, n_tokens, width) * scale
     keys, values = key[0], value[0]

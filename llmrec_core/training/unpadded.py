@@ -31,8 +31,8 @@ from llmrec_core.models.tuning import layer_stack
 from llmrec_core.models.tuning_lora import FusedLoraLinear, side_by_side
 from llmrec_core.models.tuning_soft import soft_states
 from llmrec_core.training import row_attention
-from llmrec_core.training.packing import Packed, tree_mask
-from llmrec_core.training.row_attention import Questions, RowAttention, attend, n_behind
+from llmrec_core.training.packing import Packed, filled_mask
+from llmrec_core.training.row_attention import Questions, RowAttention, attend, attend_by_heads, n_behind
 from llmrec_core.training.scoring import LAST_LAYERS, reads_trees
 
 if TYPE_CHECKING:
@@ -113,10 +113,8 @@ class Rows:
             weights: of :func:`llmrec_core.training.packing.pooling_weights`.
             dtype: in which attention is computed.
         """
-        # What fills a row up reads the head, so that its softmax is one; nothing reads it.
-        segment = packed.segment.where(packed.segment >= 0, packed.n_slots + 1)
-        mask = tree_mask(segment, packed.position_ids, dtype, causal=causal)[:, 0]
-        lengths, asks = (packed.segment >= 0).sum(1), (weights > 0).any(1)
+        mask = filled_mask(packed, dtype, causal=causal)
+        lengths, asks = packed.lengths, (weights > 0).any(1)
         row, at = asks.nonzero(as_tuple=True)
         n_asked, step = asks.sum(1), row_attention.steps(dtype)[0]
         asked = nn.utils.rnn.pad_sequence(at.split(n_asked.tolist()), batch_first=True)
@@ -187,9 +185,8 @@ def _row_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, n_heads, n_tokens, size] -> [1, n_tokens, n_heads, size]."""
-    asked, read, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(asked, read, value, rows.questions, scale, dropout).unsqueeze(0), None
+    return attend_by_heads(query, key, value, rows.questions, scale, dropout), None
 
 
 class _Beside(torch.autograd.Function):
